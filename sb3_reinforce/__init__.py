@@ -1,0 +1,8 @@
+"""REINFORCE for Stable-Baselines3: the Monte-Carlo policy gradient, right, measured and fast."""
+
+from sb3_reinforce.baselines import Baseline, Episodes
+from sb3_reinforce.reinforce import REINFORCE
+
+__version__ = "0.1.0"
+
+__all__ = ["REINFORCE", "Baseline", "Episodes", "__version__"]

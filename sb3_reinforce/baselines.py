@@ -1,0 +1,259 @@
+"""
+Returns to baselines b: what is subtracted from the return before it weights the score.
+
+A baseline adds no bias if b_t does not depend on the action a_t or on anything that comes after it, because the score
+has mean zero: E[grad log pi(a_t|s_t) b_t] = 0. What is left out of b is therefore the own episode's future; other
+episodes are free to be used as long as their *number* does not depend on the own one (see :attr:`Episodes.groups`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch as th
+
+from sb3_reinforce.returns import steps_in_episode
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """
+    What a baseline may look at: the complete episodes of one update. S steps of N episodes, laid end to end.
+
+    :param returns: R_t of each step, reward units, shape [S], float64
+    :param lengths: steps of each episode, shape [N]
+    :param env_indices: environment that played each episode, shape [N]
+    :param fixed_count: True if the number of episodes was fixed before the rollout (``n_episodes``); False if it is
+        a random number that depends on the episodes' lengths (``n_steps``)
+    :param values: V(s_t) of the value network before it is fitted to these episodes, reward units, shape [S];
+        None unless the baseline's ``needs`` has ``"values"``
+    :param observations: o_t as the policy gets them, first axis S; a dict of arrays for Dict spaces
+    """
+
+    returns: th.Tensor
+    lengths: th.Tensor
+    env_indices: th.Tensor
+    fixed_count: bool
+    values: th.Tensor | None = None
+    observations: Any = None
+
+    @cached_property
+    def steps(self) -> th.Tensor:
+        """The time index t of each step in its episode, shape [S]."""
+        return steps_in_episode(self.lengths)
+
+    @cached_property
+    def groups(self) -> th.Tensor:
+        """
+        For each step the number of its group; episodes of different groups are independent. Shape [S].
+
+        With a fixed number of episodes each is a group of its own. With ``n_steps`` an environment's later episodes
+        exist only because its earlier ones were short: there a group is all that one environment has played.
+        """
+        groups = th.arange(len(self.lengths)) if self.fixed_count else self.env_indices
+        return th.unique(groups, return_inverse=True)[1].repeat_interleave(self.lengths)
+
+
+def mean(returns: th.Tensor) -> th.Tensor:
+    """
+    The mean over all steps, the own one inside.
+
+    Biased by O(1/N): b depends on the own return. With whole-episode returns of equal length this is leave-one-out
+    at (N-1)/N of the step: R_i - mean(R) = (N-1)/N (R_i - mean_{j!=i}(R_j)).
+
+    :param returns: R_t, shape [S]
+    :return: b_t, shape [S]
+    """
+    return returns.mean().expand_as(returns)
+
+
+def leave_one_out(returns: th.Tensor, groups: th.Tensor) -> th.Tensor:
+    """
+    The mean over all steps of the other groups (RLOO): b_t = (sum R - sum_{own group} R) / (S - S_{own group}).
+
+    Adds no bias: b does not depend on the own episode. Source: Kool et al. (2019), "Buy 4 REINFORCE samples, get a
+    baseline for free!".
+
+    :param returns: R_t, shape [S]
+    :param groups: number of each step's group, 0 to G - 1, shape [S]
+    :return: b_t, shape [S]
+    :raises ValueError: if there is only one group
+    """
+    sums, counts = _per_group(returns, groups)
+    return ((returns.sum() - sums) / (returns.shape[0] - counts))[groups]
+
+
+def per_step(returns: th.Tensor, steps: th.Tensor, groups: th.Tensor) -> th.Tensor:
+    """
+    The mean of R_t over the other groups at the same t; where none of them lives, their mean at the last t that had one.
+
+    Adds no bias: b_t depends on t and on other episodes. Source: the time-dependent baseline of Peters and Schaal
+    (2008), section 3.2, without the own episode.
+
+    :param returns: R_t, shape [S]
+    :param steps: t within the episode, shape [S]
+    :param groups: number of each step's group, 0 to G - 1, shape [S]
+    :return: b_t, shape [S]
+    :raises ValueError: if there is only one group
+    """
+    n_steps = int(steps.max()) + 1
+    cells = groups * n_steps + steps
+    n_groups = int(groups.max()) + 1
+    _per_group(returns, groups)  # refuses a single group
+    sums = returns.new_zeros(n_groups * n_steps).index_add_(0, cells, returns).view(n_groups, n_steps)
+    counts = returns.new_zeros(n_groups * n_steps).index_add_(0, cells, th.ones_like(returns)).view(n_groups, n_steps)
+    other_counts = counts.sum(0) - counts
+    other_means = (sums.sum(0) - sums) / other_counts.clamp(min=1)
+    # At t = 0 every other group lives, so the last living t always exists.
+    last_living = th.where(other_counts > 0, th.arange(n_steps), 0).cummax(dim=1).values
+    return other_means.gather(1, last_living).flatten()[cells]
+
+
+def _per_group(returns: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """Sum of the returns and number of steps of each group, both [G]; ValueError for G = 1."""
+    n_groups = int(groups.max()) + 1
+    if n_groups < 2:
+        raise ValueError("a baseline made of the other episodes needs at least 2 independent groups of them, got 1")
+    sums = returns.new_zeros(n_groups).index_add_(0, groups, returns)
+    return sums, returns.new_zeros(n_groups).index_add_(0, groups, th.ones_like(returns))
+
+
+class Baseline(ABC):
+    """
+    The interface of all baselines, and of your own: pass an instance as ``REINFORCE(..., baseline=MyBaseline())``.
+
+    REINFORCE calls :meth:`predict` before the policy step and :meth:`update` after it, in this order: a baseline that
+    is fitted to the returns before it predicts them explains the noise away and biases the gradient.
+
+    ``needs`` names what is to be computed for it: ``"values"`` asks for V(s) in :attr:`Episodes.values`, and has
+    REINFORCE fit the value network after the policy step. ``needs_others`` says that b is made of other episodes, so
+    that a run in which there can be none is refused when REINFORCE is constructed.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    needs_others: ClassVar[bool] = False
+
+    @abstractmethod
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        """
+        :param episodes: the episodes of this update
+        :return: b_t, one finite value per step, reward units, shape [S], without gradient
+        """
+
+    def update(self, episodes: Episodes) -> None:
+        """
+        Learn from the episodes, after they were used.
+
+        :param episodes: the same as :meth:`predict` got
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """:return: what is to be saved with the model: plain Python numbers and tensors"""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """:param state_dict: what :meth:`state_dict` returned"""
+
+
+class NoBaseline(Baseline):
+    """b = 0. Adds no bias."""
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return th.zeros_like(episodes.returns)
+
+
+class MeanBaseline(Baseline):
+    """The batch mean, see :func:`mean`. Biased by O(1/N)."""
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return mean(episodes.returns)
+
+
+class LeaveOneOutBaseline(Baseline):
+    """The mean of the other episodes, see :func:`leave_one_out`. Adds no bias."""
+
+    needs_others = True
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return leave_one_out(episodes.returns, episodes.groups)
+
+
+class PerStepBaseline(Baseline):
+    """The mean of the other episodes at the same t, see :func:`per_step`. Adds no bias."""
+
+    needs_others = True
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return per_step(episodes.returns, episodes.steps, episodes.groups)
+
+
+class MovingAverageBaseline(Baseline):
+    """
+    Exponential average of the mean returns of past batches: b = m, then m <- decay * m + (1 - decay) * mean(R).
+
+    0 in the first update, whose mean m starts from. Adds no bias: b depends on past batches only. Source: Williams
+    (1992), "reinforcement comparison" (Sutton 1984).
+
+    :param decay: share of the past kept at each update, in [0, 1)
+    """
+
+    def __init__(self, decay: float = 0.9):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
+        self.decay = decay
+        self.average: float | None = None
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return th.full_like(episodes.returns, self.average or 0.0)
+
+    def update(self, episodes: Episodes) -> None:
+        batch_mean = episodes.returns.mean().item()
+        self.average = batch_mean if self.average is None else self.decay * self.average + (1 - self.decay) * batch_mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.average = state_dict["average"]
+
+
+class ValueBaseline(Baseline):
+    """
+    V(s_t) of the policy's value network, as it was before it is fitted to these returns.
+
+    Adds no bias: V depends on the state and on past batches. Source: Williams (1992); Sutton and Barto (2018), 13.4.
+    """
+
+    needs = frozenset({"values"})
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        assert episodes.values is not None, "REINFORCE computes the values that `needs` asks for"
+        return episodes.values
+
+
+BASELINES: dict[str, type[Baseline]] = {
+    "none": NoBaseline,
+    "mean": MeanBaseline,
+    "leave_one_out": LeaveOneOutBaseline,
+    "per_step": PerStepBaseline,
+    "moving_average": MovingAverageBaseline,
+    "value": ValueBaseline,
+}
+"""The baselines that REINFORCE knows by name."""
+
+
+def make_baseline(baseline: "str | Baseline") -> Baseline:
+    """
+    :param baseline: a name of :data:`BASELINES`, or an object with the :class:`Baseline` interface
+    :return: a new baseline for a name, the object itself otherwise
+    :raises ValueError: if the name is unknown, the object is no Baseline, or needs what REINFORCE cannot compute
+    """
+    if isinstance(baseline, str) and baseline in BASELINES:
+        return BASELINES[baseline]()
+    if not isinstance(baseline, Baseline):
+        raise ValueError(f"baseline must be one of {', '.join(map(repr, BASELINES))} or a Baseline object, got {baseline!r}")
+    if unknown := set(baseline.needs) - {"values"}:
+        raise ValueError(f"Baseline.needs may contain 'values' only, got {sorted(unknown)} from {baseline!r}")
+    return baseline

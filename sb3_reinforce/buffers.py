@@ -1,0 +1,288 @@
+"""
+Steps as they are played, and the Stable-Baselines3 rollout buffer of complete episodes that they become.
+
+While playing, row t of :class:`EpisodeStorage` holds step t of every environment. Afterwards the steps that count are
+laid end to end, environment by environment and episode by episode, into a rollout buffer with one row per step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+
+Observations = np.ndarray | dict[str, np.ndarray]
+
+
+@dataclass
+class Episode:
+    """
+    One episode of a rollout, or the part of it that was played in this rollout (``unfinished="bootstrap"``).
+
+    :param env_index: the environment that played it
+    :param start: storage row of its first step
+    :param end: storage row behind its last step
+    :param truncated: ended by a time limit, not by the task
+    :param cut: still running when the rollout ended
+    :param first_step: time index t of its first step here; above 0 if the episode began in an earlier rollout
+    :param last_observation: the observation behind its last step, where a value is to be added for it
+    :param total_reward: the episode's undiscounted return as Monitor saw it, or the sum of the rewards received
+    """
+
+    env_index: int
+    start: int
+    end: int
+    truncated: bool = False
+    cut: bool = False
+    first_step: int = 0
+    last_observation: Any = None
+    total_reward: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return self.end - self.start
+
+
+@dataclass
+class Batch:
+    """
+    The episodes that one update uses, in the order in which the rollout buffer has their steps.
+
+    :param episodes: N episodes, by environment and time
+    :param played_steps: environment steps of the whole rollout, discarded ones too
+    """
+
+    episodes: list[Episode]
+    played_steps: int
+    lengths: th.Tensor = field(init=False)
+    env_indices: th.Tensor = field(init=False)
+    first_steps: th.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = th.tensor([episode.length for episode in self.episodes])
+        self.env_indices = th.tensor([episode.env_index for episode in self.episodes])
+        self.first_steps = th.tensor([episode.first_step for episode in self.episodes])
+
+    @property
+    def n_steps(self) -> int:
+        """S, the number of steps that are used."""
+        return int(self.lengths.sum())
+
+
+class EpisodeStorage:
+    """
+    Observations, actions and rewards of the running rollout, shape [T, n_envs, ...], T growing by doubling.
+
+    The memory is kept from one rollout to the next.
+
+    :param observation_space: as the rollout buffer's
+    :param action_space: as the rollout buffer's
+    :param n_envs: number of environments
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
+        self.observation_space = observation_space
+        self.n_envs = n_envs
+        self.n_rows = 0
+        self.observations: Observations
+        if isinstance(observation_space, spaces.Dict):
+            shapes: Any = get_obs_shape(observation_space)
+            self.observations = {k: self._empty(shapes[k], space.dtype) for k, space in observation_space.spaces.items()}
+        else:
+            self.observations = self._empty(get_obs_shape(observation_space), observation_space.dtype)
+        self.actions = self._empty((get_action_dim(action_space),), action_space.dtype)
+        self.rewards = self._empty((), np.float32)
+
+    def _empty(self, shape: Any, dtype: Any) -> np.ndarray:
+        return np.empty((64, self.n_envs, *shape), dtype=dtype)
+
+    def reset(self) -> None:
+        """Forget all rows, keep the memory."""
+        self.n_rows = 0
+
+    def add(self, observations: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """
+        :param observations: what was seen, first axis ``n_envs``
+        :param actions: what the policy drew, first axis ``n_envs``
+        :param rewards: what came of it, shape [n_envs]
+        """
+        row = self.n_rows
+        if row == len(self.rewards):
+            self._grow()
+        if isinstance(self.observations, dict):
+            for key, stored in self.observations.items():
+                stored[row] = np.reshape(observations[key], stored.shape[1:])
+        else:
+            self.observations[row] = np.reshape(observations, self.observations.shape[1:])
+        self.actions[row] = actions.reshape(self.actions.shape[1:])
+        self.rewards[row] = rewards
+        self.n_rows = row + 1
+
+    def _grow(self) -> None:
+        if isinstance(self.observations, dict):
+            self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
+        else:
+            self.observations = _doubled(self.observations)
+        self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
+
+    def check_finite(self, last_observations: Observations) -> None:
+        """
+        :param last_observations: those behind the last row, on which no action was taken yet
+        :raises ValueError: if a reward or an observation is NaN or infinite; it names the environment and the step
+        """
+        _check_finite("reward", self.rewards[: self.n_rows], 0)
+        for key in self.observations if isinstance(self.observations, dict) else [None]:
+            stored = self.observations if key is None else self.observations[key]
+            last = last_observations if key is None else last_observations[key]
+            name = "observation" if key is None else f"observation {key!r}"
+            _check_finite(name, stored[: self.n_rows], 0)
+            _check_finite(name, np.asarray(last)[None], self.n_rows)
+
+    def pack(self, rollout_buffer: RolloutBuffer, episodes: list[Episode]) -> Batch:
+        """
+        Lay the steps of the episodes end to end into the rollout buffer: one row per step, ``n_envs=1``.
+
+        What is not known yet stays NaN in the buffer: ``values`` without a value baseline, ``log_probs`` for an update
+        of one step, whose log-probabilities are computed with their gradient.
+
+        :param rollout_buffer: the buffer to fill
+        :param episodes: the episodes to keep; of each environment the first ones, without gaps
+        :return: the episodes in the order of the buffer
+        """
+        batch = Batch(sorted(episodes, key=lambda episode: (episode.env_index, episode.start)), self.n_rows * self.n_envs)
+        kept_rows = np.zeros(self.n_envs, dtype=np.int64)
+        for episode in batch.episodes:
+            kept_rows[episode.env_index] = episode.end
+        kept = np.arange(self.n_rows) < kept_rows[:, None]  # [n_envs, T]: boolean indexing goes environment by environment
+
+        rollout_buffer.buffer_size, rollout_buffer.n_envs = batch.n_steps, 1
+        rollout_buffer.reset()
+        if isinstance(self.observations, dict):
+            for key, stored in self.observations.items():
+                rollout_buffer.observations[key][:, 0] = self._kept(stored, kept)  # type: ignore[call-overload]
+        else:
+            rollout_buffer.observations[:, 0] = self._kept(self.observations, kept)
+        rollout_buffer.actions[:, 0] = self._kept(self.actions, kept)
+        rollout_buffer.rewards[:, 0] = self._kept(self.rewards, kept)
+        begun = (batch.lengths.cumsum(0) - batch.lengths)[batch.first_steps == 0]
+        rollout_buffer.episode_starts[begun.numpy(), 0] = 1.0
+        rollout_buffer.values.fill(np.nan)
+        rollout_buffer.log_probs.fill(np.nan)
+        rollout_buffer.pos, rollout_buffer.full = batch.n_steps, True
+        return batch
+
+    def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        return stored[: self.n_rows].swapaxes(0, 1)[kept]
+
+
+def _doubled(stored: np.ndarray) -> np.ndarray:
+    grown = np.empty((2 * len(stored), *stored.shape[1:]), dtype=stored.dtype)
+    grown[: len(stored)] = stored
+    return grown
+
+
+def _check_finite(name: str, played: np.ndarray, first_row: int) -> None:
+    """:raises ValueError: if ``played``, shape [T, n_envs, ...], holds NaN or infinity"""
+    # A sum is finite if all is finite: one pass without temporary memory.
+    if not np.issubdtype(played.dtype, np.floating) or np.isfinite(played.sum(dtype=np.float64)):
+        return
+    bad = np.argwhere(~np.isfinite(played))
+    if len(bad):
+        step, env_index = int(bad[0][0]) + first_row, int(bad[0][1])
+        raise ValueError(
+            f"{name} must be finite, got {played[tuple(bad[0])]} from environment {env_index} at step {step} of the rollout: "
+            "mend the environment (SB3's VecCheckNan finds the line that makes it)"
+        )
+
+
+class EpisodeTracker:
+    """
+    Which environments still play for the running rollout, and the episodes they have ended.
+
+    An environment is done when it ends an episode at or behind step ``n_steps``, or when it has played its share of
+    ``n_episodes``. Never "the first n episodes to end": those would be the short ones.
+
+    :param n_steps: steps per environment after which the episode in flight is the last one
+    :param n_episodes: instead: episodes of all environments together
+    :param finish: whether episodes in flight are finished; else the rollout is cut after ``n_steps``
+    :param keep_truncated: whether to keep the observation behind an episode that a time limit has ended
+    :param steps_into_episode: steps that each environment has played of its running episode, shape [n_envs]
+    """
+
+    def __init__(
+        self, n_steps: int, n_episodes: int | None, finish: bool, keep_truncated: bool, steps_into_episode: np.ndarray
+    ):
+        n_envs = len(steps_into_episode)
+        self.n_steps, self.finish, self.keep_truncated = n_steps, finish, keep_truncated
+        self.quota = None if n_episodes is None else n_episodes // n_envs
+        self.episodes: list[Episode] = []
+        self.is_playing = True
+        self.row = 0
+        self.steps_into_episode = steps_into_episode.copy()
+        self._playing = np.ones(n_envs, dtype=bool)
+        self._starts = np.zeros(n_envs, dtype=np.int64)
+        self._counts = np.zeros(n_envs, dtype=np.int64)
+        self._oldest_start = 0
+
+    @property
+    def longest(self) -> int:
+        """Steps that the longest running episode has in this rollout; 0 where episodes may be cut."""
+        return self.row - self._oldest_start if self.finish else 0
+
+    @property
+    def oldest_env(self) -> int:
+        """The environment that plays the longest running episode."""
+        return int(np.argmin(np.where(self._playing, self._starts, self.row + 1)))
+
+    def end_episodes(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> list[int]:
+        """
+        :param dones: which environments have ended an episode with the present step, shape [n_envs]
+        :param infos: what they say of it
+        :return: indices of those whose episode is used
+        """
+        ended, end = np.flatnonzero(dones & self._playing), self.row + 1
+        for i in ended.tolist():
+            info = infos[i]
+            truncated = bool(info.get("TimeLimit.truncated", False))
+            last_observation = info.get("terminal_observation") if truncated and self.keep_truncated else None
+            monitored = info.get("episode")
+            self.episodes.append(
+                Episode(
+                    i, int(self._starts[i]), end, truncated, False, int(self.steps_into_episode[i]), last_observation,
+                    None if monitored is None else float(monitored["r"]),
+                )
+            )  # fmt: skip
+        self._starts[ended] = end
+        self._counts[ended] += 1
+        self.steps_into_episode[dones] = 0
+        if self.finish:
+            done = end >= self.n_steps if self.quota is None else self._counts[ended] == self.quota
+            self._playing[ended] = ~np.broadcast_to(done, ended.shape)
+            self.is_playing = bool(self._playing.any())
+            self._oldest_start = int(self._starts[self._playing].min(initial=end))
+        return ended.tolist()
+
+    def end_step(self) -> None:
+        """Count the present step."""
+        self.row += 1
+        if not self.finish:
+            self.is_playing = self.row < self.n_steps
+
+    def cut_episodes(self, last_observations: Observations) -> None:
+        """
+        At the end of a rollout that does not finish them, keep what was played of the running episodes.
+
+        :param last_observations: those behind the last step, first axis ``n_envs``
+        """
+        if self.finish:
+            return
+        for i in np.flatnonzero(self._starts < self.row).tolist():
+            last = {k: v[i] for k, v in last_observations.items()} if isinstance(last_observations, dict) else last_observations[i]
+            self.episodes.append(
+                Episode(i, int(self._starts[i]), self.row, False, True, int(self.steps_into_episode[i]), last)
+            )
+        self.steps_into_episode += self.row - self._starts

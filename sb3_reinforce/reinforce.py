@@ -1,0 +1,921 @@
+"""REINFORCE: arguments, rollouts of whole episodes, one policy gradient step per rollout."""
+
+import io
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
+
+from sb3_reinforce.arguments import check_choice, check_count, check_flag, check_fraction, check_positive
+from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
+from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker
+from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
+from sb3_reinforce.sampling import make_sampler, needs_torch, policy_class
+from sb3_reinforce.schedules import make_schedule, plain_schedule
+
+SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
+
+# Streams of random numbers within one rollout, see REINFORCE._random_stream.
+ACTOR, ENVIRONMENTS, SHUFFLING = range(3)
+
+
+class REINFORCE(OnPolicyAlgorithm):
+    """
+    REINFORCE, the Monte-Carlo policy gradient, on whole episodes.
+
+    For N complete episodes of T_i steps, all played with the current parameters, and a divisor D, the gradient is::
+
+        g = 1/D sum_i sum_t gamma^(c t) grad log pi(a_it | s_it) (R_it - b_it)
+
+    Paper: Williams (1992), "Simple statistical gradient-following algorithms for connectionist reinforcement learning".
+
+    Every rollout starts at a reset and ends with an episode, so no episode mixes two policies and nothing is
+    bootstrapped. While sampling, neither values nor log-probabilities are computed. ``rollout_buffer.advantages`` holds
+    the weights gamma^(c t) (R - b) of the scores. The defaults were chosen by measurement on CartPole-v1, Acrobot-v1,
+    LunarLander-v3, Pendulum-v1 and HalfCheetah-v5 (``benchmarks/learning.py``, table in ``docs/results.md``).
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
+        as ``"lin_3e-4"``, which falls linearly to 0
+    :param n_steps: at least so many steps per environment and update; then the episodes in flight are finished.
+        Not used with ``n_episodes``
+    :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
+    :param gamma: discount factor, in [0, 1]
+    :param returns: ``"reward_to_go"``: R_t = sum_{k>=t} gamma^(k-t) r_k; ``"episode"``: the textbook formula
+        R_t = sum_{k>=0} gamma^k r_k, the same for every t: right as well, with more variance
+    :param discount_state: whether to weight step t by gamma^t (c = 1 above). True gives the true gradient of the
+        discounted return, False (as everybody does it) values late steps as much as early ones
+    :param baseline: ``"none"``, ``"mean"``, ``"leave_one_out"``, ``"per_step"``, ``"moving_average"``, ``"value"`` or
+        your own :class:`~sb3_reinforce.baselines.Baseline` object
+    :param normalize_advantage: whether to turn R - b into (A - mean(A)) / std(A) over the steps of the batch.
+        Biased: mean and standard deviation depend on the own episode, and dividing by the standard deviation makes the
+        step size adaptive
+    :param loss_reduction: ``"episode"``: D = N; ``"step"``: D = n_steps * n_envs, or with ``n_episodes`` the number of
+        steps played. Default: ``"step"`` with ``n_steps`` and ``"episode"`` with ``n_episodes``, for which the expected
+        gradient has exactly the true direction. The other two divide by a number that depends on the episodes: a ratio
+        estimator, biased by O(1/N)
+    :param truncation: what an episode ended by a time limit (``TimeLimit.truncated``) is worth beyond it:
+        ``"terminal"``: nothing; ``"bootstrap"``: gamma * V(s_T), which needs ``baseline="value"`` and reward-to-go
+    :param unfinished: ``"finish"``: play the episodes in flight to their end; ``"bootstrap"``: stop at ``n_steps``,
+        count V of the cut step and let the environments run on into the next rollout, as A2C does. It needs
+        ``baseline="value"``, and excludes ``returns="episode"`` and ``n_episodes``
+    :param max_episode_steps: an episode that is longer than this ends the run with a ValueError, so that an
+        environment without end is no run without end
+    :param n_epochs: optimiser passes over a batch. 1 with ``batch_size=None`` is REINFORCE. More steps on one batch are
+        off-policy: then the loss is PPO's clipped importance ratio, whose gradient at the sampling parameters is the same
+    :param batch_size: steps per minibatch; None: the whole batch in one optimiser step. A minibatch estimates the
+        full-batch loss
+    :param clip_range: of the importance ratio where there are several optimiser steps; a number or a schedule
+    :param chunk_size: steps per forward and backward pass, whose gradients are added up: bounds memory and changes
+        nothing else (batch norm and dropout in train mode excepted). None: all at once
+    :param ent_coef: weight of the entropy, which has the same divisor D; a number, a schedule or ``"lin_0.01"``
+    :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and
+        arguments) over the parameters that only the value depends on; a number, a schedule or ``"lin_1e-3"``
+    :param n_value_epochs: passes over the batch in which the value network is fitted, after the policy step
+    :param value_batch_size: steps per minibatch of that fit; None: the whole batch
+    :param max_grad_norm: The maximum value for the gradient clipping of the policy; None: no clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
+        Its log-probability is marginal, so the gradient is exact only if the noise is new at each step:
+        ``sde_sample_freq=1``
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
+        filled at once, one row per step and ``n_envs=1``, without a call of its ``add``
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
+        number of the rollout. None: nothing is seeded
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for arguments that cannot be right, alone or together
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | str | Schedule = 3e-3,
+        n_steps: int = 512,
+        n_episodes: int | None = None,
+        gamma: float = 0.99,
+        returns: Literal["reward_to_go", "episode"] = "reward_to_go",
+        discount_state: bool = False,
+        baseline: str | Baseline = "value",
+        normalize_advantage: bool = False,
+        loss_reduction: Literal["episode", "step"] | None = None,
+        truncation: Literal["terminal", "bootstrap"] = "terminal",
+        unfinished: Literal["finish", "bootstrap"] = "finish",
+        max_episode_steps: int = 100_000,
+        n_epochs: int = 1,
+        batch_size: int | None = None,
+        clip_range: float | str | Schedule = 0.2,
+        chunk_size: int | None = None,
+        ent_coef: float | str | Schedule = 0.0,
+        value_learning_rate: float | str | Schedule = 1e-3,
+        n_value_epochs: int = 5,
+        value_batch_size: int | None = None,
+        max_grad_norm: float | None = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.n_episodes = n_episodes
+        self.returns = returns
+        self.discount_state = discount_state
+        self.baseline = baseline
+        self.normalize_advantage = normalize_advantage
+        self.loss_reduction = loss_reduction
+        self.truncation = truncation
+        self.unfinished = unfinished
+        self.max_episode_steps = max_episode_steps
+        self.n_epochs = n_epochs
+        self.batch_size = batch_size
+        self.clip_range = plain_schedule(clip_range)
+        self.chunk_size = chunk_size
+        self.value_learning_rate = plain_schedule(value_learning_rate)
+        self.n_value_epochs = n_value_epochs
+        self.value_batch_size = value_batch_size
+        self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
+        self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
+        # Before the environment is made: what can be refused without it is refused without its cost.
+        self._check_arguments()
+
+        super().__init__(
+            policy,
+            env,
+            learning_rate=self.learning_rate,  # type: ignore[arg-type]
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=1.0,  # the Monte-Carlo return; kept for what reads it off the model or the rollout buffer
+            ent_coef=self.ent_coef,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=dict(policy_kwargs or {}),
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+        )
+
+        # Rollouts begun so far: the random streams of a rollout are made of the seed and this number.
+        self._n_rollouts = 0
+        self._steps_into_episode: np.ndarray | None = None
+        self._baseline_state: dict[str, Any] = {}
+        self._warned_of_discarded_steps = False
+
+        if _init_setup_model:
+            self._check_env()
+            self._setup_model()
+
+    # ---------------------------------------------------------------------------------------------------- set-up
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: for arguments that cannot be right, whatever the environment"""
+        check_choice("returns", self.returns, ("reward_to_go", "episode"))
+        check_choice("loss_reduction", self.loss_reduction, ("episode", "step", None))
+        check_choice("truncation", self.truncation, ("terminal", "bootstrap"))
+        check_choice("unfinished", self.unfinished, ("finish", "bootstrap"))
+        for name in ("discount_state", "normalize_advantage"):
+            check_flag(name, getattr(self, name))
+        for name in ("n_steps", "max_episode_steps", "n_epochs", "n_value_epochs"):
+            check_count(name, getattr(self, name))
+        for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size"):
+            check_count(name, getattr(self, name), optional=True)
+        check_fraction("gamma", self.gamma)
+        check_positive("max_grad_norm", self.max_grad_norm)
+        for name in ("learning_rate", "ent_coef", "value_learning_rate"):
+            make_schedule(name, getattr(self, name))
+        if make_schedule("clip_range", self.clip_range)(1.0) == 0.0:
+            raise ValueError(f"clip_range must be > 0 at the start of training, got {self.clip_range!r}")
+
+        has_values = "values" in make_baseline(self.baseline).needs
+        for name in ("truncation", "unfinished"):
+            if getattr(self, name) == "bootstrap" and not has_values:
+                raise ValueError(
+                    f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={self.baseline!r}'
+                )
+            if getattr(self, name) == "bootstrap" and self.returns == "episode":
+                raise ValueError(
+                    f'{name}="bootstrap" needs returns="reward_to_go": the value of a later state is a reward-to-go, '
+                    'got returns="episode"'
+                )
+        if self.unfinished == "bootstrap" and self.n_episodes is not None:
+            raise ValueError(
+                f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={self.n_episodes}: '
+                "leave one of them out"
+            )
+        if self.discount_state and self.returns == "episode":
+            raise ValueError(
+                'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
+                'start already, and would count gamma twice; got returns="episode"'
+            )
+
+    def _check_env(self) -> None:
+        """:raises ValueError: for arguments that the environment cannot be trained with"""
+        if self.env is None:
+            return
+        if not isinstance(self.action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise ValueError(
+                f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {self.action_space}: "
+                "flatten it by an environment wrapper"
+            )
+        if isinstance(self.observation_space, (spaces.Tuple, spaces.Text, spaces.Sequence, spaces.Graph)):
+            raise ValueError(
+                f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got "
+                f"{self.observation_space}: change it by an environment wrapper"
+            )
+        if self.n_episodes is not None and self.n_episodes % self.n_envs != 0:
+            raise ValueError(
+                f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
+                f"first to finish would be the short ones), got n_episodes={self.n_episodes} and n_envs={self.n_envs}"
+            )
+        if make_baseline(self.baseline).needs_others:
+            if self.n_episodes is None and self.n_envs == 1:
+                raise ValueError(
+                    f"baseline={self.baseline!r} is made of other environments' episodes where n_steps sets the batch, "
+                    "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"
+                )
+            if self.n_episodes == 1:
+                raise ValueError(f"baseline={self.baseline!r} is made of other episodes: n_episodes must be >= 2, got 1")
+        if self.unfinished == "finish":
+            monitored = [index for index, is_monitor in enumerate(self.env.env_is_wrapped(Monitor)) if is_monitor]
+            if monitored and not all(self.env.get_attr("allow_early_resets", indices=monitored)):
+                raise ValueError(
+                    "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
+                    'leave the argument out, or use unfinished="bootstrap"'
+                )
+
+    def _setup_lr_schedule(self) -> None:
+        """Make all schedules, of the arguments or of what was loaded."""
+        self.lr_schedule = make_schedule("learning_rate", self.learning_rate)  # type: ignore[arg-type]
+        self._value_lr_schedule = make_schedule("value_learning_rate", self.value_learning_rate)
+        self._ent_coef_schedule = make_schedule("ent_coef", self.ent_coef)
+        self._clip_range_schedule = make_schedule("clip_range", self.clip_range)
+
+    def _setup_model(self) -> None:
+        self._storage: EpisodeStorage | None = None
+        super()._setup_model()
+        self._baseline = make_baseline(self.baseline)
+        if self._baseline_state.get("baseline") == type(self._baseline).__name__:
+            self._baseline.load_state_dict(self._baseline_state["state"])
+        if "values" in self._baseline.needs:
+            self._value_parameters = self._value_only_parameters()
+            self.value_optimizer = self.policy.optimizer_class(
+                self._value_parameters, lr=self._value_lr_schedule(1.0), **self.policy.optimizer_kwargs  # type: ignore[call-arg]
+            )
+
+    def _value_only_parameters(self) -> list[th.nn.Parameter]:
+        """
+        The parameters that V depends on and the policy does not, whatever the policy's class calls them: found by
+        differentiating both at one observation of zeros.
+        """
+        self.policy.set_training_mode(False)
+        if isinstance(self.observation_space, spaces.Dict):
+            zeros: Any = {k: np.zeros((1, *s.shape), s.dtype) for k, s in self.observation_space.spaces.items()}
+        else:
+            zeros = np.zeros((1, *self.observation_space.shape), self.observation_space.dtype)  # type: ignore[misc]
+        obs_tensor = obs_as_tensor(zeros, self.device)
+        action = th.zeros((1, *self.action_space.shape), device=self.device)  # type: ignore[misc]
+        log_prob, entropy = self._log_prob_and_entropy(obs_tensor, action)
+        policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        of_value = th.autograd.grad(self.policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
+        of_policy = th.autograd.grad(policy_output, parameters, allow_unused=True)
+        found = [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
+        if not found:
+            raise ValueError(
+                f"baseline={self.baseline!r} needs a value network, but in {policy_class(self.policy).__name__} no parameter "
+                "belongs to the value alone: give the policy a value head of its own, or choose another baseline"
+            )
+        return found
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space) and of all rollouts to
+        come.
+
+        :param seed: None changes nothing
+        """
+        if seed is not None:
+            self.seed = seed
+        super().set_random_seed(seed)
+
+    # -------------------------------------------------------------------------------------------------- rollouts
+
+    def _stream_seed(self, stream: int) -> int:
+        """
+        A seed for one stream of the present rollout, 31 bits.
+
+        Never the bare seed: gymnasium's ``reset(seed=s)`` is ``np.random.default_rng(s)``, so an actor seeded alike
+        plays the very numbers that the environment draws, and the gradient is wrong. Without a seed it comes from torch's
+        global generator, as all of SB3's sampling does: a user may have seeded that one.
+
+        :param stream: ACTOR, ENVIRONMENTS or SHUFFLING
+        """
+        if self.seed is None:
+            return int(th.randint(2**31 - 1, ()))
+        rank = 0
+        return int(np.random.SeedSequence([self.seed, self._n_rollouts, rank, stream]).generate_state(1)[0] >> 1)
+
+    def _begin_rollout(self, env: VecEnv) -> np.random.Generator:
+        """
+        Seed the streams of the rollout and reset the environments.
+
+        :return: random numbers of the actor
+        """
+        self._n_rollouts += 1
+        rng = np.random.default_rng(self._stream_seed(ACTOR))
+        if self.seed is not None:
+            th.manual_seed(self._stream_seed(ACTOR))  # the torch sampler, gSDE, dropout
+        if self.unfinished == "finish":
+            if self.seed is not None:
+                env.seed(self._stream_seed(ENVIRONMENTS))
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+            self._steps_into_episode = None
+        if self._steps_into_episode is None:
+            self._steps_into_episode = np.zeros(env.num_envs, dtype=np.int64)
+        if self._storage is None or self._storage.n_envs != env.num_envs:
+            self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs)
+        return rng
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Play the episodes of one update and fill the rollout buffer with their steps, returns and advantages.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: steps per environment after which the episodes in flight are the last ones
+        :return: False if the callback stopped training: what was played of this rollout is then dropped
+        :raises ValueError: for a reward or an observation that is not finite, and for an episode without end
+        """
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        rng = self._begin_rollout(env)
+        assert self._storage is not None and self._last_obs is not None and self._steps_into_episode is not None
+        storage = self._storage
+        storage.reset()
+        sample_actions = make_sampler(self.policy, env.num_envs, rng)
+        tracker = EpisodeTracker(
+            n_rollout_steps, self.n_episodes, self.unfinished == "finish", self.truncation == "bootstrap",
+            self._steps_into_episode,
+        )
+        # Without a listener the callback's step would cost time for nothing.
+        listening = not (type(callback) is ConvertCallback and callback.callback is None)
+        is_box, squashed = isinstance(self.action_space, spaces.Box), self.policy.squash_output
+        n_steps = 0
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+
+        try:
+            while tracker.is_playing:
+                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                    self.policy.reset_noise(env.num_envs)
+
+                clipped_actions = actions = sample_actions(self._last_obs)
+                if is_box:
+                    if squashed:
+                        clipped_actions = self.policy.unscale_action(actions)
+                    else:
+                        clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
+                self.num_timesteps += env.num_envs
+                n_steps += 1
+
+                if listening:
+                    callback.update_locals(locals())
+                    if not callback.on_step():
+                        return False
+
+                storage.add(self._last_obs, actions, rewards)
+                self._last_obs = new_obs  # type: ignore[assignment]
+                self._last_episode_starts = dones
+                if dones.any():
+                    for index in tracker.end_episodes(dones, infos):
+                        self._update_info_buffer([infos[index]], dones[[index]])
+                tracker.end_step()
+                if tracker.longest > self.max_episode_steps:
+                    raise ValueError(
+                        f"an episode must end within max_episode_steps={self.max_episode_steps} steps, environment "
+                        f"{tracker.oldest_env} has played {tracker.longest}: wrap it in gymnasium.wrappers.TimeLimit, raise "
+                        'max_episode_steps, or use unfinished="bootstrap"'
+                    )
+        except Exception:
+            # Where a NaN or an endless number is the cause, that is the better message.
+            storage.check_finite(self._last_obs)
+            raise
+
+        tracker.cut_episodes(new_obs)
+        storage.check_finite(new_obs)
+        self._batch = storage.pack(rollout_buffer, tracker.episodes)
+        self._steps_into_episode = tracker.steps_into_episode
+        self._compute_returns_and_advantages(rollout_buffer, self._batch)
+        self._record_rollout(self._batch)
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _compute_returns_and_advantages(self, rollout_buffer: RolloutBuffer, batch: Batch) -> None:
+        """Fill values, returns and advantages of the packed rollout: V before its fit, R, and gamma^(c t) (R - b)."""
+        observations = _map_arrays(lambda array: th.as_tensor(array[:, 0]), rollout_buffer.observations)
+        values = self._values_of(observations, batch.n_steps) if "values" in self._baseline.needs else None
+
+        last_values = th.zeros(len(batch.episodes), dtype=th.float64)
+        goes_on = [i for i, episode in enumerate(batch.episodes) if episode.last_observation is not None]
+        if goes_on:
+            stacked = _stack([batch.episodes[i].last_observation for i in goes_on], self.observation_space)
+            last_values[goes_on] = self._values_of(stacked, len(goes_on))
+
+        rewards = th.as_tensor(rollout_buffer.rewards[:, 0], dtype=th.float64)
+        returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
+        returns = returns_of(rewards, batch.lengths, self.gamma, last_values)
+
+        self._episodes = Episodes(
+            returns, batch.lengths, batch.env_indices, self.n_episodes is not None, values, observations
+        )
+        advantages = returns - self._checked_baseline_values(self._episodes)
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        if self.discount_state:
+            steps = batch.first_steps.repeat_interleave(batch.lengths) + steps_in_episode(batch.lengths)
+            advantages = self.gamma**steps * advantages
+
+        rollout_buffer.returns[:, 0] = returns.numpy()
+        rollout_buffer.advantages[:, 0] = advantages.numpy()
+        if values is not None:
+            rollout_buffer.values[:, 0] = values.numpy()
+
+    def _checked_baseline_values(self, episodes: Episodes) -> th.Tensor:
+        """:raises ValueError: if the baseline, which may be a user's own, does not return one plain number per step"""
+        predicted = self._baseline.predict(episodes)
+        name = f"{type(self._baseline).__name__}.predict"
+        if not isinstance(predicted, th.Tensor) or predicted.shape != episodes.returns.shape:
+            got = tuple(predicted.shape) if isinstance(predicted, th.Tensor) else type(predicted).__name__
+            raise ValueError(f"{name} must return a tensor of shape {tuple(episodes.returns.shape)}, one b per step, got {got}")
+        if predicted.requires_grad:
+            raise ValueError(f"{name} must return b without gradient, got a tensor that requires it: return b.detach()")
+        if not predicted.isfinite().all():
+            raise ValueError(f"{name} must return finite numbers, got {predicted[~predicted.isfinite()][0]}")
+        return predicted
+
+    def _values_of(self, observations: Any, n_rows: int) -> th.Tensor:
+        """V(s) of each row, in evaluation mode and without gradient, shape [n_rows], float64, on the CPU."""
+        self.policy.set_training_mode(False)
+        values = []
+        with th.no_grad():
+            for rows in self._chunks(slice(0, n_rows)):
+                chunk = _map_arrays(lambda array, rows=rows: array[rows].to(self.device), observations)  # type: ignore[misc]
+                values.append(self.policy.predict_values(chunk).flatten().double().cpu())
+        return th.cat(values)
+
+    def _record_rollout(self, batch: Batch) -> None:
+        complete = [i for i, episode in enumerate(batch.episodes) if not episode.cut]
+        returns = np.array([np.nan if batch.episodes[i].total_reward is None else batch.episodes[i].total_reward for i in complete])
+        used, discarded = batch.n_steps, batch.played_steps - batch.n_steps
+        if complete and np.isfinite(returns).all():
+            self.logger.record("rollout/ep_return_mean", returns.mean())
+            self.logger.record("rollout/ep_return_std", returns.std())
+            self.logger.record("rollout/ep_return_min", returns.min())
+            self.logger.record("rollout/ep_return_max", returns.max())
+        self.logger.record("rollout/n_episodes", len(complete))
+        self.logger.record("rollout/discarded_steps", discarded)
+        if complete:
+            truncated = np.mean([batch.episodes[i].truncated for i in complete])
+            self.logger.record("rollout/truncated_fraction", truncated)
+        if discarded > 0.3 * batch.played_steps and not self._warned_of_discarded_steps:
+            self._warned_of_discarded_steps = True
+            warnings.warn(
+                f"{discarded} of {batch.played_steps} steps of a rollout were played by environments that waited for the "
+                "others' episodes to end, and are not used (rollout/discarded_steps; said once): use fewer environments, a "
+                f"larger n_steps or n_episodes (now n_steps={self.n_steps}, n_episodes={self.n_episodes}, "
+                f"{self.n_envs} environments)",
+                stacklevel=2,
+            )
+
+    # -------------------------------------------------------------------------------------------------- updates
+
+    def train(self) -> None:
+        """
+        Update the policy by the gradient of the rollout buffer's episodes, then fit the baseline to them.
+
+        :raises ValueError: if the gradient or a parameter becomes NaN or infinite; the parameters from before the
+            update are put back
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        rng = np.random.default_rng(self._stream_seed(SHUFFLING))
+        n_steps = self._batch.n_steps
+        next(self.rollout_buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
+
+        # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
+        several_steps = self.n_epochs > 1 or (self.batch_size or n_steps) < n_steps
+        if several_steps:
+            self.rollout_buffer.log_probs[:, 0] = self._log_probs()
+            self.policy.set_training_mode(True)
+
+        last_good = [parameter.detach().clone() for parameter in self.policy.parameters()]
+        try:
+            steps = [
+                self._policy_step(rows, several_steps)
+                for _ in range(self.n_epochs)
+                for rows in self._minibatches(self.batch_size, rng)
+            ]
+            if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+                raise ValueError(
+                    "the policy's parameters must stay finite, update "
+                    f"{self._n_updates + 1} made one NaN or infinite: lower learning_rate ({self.learning_rate!r})"
+                )
+        except ValueError:
+            with th.no_grad():
+                for parameter, good in zip(self.policy.parameters(), last_good, strict=True):
+                    parameter.copy_(good)
+            raise
+        self._n_updates += self.n_epochs
+
+        log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
+        self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
+        self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
+        self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
+        # E[(r - 1) - log r] >= 0, as SB3's PPO; source: Schulman, "Approximating KL divergence" (2020)
+        self.logger.record("train/approx_kl", float(np.mean(np.expm1(log_ratio) - log_ratio)))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if several_steps:
+            self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+        self._fit_baseline(rng)
+
+    def _policy_step(self, rows: slice | np.ndarray, several_steps: bool) -> dict[str, float]:
+        """
+        One optimiser step on the given rows of the rollout buffer: -1/D sum (A log pi) - ent_coef/D sum H.
+
+        :param rows: a minibatch, or all rows
+        :param several_steps: whether the parameters may have left those that sampled: then A log pi becomes PPO's
+            min(A r, A clip(r)) with the importance ratio r = pi / pi_old
+        :return: losses, gradient norm before clipping and fraction of clipped ratios
+        :raises ValueError: if the gradient is NaN or infinite; the parameters are then untouched
+        """
+        ent_coef = self._ent_coef_schedule(self._current_progress_remaining)
+        clip_range = self._clip_range_schedule(self._current_progress_remaining)
+        n_rows = _n_rows(rows)
+        # A minibatch stands for the whole batch: its sum is scaled up by S / n_rows.
+        scale = self._batch.n_steps / n_rows / self._divisor()
+        policy_sum = entropy_sum = n_clipped = 0.0
+
+        self.policy.optimizer.zero_grad()
+        for chunk in self._chunks(rows):
+            data = self._samples(chunk)
+            log_prob, entropy = self._log_prob_and_entropy(data.observations, data.actions)
+            if several_steps:
+                ratio = th.exp(log_prob - data.old_log_prob)
+                clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+                policy_loss = -th.min(data.advantages * ratio, data.advantages * clipped_ratio).sum()
+                n_clipped += (th.abs(ratio.detach() - 1) > clip_range).sum().item()
+            else:
+                self.rollout_buffer.log_probs[chunk, 0] = log_prob.detach().cpu().numpy()
+                ratio = None
+                policy_loss = -(data.advantages * log_prob).sum()
+            if entropy is None:
+                # No closed form: H = -E[log pi], whose gradient is -E[log pi * grad log pi] (the gradient of a mere
+                # mean of -log pi has expectation zero).
+                weight = log_prob if ratio is None else ratio
+                entropy_loss, entropy = (log_prob.detach() * weight).sum(), -log_prob
+            else:
+                entropy_loss = -entropy.sum()
+            loss = policy_loss + ent_coef * entropy_loss if ent_coef else policy_loss
+            (scale * loss).backward()
+            policy_sum += policy_loss.item()
+            entropy_sum += entropy.detach().sum().item()
+
+        max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm).item()
+        if not np.isfinite(grad_norm):
+            raise ValueError(
+                f"the gradient must be finite, its norm in update {self._n_updates + 1} is {grad_norm}: look at the scale of "
+                f"rewards (largest return {np.abs(self.rollout_buffer.returns).max():.3g}) and observations, and at "
+                f"learning_rate ({self.learning_rate!r})"
+            )
+        self.policy.optimizer.step()
+        return {
+            "policy_loss": scale * policy_sum,
+            "entropy_loss": -entropy_sum / n_rows,
+            "grad_norm": grad_norm,
+            "clip_fraction": n_clipped / n_rows,
+        }
+
+    def _fit_baseline(self, rng: np.random.Generator) -> None:
+        """
+        After the policy step: fit the value network, where the baseline uses it, then the baseline's own state.
+
+        Only the value's own parameters move; what it shares with the policy gets no gradient.
+        """
+        if "values" in self._baseline.needs:
+            values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+            self.policy.set_training_mode(True)
+            update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
+            losses = []
+            for _ in range(self.n_value_epochs):
+                for rows in self._minibatches(self.value_batch_size, rng):
+                    self.value_optimizer.zero_grad()
+                    loss_sum = 0.0
+                    for chunk in self._chunks(rows):
+                        data = self._samples(chunk)
+                        predicted = self.policy.predict_values(data.observations).flatten()
+                        loss = F.mse_loss(predicted, data.returns, reduction="sum") / _n_rows(rows)
+                        loss.backward(inputs=self._value_parameters)
+                        loss_sum += loss.item()
+                    self.value_optimizer.step()
+                    losses.append(loss_sum)
+            self.logger.record("train/value_loss", np.mean(losses))
+            self.logger.record("train/explained_variance", explained_variance(values, returns))
+        self._baseline.update(self._episodes)
+
+    def _divisor(self) -> float:
+        """D: episodes, or steps; see ``loss_reduction``."""
+        reduction = self.loss_reduction or ("step" if self.n_episodes is None else "episode")
+        if reduction == "episode":
+            return len(self._batch.episodes)
+        # Fixed before the rollout where it can be: dividing by the steps that happened to be played is a ratio estimator.
+        return self.n_steps * self.n_envs if self.n_episodes is None else self._batch.n_steps
+
+    def _log_prob_and_entropy(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        log pi(a|s) and the entropy of pi(.|s), without the values unless the policy's class leaves no other way.
+
+        :param actions: as the rollout buffer gives them, float
+        :return: both of shape [n]; no entropy where it has no closed form
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        if policy_class(self.policy).evaluate_actions is not ActorCriticPolicy.evaluate_actions:  # type: ignore[attr-defined]
+            _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+            return log_prob, entropy
+        distribution = self.policy.get_distribution(observations)
+        return distribution.log_prob(actions), distribution.entropy()
+
+    def _log_probs(self) -> np.ndarray:
+        """log pi(a|s) of all rows of the rollout buffer, in evaluation mode and without gradient, shape [S]."""
+        self.policy.set_training_mode(False)
+        log_probs = []
+        with th.no_grad():
+            for chunk in self._chunks(slice(0, self._batch.n_steps)):
+                data = self._samples(chunk)
+                log_probs.append(self._log_prob_and_entropy(data.observations, data.actions)[0].cpu().numpy())
+        return np.concatenate(log_probs)
+
+    def _samples(self, rows: slice | np.ndarray) -> RolloutBufferSamples:
+        return self.rollout_buffer._get_samples(rows)  # type: ignore[arg-type]
+
+    def _minibatches(self, batch_size: int | None, rng: np.random.Generator) -> Iterator[slice | np.ndarray]:
+        """All rows of the rollout buffer once: in order and at once, or shuffled in minibatches."""
+        n_steps = self._batch.n_steps
+        if batch_size is None or batch_size >= n_steps:
+            yield slice(0, n_steps)
+            return
+        order = rng.permutation(n_steps)
+        for start in range(0, n_steps, batch_size):
+            yield order[start : start + batch_size]
+
+    def _chunks(self, rows: slice | np.ndarray) -> Iterator[slice | np.ndarray]:
+        """The same rows, at most ``chunk_size`` of them at a time."""
+        n_rows = _n_rows(rows)
+        size = self.chunk_size or n_rows
+        for start in range(0, n_rows, size):
+            stop = min(start + size, n_rows)
+            yield slice(rows.start + start, rows.start + stop) if isinstance(rows, slice) else rows[start:stop]
+
+    def learn(
+        self: SelfREINFORCE,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "REINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREINFORCE:
+        """
+        Train for at least ``total_timesteps`` environment steps; the last rollout is played to the end of its episodes.
+
+        :param total_timesteps: The total number of samples (env steps) to train on, those included that are discarded
+        :param callback: Callback(s) called at every step with state of the algorithm.
+        :param log_interval: number of updates from one log row to the next; None: no rows
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: the trained model
+        :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
+        """
+        self._check_env()
+        iteration = 0
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+
+        while self.num_timesteps < total_timesteps:
+            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                break
+            iteration += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self.train()
+            # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+
+        callback.on_training_end()
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self._steps_into_episode = None  # the environments are about to be reset
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last episodes run beyond total_timesteps; a schedule such as `lambda p: 1e-3 * p` must not turn negative.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    # ----------------------------------------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "_storage", "_baseline", "_batch", "_episodes", "_value_parameters",
+        ]  # fmt: skip
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts = ["policy", "policy.optimizer"]
+        if "values" in self._baseline.needs:
+            state_dicts.append("value_optimizer")
+        return state_dicts, []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file, the baseline's state with them.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        self._baseline_state = {"baseline": type(self._baseline).__name__, "state": self._baseline.state_dict()}
+        super().save(path, exclude, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfREINFORCE],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SelfREINFORCE:
+        """
+        Load the model from a zip-file, as every Stable-Baselines3 algorithm does; see there for the arguments.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :return: new model instance with loaded parameters
+        :raises ValueError: if the file is torn or is no saved model
+        """
+        _check_model_file(path)
+        return super().load(path, *args, **kwargs)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary, also those of an A2C or PPO model with the same networks.
+
+        A model of another algorithm brings no state of the value optimiser, and perhaps the state of another class of
+        optimiser: those are left as they are, with a warning for the latter.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+            as ``get_parameters`` returns it
+        :param exact_match: whether each module and each of its parameters must be there
+        :param device: Device on which the code should run.
+        """
+        if isinstance(load_path_or_dict, dict):
+            params = dict(load_path_or_dict)
+        else:
+            params = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
+        own = self.get_parameters()
+        params.setdefault("value_optimizer", own.get("value_optimizer"))
+        if "value_optimizer" not in own:
+            del params["value_optimizer"]
+        for name in ("policy.optimizer", "value_optimizer"):
+            if name in params and name in own and not _same_optimizer_kind(params[name], own[name]):
+                params[name] = own[name]
+                warnings.warn(f"the saved state of {name} belongs to another class of optimiser and was not loaded", stacklevel=2)
+        super().set_parameters(params, exact_match=exact_match, device=device)
+
+
+def _check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """:raises ValueError: if there is a file and it is torn or no saved model"""
+    if isinstance(path, (str, pathlib.Path)):
+        file = pathlib.Path(path)
+        file = file if file.is_file() else file.with_name(file.name + ".zip")
+        if not file.is_file():
+            return  # SB3's own FileNotFoundError
+    else:
+        file = path  # type: ignore[assignment]
+    try:
+        with zipfile.ZipFile(file) as archive:
+            torn = archive.testzip()
+            if torn is None and {"data", "policy.pth"} <= set(archive.namelist()):
+                return
+        reason = "it has no saved policy" if torn is None else f"its part {torn} is damaged"
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        reason = str(error)
+    finally:
+        if not isinstance(path, (str, pathlib.Path)):
+            path.seek(0)
+    raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
+
+
+def _same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
+    return set(saved["param_groups"][0]) == set(own["param_groups"][0])
+
+
+def _n_rows(rows: slice | np.ndarray) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _map_arrays(function: Any, arrays: Any) -> Any:
+    """Apply a function to one array, or to each of a dict."""
+    return {key: function(array) for key, array in arrays.items()} if isinstance(arrays, dict) else function(arrays)
+
+
+def _stack(observations: list[Any], space: spaces.Space) -> Any:
+    """Single observations to tensors with one row each, shaped as the rollout buffer has them."""
+    if isinstance(space, spaces.Dict):
+        return {k: _stack([observation[k] for observation in observations], s) for k, s in space.spaces.items()}
+    rows = np.stack([np.asarray(observation, dtype=space.dtype) for observation in observations])
+    return th.as_tensor(rows.reshape(len(rows), *get_obs_shape(space)))

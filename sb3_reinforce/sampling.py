@@ -1,0 +1,227 @@
+"""
+Observations to actions: all that REINFORCE needs of the policy while it plays.
+
+No value and no log-probability is computed here; those are computed once per update, for the whole batch. For a plain
+MLP on the CPU an action is three small matrix products, which NumPy does in microseconds on views that share memory
+with the torch parameters. Everything else goes through torch. Both draw from the same distribution.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+Observations = np.ndarray | dict[str, np.ndarray]
+
+# Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
+ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
+DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+NOISE_BLOCK = 16_384  # random numbers drawn at a time: one call per block, not per step
+
+
+class Sampler(Protocol):
+    """Observations of all environments to one action each, drawn from the current policy."""
+
+    def __call__(self, observations: Observations) -> np.ndarray:
+        """
+        :param observations: as the VecEnv gives them, first axis ``n_envs``
+        :return: actions as the policy draws them (not yet clipped to the bounds), shape [n_envs, *action_space.shape]
+        """
+
+
+def policy_class(policy: nn.Module) -> type:
+    """:return: the class of the policy, also of one wrapped by ``torch.compile``"""
+    return type(getattr(policy, "_orig_mod", policy))
+
+
+def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Sampler:
+    """
+    :param policy: the policy to act with; a sampler is made for one rollout and not kept
+    :param n_envs: number of environments
+    :param rng: random numbers of the NumPy sampler; the torch sampler takes torch's global generator
+    :return: the NumPy sampler where it is exact, else the torch sampler
+    """
+    return TorchSampler(policy) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
+
+
+def needs_torch(policy: nn.Module) -> str | None:
+    """
+    Whether NumPy would be exact is decided by exact types: a subclass that overrides anything gets torch.
+
+    :param policy: any policy
+    :return: why actions must be sampled by torch, in a few words; None if NumPy computes the same
+    """
+    if type(policy) is not ActorCriticPolicy:
+        return f"policy class {type(policy).__name__}"
+    if type(policy.observation_space) is not spaces.Box or is_image_space(policy.observation_space):
+        return f"observation space {policy.observation_space}"
+    if type(policy.action_dist) not in DISTRIBUTIONS:
+        return f"distribution {type(policy.action_dist).__name__}"
+    if type(policy.pi_features_extractor) is not FlattenExtractor:
+        return f"features extractor {type(policy.pi_features_extractor).__name__}"
+    if type(policy.mlp_extractor) is not MlpExtractor or type(policy.mlp_extractor.policy_net) is not nn.Sequential:
+        return f"network {type(policy.mlp_extractor).__name__}"
+    layers = (*policy.mlp_extractor.policy_net, policy.action_net)
+    for layer in layers:
+        if type(layer) is not nn.Linear and type(layer) not in ACTIVATIONS:
+            return f"layer {type(layer).__name__}"
+    if type(layers[0]) is not nn.Linear or type(layers[-1]) is not nn.Linear:
+        return "a first or last layer that is not linear"
+    for parameter in policy.parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != th.float32:
+            return f"parameters of type {parameter.dtype} on {parameter.device}"
+    for module in policy.modules():
+        # Hooks run in torch calls only, and a method set on an object overrides its class.
+        if module._forward_hooks or module._forward_pre_hooks or any(callable(v) and hasattr(type(module), k)
+                                                                     for k, v in vars(module).items()):
+            return f"a hook or method set on {type(module).__name__}"
+    return None
+
+
+class TorchSampler:
+    """
+    Samples from any policy, without value or log-probability unless the policy's class overrides ``forward``.
+
+    :param policy: the policy to act with
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+        self.overrides_forward = policy_class(policy).forward is not ActorCriticPolicy.forward  # type: ignore[attr-defined]
+
+    @th.inference_mode()
+    def __call__(self, observations: Observations) -> np.ndarray:
+        obs_tensor = obs_as_tensor(observations, self.policy.device)
+        if self.overrides_forward:
+            actions = self.policy(obs_tensor)[0]
+        else:
+            actions = self.policy.get_distribution(obs_tensor).get_actions()
+        return actions.cpu().numpy().reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+
+
+class NumpySampler:
+    """
+    Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
+
+    Discrete actions by the Gumbel-max trick: argmax_k(logit_k + G_k) is distributed as softmax(logits). One bit of
+    MultiBinary likewise: logit + logistic noise > 0. Box actions: mean + std * normal noise.
+
+    :param policy: the policy to act with; its parameters are seen through views, so the next update needs a new sampler
+    :param n_envs: number of environments
+    :param rng: source of the noise
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
+        self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
+        self.n_envs = n_envs
+        self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+        self.action_dtype = policy.action_space.dtype
+        distribution = policy.action_dist
+        n_outputs = policy.action_net.out_features
+        block_shape = (max(1, NOISE_BLOCK // (n_envs * n_outputs)), n_envs, n_outputs)
+        self._draw: Callable[[], np.ndarray]
+        if isinstance(distribution, DiagGaussianDistribution):
+            self.std = np.exp(policy.log_std.detach().numpy())
+            self._draw = lambda: rng.standard_normal(block_shape, dtype=np.float32)
+            self._to_actions = self._gaussian
+        elif isinstance(distribution, BernoulliDistribution):
+            self._draw = lambda: rng.logistic(size=block_shape)
+            self._to_actions = self._bernoulli
+        else:
+            self._draw = lambda: rng.gumbel(size=block_shape)
+            self._to_actions = self._categorical
+            if isinstance(distribution, MultiCategoricalDistribution):
+                self.edges = np.concatenate([[0], np.cumsum(distribution.action_dims)])
+                self._to_actions = self._multi_categorical
+        self._block = np.empty((0,))
+        self._next = 0
+
+    def distribution_parameters(self, observations: Observations) -> np.ndarray:
+        """
+        :param observations: first axis ``n_envs``
+        :return: the policy's logits (means for Box), shape [n_envs, n]; valid until the next call
+        """
+        hidden = np.asarray(observations, dtype=np.float32).reshape(self.n_envs, -1)
+        for weight, bias, activation, out in self.layers:
+            np.matmul(hidden, weight, out=out)
+            np.add(out, bias, out=out)
+            hidden = out if activation is None else activation(out)
+        return hidden
+
+    def __call__(self, observations: Observations) -> np.ndarray:
+        if self._next == len(self._block):
+            self._block, self._next = self._draw(), 0
+        noise = self._block[self._next]
+        self._next += 1
+        return self._to_actions(self.distribution_parameters(observations), noise)
+
+    def _gaussian(self, means: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return (means + self.std * noise).reshape(self.action_shape)
+
+    def _categorical(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return (logits + noise).argmax(axis=1)
+
+    def _multi_categorical(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        scores = logits + noise
+        parts = [scores[:, a:b].argmax(axis=1) for a, b in zip(self.edges[:-1], self.edges[1:], strict=True)]
+        return np.stack(parts, axis=1).reshape(self.action_shape)
+
+    def _bernoulli(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return (logits + noise > 0).astype(self.action_dtype).reshape(self.action_shape)
+
+
+Layer = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray] | None, np.ndarray]
+
+
+def _layers(modules: tuple[nn.Module, ...], n_envs: int) -> list[Layer]:
+    """
+    :param modules: Linear layers and activations in order, the last one Linear
+    :param n_envs: rows of the outputs
+    :return: per Linear layer: transposed weight and bias (views of the parameters), the activations behind it (None
+        for none), and memory for its output
+    """
+    layers: list[Layer] = []
+    for position, module in enumerate(modules):
+        if isinstance(module, nn.Linear):
+            behind = []
+            for activation in modules[position + 1 :]:
+                if isinstance(activation, nn.Linear):
+                    break
+                behind.append(_in_numpy(activation))
+            weight = module.weight.detach().numpy().T
+            bias = module.bias.detach().numpy() if module.bias is not None else np.zeros(1, np.float32)
+            layers.append((weight, bias, _compose(behind), np.empty((n_envs, module.out_features), np.float32)))
+    return layers
+
+
+def _in_numpy(activation: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    if isinstance(activation, nn.Tanh):
+        return lambda x: np.tanh(x, out=x)
+    if isinstance(activation, nn.ReLU):
+        return lambda x: np.maximum(x, 0.0, out=x)
+    return lambda x: activation(th.from_numpy(x)).numpy()
+
+
+def _compose(functions: list[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray] | None:
+    if len(functions) <= 1:
+        return functions[0] if functions else None
+
+    def composed(x: np.ndarray) -> np.ndarray:
+        for function in functions:
+            x = function(x)
+        return x
+
+    return composed
