@@ -1,0 +1,130 @@
+"""SB3's logger -> rows of a W&B run, one for each ``logger.dump``."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Video, filter_excluded_keys
+
+if TYPE_CHECKING:
+    import wandb
+
+STEP_KEY = "global_step"
+
+
+class WandbOutputFormat(KVWriter):
+    """
+    Writes what SB3's logger records to a W&B run, under the same names, with the time step as the x-axis.
+
+    The step is an ordinary metric, ``global_step``, and not W&B's own row number: that one may not go backwards
+    (``learn`` called again restarts at 0) and says nothing about the environment. Images, figures, videos and arrays
+    become W&B's types. Strings and ``HParam`` are left out: W&B keeps settings in its config.
+
+    Nothing here raises: the first failure is warned about. After a row that could not be logged the writer stays
+    quiet, so that tracking never stops training.
+
+    :param run: the run to write to, started and finished by the caller
+    """
+
+    def __init__(self, run: "wandb.Run") -> None:
+        self.run = run
+        self._failed = False
+        self._warned_keys: set[str] = set()
+        try:
+            run.define_metric(STEP_KEY, hidden=True)
+            run.define_metric("*", step_metric=STEP_KEY)
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """
+        Log one row.
+
+        :param key_values: what was recorded since the last dump
+        :param key_excluded: for each key the formats that it is not meant for; ours is called ``wandb``
+        :param step: time steps so far, the row's place on the x-axis
+        """
+        if self._failed:
+            return
+        row: dict[str, Any] = {}
+        for key, value in filter_excluded_keys(key_values, key_excluded, "wandb").items():
+            try:
+                converted = _to_wandb(value)
+            except Exception as error:  # one bad picture must not cost the row
+                if key not in self._warned_keys:
+                    self._warned_keys.add(key)
+                    warnings.warn(f"W&B: {key} cannot be logged ({type(error).__name__}: {error})", stacklevel=2)
+                continue
+            if converted is not None:
+                row[key] = converted
+        try:
+            self.run.log({STEP_KEY: int(step), **row})
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Nothing to close: the run belongs to whoever started it, and outlives SB3's logger."""
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed = True
+        warnings.warn(f"W&B: logging stops, training goes on ({type(error).__name__}: {error})", stacklevel=3)
+
+
+def _to_wandb(value: Any) -> Any:
+    """
+    A recorded value as W&B understands it.
+
+    :param value: what ``logger.record`` was given
+    :return: a number or one of W&B's media; None for what is not logged
+    """
+    import wandb
+
+    if value is None or isinstance(value, str | HParam):
+        return None
+    if isinstance(value, Video):
+        # SB3 records [1, time, channel, height, width]; W&B wants the video alone. Frames may be floats in [0, 1].
+        frames = value.frames.detach().cpu()
+        if frames.is_floating_point():
+            frames = (frames * 255).round().clamp(0, 255)
+        return wandb.Video(frames[0].to(th.uint8).numpy(), fps=int(value.fps), format="mp4")
+    if isinstance(value, Figure):
+        return wandb.Image(value.figure)
+    if isinstance(value, Image):
+        return wandb.Image(
+            value.image if isinstance(value.image, str) else _height_width_channel(value.image, value.dataformats)
+        )
+    if isinstance(value, th.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | list | tuple):
+        array = np.asarray(value)
+        if array.size == 0 or array.dtype.kind not in "biuf":
+            return None
+        if array.size == 1:
+            return array.item()
+        finite = array[np.isfinite(array)]
+        return wandb.Histogram(finite) if finite.size else None  # np.histogram refuses NaN and infinity
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, bool | int | float) else None
+
+
+def _height_width_channel(image: th.Tensor | np.ndarray, dataformats: str) -> np.ndarray:
+    """
+    An image in the order of axes that W&B expects.
+
+    :param image: the pixels; of a batch the first image is taken
+    :param dataformats: the axes' meaning, TensorBoard's letters: HW, HWC, CHW, NHWC, NCHW, ...
+    :return: the pixels, shape [H, W] or [H, W, C]
+    :raises ValueError: if the letters do not describe the image
+    """
+    pixels = image.detach().cpu().numpy() if isinstance(image, th.Tensor) else np.asarray(image)
+    axes = dataformats.upper()
+    if len(axes) != pixels.ndim or len(set(axes)) != len(axes) or not {"H", "W"} <= set(axes) <= set("NHWC"):
+        raise ValueError(
+            f"dataformats must name each axis of the image once, out of NHWC, got {dataformats!r} for {pixels.shape}"
+        )
+    if "N" in axes:
+        pixels = pixels.take(0, axis=axes.index("N"))
+        axes = axes.replace("N", "")
+    return pixels.transpose([axes.index(axis) for axis in "HWC" if axis in axes])

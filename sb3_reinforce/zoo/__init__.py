@@ -1,0 +1,39 @@
+"""RL Zoo: registration of REINFORCE and the configs shipped with it. The command line is in ``cli``."""
+
+from pathlib import Path
+
+__all__ = ["config_file", "register"]
+
+
+def register() -> None:
+    """
+    Make ``--algo reinforce`` known to RL Zoo.
+
+    ``rl_zoo3.ALGOS`` is one dict shared by all of the zoo's commands, so one assignment reaches train, enjoy and the
+    rest. It must happen before a command builds its argument parser, which takes its choices from there.
+
+    :raises ModuleNotFoundError: if rl_zoo3 is not installed
+    """
+    import rl_zoo3
+
+    from sb3_reinforce import REINFORCE
+
+    rl_zoo3.ALGOS["reinforce"] = REINFORCE
+
+
+def config_file(name: str = "reinforce.yml") -> Path:
+    """
+    One of the files of ``zoo_configs/``, wherever the package runs from.
+
+    A wheel carries the folder inside the package; in a checkout, also an editable install, it lies beside it.
+
+    :param name: the file's name within ``zoo_configs/``
+    :return: its path
+    :raises FileNotFoundError: if there is no such file
+    """
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "zoo_configs", package.parent / "zoo_configs")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"no {name} in {' or '.join(str(folder) for folder in folders)}")

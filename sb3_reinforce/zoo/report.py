@@ -1,0 +1,202 @@
+"""What a training run came to: the saved model's score, the learning curve, and five lines about them."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+if TYPE_CHECKING:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    from sb3_reinforce.tracking import WandbCallback
+
+# SB3's own rollout/ep_rew_mean averages over as many
+SMOOTHING_WINDOW = 100
+
+
+class Score(NamedTuple):
+    """Return of the deterministic policy, undiscounted: mean and standard deviation over the episodes played."""
+
+    mean: float
+    std: float
+    n_episodes: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} deterministic episodes"
+
+
+def model_file(experiment: "ExperimentManager") -> Path:
+    """
+    Where RL Zoo puts the final model.
+
+    :param experiment: the training run
+    :return: the zip file
+    """
+    return Path(experiment.save_path) / f"{experiment.env_name}.zip"
+
+
+def evaluate_saved(experiment: "ExperimentManager", n_episodes: int) -> Score:
+    """
+    Play the model that was saved, read back from its file, with the wrappers and statistics saved beside it.
+
+    :param experiment: the training run
+    :param n_episodes: how many episodes to play
+    :return: their returns' mean and standard deviation
+    """
+    from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+
+    hyperparams, stats_path = get_saved_hyperparams(experiment.params_path, test_mode=True)
+    env = create_test_env(
+        experiment.env_name.gym_id,
+        n_envs=min(8, n_episodes),
+        stats_path=stats_path,
+        seed=_evaluation_seed(experiment.seed),
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=experiment.eval_env_kwargs or experiment.env_kwargs,
+        vec_env_cls=DummyVecEnv,
+    )
+    model = ALGOS[experiment.algo].load(model_file(experiment), device=experiment.device)
+    mean, std = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=True)
+    env.close()
+    return Score(cast(float, mean), cast(float, std), n_episodes)
+
+
+def _evaluation_seed(seed: int) -> int:
+    """
+    A seed whose environments are not those of training: SB3 counts up from the seed, one for each environment.
+
+    :param seed: the training run's
+    :return: another one
+    """
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] % 2**31)
+
+
+def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The training episodes that Monitor noted, of all environments, in the order in which they ended.
+
+    :param run_folder: the folder with the ``*.monitor.csv`` files
+    :return: steps of all episodes up to and with this one, and its return; both of shape [episodes]
+    """
+    episodes: list[tuple[float, int, float]] = []
+    for path in sorted(run_folder.glob(f"*{Monitor.EXT}")):
+        with path.open(newline="") as file:
+            # the first line is JSON behind a "#": when this environment's clock started
+            start = float(json.loads(file.readline()[1:])["t_start"])
+            episodes += [(start + float(row["t"]), int(row["l"]), float(row["r"])) for row in csv.DictReader(file)]
+    episodes.sort()
+    steps = np.cumsum([length for _, length, _ in episodes], dtype=np.int64)
+    return steps, np.array([episode_return for _, _, episode_return in episodes], dtype=np.float64)
+
+
+def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """
+    Mean over the last ``window`` values, over fewer at the start.
+
+    :param values: shape [n]
+    :param window: how many values to average, at least 1
+    :return: shape [n]
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) -> Path | None:
+    """
+    Training returns over environment steps, as a PNG in the run's folder.
+
+    :param experiment: the training run
+    :param score: the final evaluation, drawn as a line, or None
+    :return: the file, or None where matplotlib is not installed
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    steps, returns = episodes_of(Path(experiment.save_path))
+    # without pyplot: neither a display nor the user's own figures are touched
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(steps, returns, ".", markersize=3, alpha=0.25, color="tab:blue", label="training episode")
+    window = min(SMOOTHING_WINDOW, max(1, len(returns) // 5))
+    axes.plot(steps, trailing_mean(returns, window), color="tab:blue", label=f"mean of the last {window} training episodes")
+    if score is not None:
+        axes.axhline(score.mean, linestyle="--", color="tab:orange", label=f"saved model: {score}")
+    axes.set_xlabel("environment steps in finished episodes")
+    axes.set_ylabel("return of an episode")
+    axes.set_title(f"{experiment.algo.upper()} on {experiment.env_name.gym_id}, seed {experiment.seed}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    path = Path(experiment.save_path) / "learning_curve.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def report_lines(
+    experiment: "ExperimentManager", score: Score | None, curve: Path | None, tracker: "WandbCallback | None"
+) -> list[str]:
+    """
+    The run in five lines: score, model, learning curve, W&B run, what to try next.
+
+    :param experiment: the training run
+    :param score: the final evaluation, or None
+    :param curve: the learning curve's file, or None
+    :param tracker: the callback that tracked the run, or None
+    :return: the lines
+    """
+    if tracker is None:
+        run = "not tracked, add --track"
+    elif tracker.run_dir is None:
+        run = "none was kept"
+    else:
+        run = (
+            tracker.run_url
+            or f"{_relative(tracker.run_dir)} (shown by: {_command('wandb')} leet {_relative(tracker.run_dir)})"
+        )
+    picture = _relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
+    env_id = experiment.env_name.gym_id
+    again = f"{_command('sb3-reinforce')} train --env {env_id} -P"
+    if experiment.algo == "reinforce":
+        # what the project is about, seen on the user's own environment
+        following = f"""the same without a baseline: {again} -params "baseline:'none'\""""
+    else:
+        following = f"REINFORCE for comparison: {again}"
+    return [
+        f"Score:          {score or 'not evaluated, add --eval-final 100'}",
+        f"Model:          {_relative(model_file(experiment))}",
+        f"Learning curve: {picture}",
+        f"W&B run:        {run}",
+        f"Next:           {following}",
+    ]
+
+
+def _relative(path: Path) -> str:
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _command(name: str) -> str:
+    """
+    How to call one of our commands from here, also if the environment that it lives in is not activated.
+
+    :param name: the command
+    :return: its name, if the shell finds this very one, else its path
+    """
+    here = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not here.is_file() or (found is not None and Path(found).samefile(here)):
+        return name
+    return _relative(here)
