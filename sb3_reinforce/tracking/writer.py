@@ -1,5 +1,6 @@
 """SB3's logger -> rows of a W&B run, one for each ``logger.dump``."""
 
+import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ import torch as th
 from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Video, filter_excluded_keys
 
 if TYPE_CHECKING:
+    import matplotlib.figure
+    import PIL.Image
     import wandb
 
 STEP_KEY = "global_step"
@@ -89,7 +92,7 @@ def _to_wandb(value: Any) -> Any:
             frames = (frames * 255).round().clamp(0, 255)
         return wandb.Video(frames[0].to(th.uint8).numpy(), fps=int(value.fps), format="mp4")
     if isinstance(value, Figure):
-        return wandb.Image(value.figure)
+        return wandb.Image(_rendered(value.figure))
     if isinstance(value, Image):
         return wandb.Image(
             value.image if isinstance(value.image, str) else _height_width_channel(value.image, value.dataformats)
@@ -107,6 +110,20 @@ def _to_wandb(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, bool | int | float) else None
+
+
+def _rendered(figure: "matplotlib.figure.Figure") -> "PIL.Image.Image":
+    """
+    A figure as pixels; given the figure itself, W&B fails unless pyplot was imported.
+
+    :param figure: a matplotlib figure
+    :return: its picture
+    """
+    import PIL.Image
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return PIL.Image.open(png)
 
 
 def _height_width_channel(image: th.Tensor | np.ndarray, dataformats: str) -> np.ndarray:
