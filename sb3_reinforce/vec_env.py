@@ -865,6 +865,9 @@ class VectorEnvAdapter(VecEnv):
         if attr_name == "render_mode":
             # Outermost, as wrappers change it, and EnvPool may lack it
             return [getattr(self.env, "render_mode", None)] * len(selected)
+        if attr_name == "allow_early_resets" and self._own_monitor:
+            # Who was told that there is a Monitor may ask it this
+            return [True] * len(selected)
         if isinstance(self._base, SyncVectorEnv):
             return [self._base.envs[i].get_wrapper_attr(attr_name) for i in selected]
         if isinstance(self._base, AsyncVectorEnv):
@@ -1045,10 +1048,12 @@ def vectorize(
     spec = env.spec
     if spec is None:
         raise ValueError(f"vectorize needs environments made by gymnasium.make, got {env!r} without a specification")
-    kwargs = {"max_episode_steps": min(limits)} if limits and min(limits) != spec.max_episode_steps else {}
+    kwargs: dict[str, Any] = {"max_episode_steps": min(limits)} if limits and min(limits) != spec.max_episode_steps else {}
     seed = venv._seeds[0]
     venv.close()
-    vector_env = gym.make_vec(spec, num_envs=venv.num_envs, vectorization_mode=vectorization_mode, vector_kwargs=vector_kwargs)
+    vector_env = gym.make_vec(
+        spec, num_envs=venv.num_envs, vectorization_mode=vectorization_mode, vector_kwargs=vector_kwargs, **kwargs
+    )
     adapter = VectorEnvAdapter(vector_env, monitor_file=file)
     if seed is not None:
         adapter.seed(seed)

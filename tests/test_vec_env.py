@@ -436,9 +436,9 @@ def test_infos_read_in_every_way(read: Any) -> None:
 
 
 def test_infos_compare_and_print_as_lists() -> None:
-    infos = VectorEnvAdapter(SyncVectorEnv(env_fns(infos=False)))
-    infos.reset()
-    step = infos.step(np.zeros(N_ENVS, dtype=int))[3]
+    ours = VectorEnvAdapter(SyncVectorEnv(env_fns(infos=False, lengths=(9,))))
+    ours.reset()
+    step = ours.step(np.zeros(N_ENVS, dtype=int))[3]
     assert step == [{"TimeLimit.truncated": False}] * N_ENVS
     assert step == copy.copy(step)
     assert repr(step) == repr([{"TimeLimit.truncated": False}] * N_ENVS)
@@ -696,6 +696,7 @@ def test_attributes_and_methods(kind: Any) -> None:
     with pytest.raises(AttributeError, match="no_such_thing"):
         ours.env_method("no_such_thing")
     assert ours.env_is_wrapped(Monitor) == [True] * 3
+    assert ours.get_attr("allow_early_resets") == [True] * 3
     assert ours.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * 3
     assert ours.env_is_wrapped(gym.wrappers.ClipAction, indices=1) == [False]
     assert [int(image[0, 0, 0]) for image in ours.get_images()] == [0, 1, 2]
