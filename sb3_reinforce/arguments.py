@@ -1,8 +1,18 @@
 """What users pass, refused at once where it cannot be right: argument, rule, value received, cure."""
 
 import math
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_reinforce.baselines import make_baseline
+from sb3_reinforce.schedules import make_schedule
+
+if TYPE_CHECKING:
+    from sb3_reinforce.reinforce import REINFORCE
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -26,11 +36,97 @@ def check_count(name: str, value: Any, optional: bool = False) -> None:
 
 def check_fraction(name: str, value: Any) -> None:
     """:raises ValueError: if ``value`` is no number in [0, 1]"""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:
     """:raises ValueError: if ``value`` is neither a finite number above 0 nor None"""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < value < math.inf):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 < value < math.inf
+    ):
         raise ValueError(f"{name} must be a finite number > 0, or None to switch it off, got {value!r}")
+
+
+def check_arguments(model: "REINFORCE") -> None:
+    """
+    :param model: a REINFORCE of which no more is known than its arguments
+    :raises ValueError: for arguments that cannot be right, whatever the environment
+    """
+    check_choice("returns", model.returns, ("reward_to_go", "episode"))
+    check_choice("loss_reduction", model.loss_reduction, ("episode", "step", None))
+    check_choice("truncation", model.truncation, ("terminal", "bootstrap"))
+    check_choice("unfinished", model.unfinished, ("finish", "bootstrap"))
+    for name in ("discount_state", "normalize_advantage"):
+        check_flag(name, getattr(model, name))
+    for name in ("n_steps", "max_episode_steps", "n_epochs", "n_value_epochs"):
+        check_count(name, getattr(model, name))
+    for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size"):
+        check_count(name, getattr(model, name), optional=True)
+    check_fraction("gamma", model.gamma)
+    check_positive("max_grad_norm", model.max_grad_norm)
+    for name in ("learning_rate", "ent_coef", "value_learning_rate"):
+        make_schedule(name, getattr(model, name))
+    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
+        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
+
+    has_values = "values" in make_baseline(model.baseline).needs
+    for name in ("truncation", "unfinished"):
+        if getattr(model, name) == "bootstrap" and not has_values:
+            raise ValueError(
+                f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={model.baseline!r}'
+            )
+        if getattr(model, name) == "bootstrap" and model.returns == "episode":
+            raise ValueError(
+                f'{name}="bootstrap" needs returns="reward_to_go": the value of a later state is a reward-to-go, '
+                'got returns="episode"'
+            )
+    if model.unfinished == "bootstrap" and model.n_episodes is not None:
+        raise ValueError(
+            f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={model.n_episodes}: '
+            "leave one of them out"
+        )
+    if model.discount_state and model.returns == "episode":
+        raise ValueError(
+            'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
+            'start already, and would count gamma twice; got returns="episode"'
+        )
+
+
+def check_env(model: "REINFORCE") -> None:
+    """
+    :param model: a REINFORCE with its environment
+    :raises ValueError: for arguments that the environment cannot be trained with
+    """
+    if model.env is None:
+        return
+    if not isinstance(model.action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(
+            f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {model.action_space}: "
+            "flatten it by an environment wrapper"
+        )
+    if isinstance(model.observation_space, (spaces.Tuple, spaces.Text, spaces.Sequence, spaces.Graph)):
+        raise ValueError(
+            f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got "
+            f"{model.observation_space}: change it by an environment wrapper"
+        )
+    if model.n_episodes is not None and model.n_episodes % model.n_envs != 0:
+        raise ValueError(
+            f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
+            f"first to finish would be the short ones), got n_episodes={model.n_episodes} and n_envs={model.n_envs}"
+        )
+    if make_baseline(model.baseline).needs_others:
+        if model.n_episodes is None and model.n_envs == 1:
+            raise ValueError(
+                f"baseline={model.baseline!r} is made of other environments' episodes where n_steps sets the batch, "
+                "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"
+            )
+        if model.n_episodes == 1:
+            raise ValueError(f"baseline={model.baseline!r} is made of other episodes: n_episodes must be >= 2, got 1")
+    if model.unfinished == "finish":
+        monitored = [index for index, is_monitor in enumerate(model.env.env_is_wrapped(Monitor)) if is_monitor]
+        if monitored and not all(model.env.get_attr("allow_early_resets", indices=monitored)):
+            raise ValueError(
+                "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
+                'leave the argument out, or use unfinished="bootstrap"'
+            )

@@ -14,8 +14,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
-Observations = np.ndarray | dict[str, np.ndarray]
-
 
 @dataclass
 class Episode:
@@ -29,7 +27,8 @@ class Episode:
     :param cut: still running when the rollout ended
     :param first_step: time index t of its first step here; above 0 if the episode began in an earlier rollout
     :param last_observation: the observation behind its last step, where a value is to be added for it
-    :param total_reward: the episode's undiscounted return as Monitor saw it, or the sum of the rewards received
+    :param total_reward: the episode's undiscounted return as Monitor saw it; without a Monitor the sum of the rewards
+        received, if all were received in this rollout
     """
 
     env_index: int
@@ -88,12 +87,11 @@ class EpisodeStorage:
         self.observation_space = observation_space
         self.n_envs = n_envs
         self.n_rows = 0
-        self.observations: Observations
-        if isinstance(observation_space, spaces.Dict):
-            shapes: Any = get_obs_shape(observation_space)
-            self.observations = {k: self._empty(shapes[k], space.dtype) for k, space in observation_space.spaces.items()}
-        else:
-            self.observations = self._empty(get_obs_shape(observation_space), observation_space.dtype)
+        shapes, spaces_by_key = (
+            _by_key(get_obs_shape(observation_space)),
+            _by_key(getattr(observation_space, "spaces", observation_space)),
+        )
+        self.observations = {key: self._empty(shapes[key], space.dtype) for key, space in spaces_by_key.items()}
         self.actions = self._empty((get_action_dim(action_space),), action_space.dtype)
         self.rewards = self._empty((), np.float32)
 
@@ -104,7 +102,7 @@ class EpisodeStorage:
         """Forget all rows, keep the memory."""
         self.n_rows = 0
 
-    def add(self, observations: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
+    def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
         """
         :param observations: what was seen, first axis ``n_envs``
         :param actions: what the policy drew, first axis ``n_envs``
@@ -113,34 +111,27 @@ class EpisodeStorage:
         row = self.n_rows
         if row == len(self.rewards):
             self._grow()
-        if isinstance(self.observations, dict):
-            for key, stored in self.observations.items():
-                stored[row] = np.reshape(observations[key], stored.shape[1:])
-        else:
-            self.observations[row] = np.reshape(observations, self.observations.shape[1:])
+        for key, array in _by_key(observations).items():
+            stored = self.observations[key]
+            stored[row] = array.reshape(stored.shape[1:])
         self.actions[row] = actions.reshape(self.actions.shape[1:])
         self.rewards[row] = rewards
         self.n_rows = row + 1
 
     def _grow(self) -> None:
-        if isinstance(self.observations, dict):
-            self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
-        else:
-            self.observations = _doubled(self.observations)
+        self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
 
-    def check_finite(self, last_observations: Observations) -> None:
+    def check_finite(self, last_observations: Any) -> None:
         """
         :param last_observations: those behind the last row, on which no action was taken yet
         :raises ValueError: if a reward or an observation is NaN or infinite; it names the environment and the step
         """
         _check_finite("reward", self.rewards[: self.n_rows], 0)
-        for key in self.observations if isinstance(self.observations, dict) else [None]:
-            stored = self.observations if key is None else self.observations[key]
-            last = last_observations if key is None else last_observations[key]
+        for key, last in _by_key(last_observations).items():
             name = "observation" if key is None else f"observation {key!r}"
-            _check_finite(name, stored[: self.n_rows], 0)
-            _check_finite(name, np.asarray(last)[None], self.n_rows)
+            _check_finite(name, self.observations[key][: self.n_rows], 0)
+            _check_finite(name, last[None], self.n_rows)
 
     def pack(self, rollout_buffer: RolloutBuffer, episodes: list[Episode]) -> Batch:
         """
@@ -161,22 +152,29 @@ class EpisodeStorage:
 
         rollout_buffer.buffer_size, rollout_buffer.n_envs = batch.n_steps, 1
         rollout_buffer.reset()
-        if isinstance(self.observations, dict):
-            for key, stored in self.observations.items():
-                rollout_buffer.observations[key][:, 0] = self._kept(stored, kept)  # type: ignore[call-overload]
-        else:
-            rollout_buffer.observations[:, 0] = self._kept(self.observations, kept)
+        for key, target in _by_key(rollout_buffer.observations).items():
+            target[:, 0] = self._kept(self.observations[key], kept)
         rollout_buffer.actions[:, 0] = self._kept(self.actions, kept)
         rollout_buffer.rewards[:, 0] = self._kept(self.rewards, kept)
-        begun = (batch.lengths.cumsum(0) - batch.lengths)[batch.first_steps == 0]
-        rollout_buffer.episode_starts[begun.numpy(), 0] = 1.0
+        starts = (batch.lengths.cumsum(0) - batch.lengths).numpy()
+        rollout_buffer.episode_starts[starts[batch.first_steps.numpy() == 0], 0] = 1.0
         rollout_buffer.values.fill(np.nan)
         rollout_buffer.log_probs.fill(np.nan)
         rollout_buffer.pos, rollout_buffer.full = batch.n_steps, True
+
+        sums = np.add.reduceat(rollout_buffer.rewards[:, 0], starts, dtype=np.float64)
+        for episode, total in zip(batch.episodes, sums.tolist(), strict=True):
+            if episode.total_reward is None and episode.first_step == 0 and not episode.cut:
+                episode.total_reward = total
         return batch
 
     def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return stored[: self.n_rows].swapaxes(0, 1)[kept]
+
+
+def _by_key(observations: Any) -> dict[Any, Any]:
+    """Dict observations as they are, others under the key None, so that one loop serves both."""
+    return observations if isinstance(observations, dict) else {None: observations}
 
 
 def _doubled(stored: np.ndarray) -> np.ndarray:
@@ -272,7 +270,7 @@ class EpisodeTracker:
         if not self.finish:
             self.is_playing = self.row < self.n_steps
 
-    def cut_episodes(self, last_observations: Observations) -> None:
+    def cut_episodes(self, last_observations: Any) -> None:
         """
         At the end of a rollout that does not finish them, keep what was played of the running episodes.
 
@@ -281,8 +279,8 @@ class EpisodeTracker:
         if self.finish:
             return
         for i in np.flatnonzero(self._starts < self.row).tolist():
-            last = {k: v[i] for k, v in last_observations.items()} if isinstance(last_observations, dict) else last_observations[i]
+            last = {key: array[i] for key, array in _by_key(last_observations).items()}
             self.episodes.append(
-                Episode(i, int(self._starts[i]), self.row, False, True, int(self.steps_into_episode[i]), last)
+                Episode(i, int(self._starts[i]), self.row, False, True, int(self.steps_into_episode[i]), last.get(None, last))
             )
         self.steps_into_episode += self.row - self._starts

@@ -3,7 +3,6 @@
 import io
 import pathlib
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -12,7 +11,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -27,11 +25,12 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor, up
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
-from sb3_reinforce.arguments import check_choice, check_count, check_flag, check_fraction, check_positive
+from sb3_reinforce.arguments import check_arguments, check_env
 from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
 from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker
 from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
 from sb3_reinforce.sampling import make_sampler, needs_torch, policy_class
+from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
@@ -180,7 +179,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
         self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
         # Before the environment is made: what can be refused without it is refused without its cost.
-        self._check_arguments()
+        check_arguments(self)
 
         super().__init__(
             policy,
@@ -212,86 +211,13 @@ class REINFORCE(OnPolicyAlgorithm):
         self._warned_of_discarded_steps = False
 
         if _init_setup_model:
-            self._check_env()
+            check_env(self)
             self._setup_model()
 
+    # The observation is an array, or a dict of arrays for Dict spaces
+    _last_obs: Any
+
     # ---------------------------------------------------------------------------------------------------- set-up
-
-    def _check_arguments(self) -> None:
-        """:raises ValueError: for arguments that cannot be right, whatever the environment"""
-        check_choice("returns", self.returns, ("reward_to_go", "episode"))
-        check_choice("loss_reduction", self.loss_reduction, ("episode", "step", None))
-        check_choice("truncation", self.truncation, ("terminal", "bootstrap"))
-        check_choice("unfinished", self.unfinished, ("finish", "bootstrap"))
-        for name in ("discount_state", "normalize_advantage"):
-            check_flag(name, getattr(self, name))
-        for name in ("n_steps", "max_episode_steps", "n_epochs", "n_value_epochs"):
-            check_count(name, getattr(self, name))
-        for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size"):
-            check_count(name, getattr(self, name), optional=True)
-        check_fraction("gamma", self.gamma)
-        check_positive("max_grad_norm", self.max_grad_norm)
-        for name in ("learning_rate", "ent_coef", "value_learning_rate"):
-            make_schedule(name, getattr(self, name))
-        if make_schedule("clip_range", self.clip_range)(1.0) == 0.0:
-            raise ValueError(f"clip_range must be > 0 at the start of training, got {self.clip_range!r}")
-
-        has_values = "values" in make_baseline(self.baseline).needs
-        for name in ("truncation", "unfinished"):
-            if getattr(self, name) == "bootstrap" and not has_values:
-                raise ValueError(
-                    f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={self.baseline!r}'
-                )
-            if getattr(self, name) == "bootstrap" and self.returns == "episode":
-                raise ValueError(
-                    f'{name}="bootstrap" needs returns="reward_to_go": the value of a later state is a reward-to-go, '
-                    'got returns="episode"'
-                )
-        if self.unfinished == "bootstrap" and self.n_episodes is not None:
-            raise ValueError(
-                f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={self.n_episodes}: '
-                "leave one of them out"
-            )
-        if self.discount_state and self.returns == "episode":
-            raise ValueError(
-                'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
-                'start already, and would count gamma twice; got returns="episode"'
-            )
-
-    def _check_env(self) -> None:
-        """:raises ValueError: for arguments that the environment cannot be trained with"""
-        if self.env is None:
-            return
-        if not isinstance(self.action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-            raise ValueError(
-                f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {self.action_space}: "
-                "flatten it by an environment wrapper"
-            )
-        if isinstance(self.observation_space, (spaces.Tuple, spaces.Text, spaces.Sequence, spaces.Graph)):
-            raise ValueError(
-                f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got "
-                f"{self.observation_space}: change it by an environment wrapper"
-            )
-        if self.n_episodes is not None and self.n_episodes % self.n_envs != 0:
-            raise ValueError(
-                f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
-                f"first to finish would be the short ones), got n_episodes={self.n_episodes} and n_envs={self.n_envs}"
-            )
-        if make_baseline(self.baseline).needs_others:
-            if self.n_episodes is None and self.n_envs == 1:
-                raise ValueError(
-                    f"baseline={self.baseline!r} is made of other environments' episodes where n_steps sets the batch, "
-                    "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"
-                )
-            if self.n_episodes == 1:
-                raise ValueError(f"baseline={self.baseline!r} is made of other episodes: n_episodes must be >= 2, got 1")
-        if self.unfinished == "finish":
-            monitored = [index for index, is_monitor in enumerate(self.env.env_is_wrapped(Monitor)) if is_monitor]
-            if monitored and not all(self.env.get_attr("allow_early_resets", indices=monitored)):
-                raise ValueError(
-                    "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
-                    'leave the argument out, or use unfinished="bootstrap"'
-                )
 
     def _setup_lr_schedule(self) -> None:
         """Make all schedules, of the arguments or of what was loaded."""
@@ -309,7 +235,9 @@ class REINFORCE(OnPolicyAlgorithm):
         if "values" in self._baseline.needs:
             self._value_parameters = self._value_only_parameters()
             self.value_optimizer = self.policy.optimizer_class(
-                self._value_parameters, lr=self._value_lr_schedule(1.0), **self.policy.optimizer_kwargs  # type: ignore[call-arg]
+                self._value_parameters,
+                lr=self._value_lr_schedule(1.0),
+                **self.policy.optimizer_kwargs,  # type: ignore[call-arg]
             )
 
     def _value_only_parameters(self) -> list[th.nn.Parameter]:
@@ -319,7 +247,7 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)
         if isinstance(self.observation_space, spaces.Dict):
-            zeros: Any = {k: np.zeros((1, *s.shape), s.dtype) for k, s in self.observation_space.spaces.items()}
+            zeros: Any = {k: np.zeros((1, *(s.shape or ())), s.dtype) for k, s in self.observation_space.spaces.items()}
         else:
             zeros = np.zeros((1, *self.observation_space.shape), self.observation_space.dtype)  # type: ignore[misc]
         obs_tensor = obs_as_tensor(zeros, self.device)
@@ -374,11 +302,14 @@ class REINFORCE(OnPolicyAlgorithm):
         self._n_rollouts += 1
         rng = np.random.default_rng(self._stream_seed(ACTOR))
         if self.seed is not None:
-            th.manual_seed(self._stream_seed(ACTOR))  # the torch sampler, gSDE, dropout
+            # For the torch sampler, gSDE and dropout. Not th.manual_seed, which asks every kind of accelerator in turn.
+            th.default_generator.manual_seed(self._stream_seed(ACTOR))
+            if self.device.type == "cuda":
+                th.cuda.manual_seed(self._stream_seed(ACTOR))
         if self.unfinished == "finish":
             if self.seed is not None:
                 env.seed(self._stream_seed(ENVIRONMENTS))
-            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_obs = env.reset()
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
             self._steps_into_episode = None
         if self._steps_into_episode is None:
@@ -403,17 +334,21 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         rng = self._begin_rollout(env)
-        assert self._storage is not None and self._last_obs is not None and self._steps_into_episode is not None
+        assert self._storage is not None
+        assert self._steps_into_episode is not None
         storage = self._storage
         storage.reset()
         sample_actions = make_sampler(self.policy, env.num_envs, rng)
         tracker = EpisodeTracker(
-            n_rollout_steps, self.n_episodes, self.unfinished == "finish", self.truncation == "bootstrap",
+            n_rollout_steps,
+            self.n_episodes,
+            self.unfinished == "finish",
+            self.truncation == "bootstrap",
             self._steps_into_episode,
         )
         # Without a listener the callback's step would cost time for nothing.
         listening = not (type(callback) is ConvertCallback and callback.callback is None)
-        is_box, squashed = isinstance(self.action_space, spaces.Box), self.policy.squash_output
+        box = self.action_space if isinstance(self.action_space, spaces.Box) else None
         n_steps = 0
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
@@ -424,11 +359,10 @@ class REINFORCE(OnPolicyAlgorithm):
                     self.policy.reset_noise(env.num_envs)
 
                 clipped_actions = actions = sample_actions(self._last_obs)
-                if is_box:
-                    if squashed:
-                        clipped_actions = self.policy.unscale_action(actions)
-                    else:
-                        clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+                if box is not None and self.policy.squash_output:
+                    clipped_actions = self.policy.unscale_action(actions)
+                elif box is not None:
+                    clipped_actions = np.minimum(np.maximum(actions, box.low), box.high)
 
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
@@ -440,7 +374,7 @@ class REINFORCE(OnPolicyAlgorithm):
                         return False
 
                 storage.add(self._last_obs, actions, rewards)
-                self._last_obs = new_obs  # type: ignore[assignment]
+                self._last_obs = new_obs
                 self._last_episode_starts = dones
                 if dones.any():
                     for index in tracker.end_episodes(dones, infos):
@@ -483,9 +417,7 @@ class REINFORCE(OnPolicyAlgorithm):
         returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
         returns = returns_of(rewards, batch.lengths, self.gamma, last_values)
 
-        self._episodes = Episodes(
-            returns, batch.lengths, batch.env_indices, self.n_episodes is not None, values, observations
-        )
+        self._episodes = Episodes(returns, batch.lengths, batch.env_indices, self.n_episodes is not None, values, observations)
         advantages = returns - self._checked_baseline_values(self._episodes)
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -504,7 +436,9 @@ class REINFORCE(OnPolicyAlgorithm):
         name = f"{type(self._baseline).__name__}.predict"
         if not isinstance(predicted, th.Tensor) or predicted.shape != episodes.returns.shape:
             got = tuple(predicted.shape) if isinstance(predicted, th.Tensor) else type(predicted).__name__
-            raise ValueError(f"{name} must return a tensor of shape {tuple(episodes.returns.shape)}, one b per step, got {got}")
+            raise ValueError(
+                f"{name} must return a tensor of shape {tuple(episodes.returns.shape)}, one b per step, got {got}"
+            )
         if predicted.requires_grad:
             raise ValueError(f"{name} must return b without gradient, got a tensor that requires it: return b.detach()")
         if not predicted.isfinite().all():
@@ -522,19 +456,18 @@ class REINFORCE(OnPolicyAlgorithm):
         return th.cat(values)
 
     def _record_rollout(self, batch: Batch) -> None:
-        complete = [i for i, episode in enumerate(batch.episodes) if not episode.cut]
-        returns = np.array([np.nan if batch.episodes[i].total_reward is None else batch.episodes[i].total_reward for i in complete])
-        used, discarded = batch.n_steps, batch.played_steps - batch.n_steps
-        if complete and np.isfinite(returns).all():
-            self.logger.record("rollout/ep_return_mean", returns.mean())
-            self.logger.record("rollout/ep_return_std", returns.std())
-            self.logger.record("rollout/ep_return_min", returns.min())
-            self.logger.record("rollout/ep_return_max", returns.max())
+        complete = [episode for episode in batch.episodes if not episode.cut]
+        returns = [episode.total_reward for episode in complete if episode.total_reward is not None]
+        discarded = batch.played_steps - batch.n_steps
+        if returns:
+            self.logger.record("rollout/ep_return_mean", np.mean(returns))
+            self.logger.record("rollout/ep_return_std", np.std(returns))
+            self.logger.record("rollout/ep_return_min", np.min(returns))
+            self.logger.record("rollout/ep_return_max", np.max(returns))
         self.logger.record("rollout/n_episodes", len(complete))
         self.logger.record("rollout/discarded_steps", discarded)
         if complete:
-            truncated = np.mean([batch.episodes[i].truncated for i in complete])
-            self.logger.record("rollout/truncated_fraction", truncated)
+            self.logger.record("rollout/truncated_fraction", np.mean([episode.truncated for episode in complete]))
         if discarded > 0.3 * batch.played_steps and not self._warned_of_discarded_steps:
             self._warned_of_discarded_steps = True
             warnings.warn(
@@ -760,13 +693,16 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
         """
-        self._check_env()
+        check_env(self)
         iteration = 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(locals(), globals())
         assert self.env is not None
+        if self.verbose >= 1:
+            reason = needs_torch(self.policy)
+            print("Sampling actions with NumPy" if reason is None else f"Sampling actions with torch: {reason}")
 
         while self.num_timesteps < total_timesteps:
             if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
@@ -841,7 +777,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: new model instance with loaded parameters
         :raises ValueError: if the file is torn or is no saved model
         """
-        _check_model_file(path)
+        check_model_file(path)
         return super().load(path, *args, **kwargs)
 
     def set_parameters(
@@ -870,38 +806,12 @@ class REINFORCE(OnPolicyAlgorithm):
         if "value_optimizer" not in own:
             del params["value_optimizer"]
         for name in ("policy.optimizer", "value_optimizer"):
-            if name in params and name in own and not _same_optimizer_kind(params[name], own[name]):
+            if name in params and name in own and not same_optimizer_kind(params[name], own[name]):
                 params[name] = own[name]
-                warnings.warn(f"the saved state of {name} belongs to another class of optimiser and was not loaded", stacklevel=2)
+                warnings.warn(
+                    f"the saved state of {name} belongs to another class of optimiser and was not loaded", stacklevel=2
+                )
         super().set_parameters(params, exact_match=exact_match, device=device)
-
-
-def _check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
-    """:raises ValueError: if there is a file and it is torn or no saved model"""
-    if isinstance(path, (str, pathlib.Path)):
-        file = pathlib.Path(path)
-        file = file if file.is_file() else file.with_name(file.name + ".zip")
-        if not file.is_file():
-            return  # SB3's own FileNotFoundError
-    else:
-        file = path  # type: ignore[assignment]
-    try:
-        with zipfile.ZipFile(file) as archive:
-            torn = archive.testzip()
-            if torn is None and {"data", "policy.pth"} <= set(archive.namelist()):
-                return
-        reason = "it has no saved policy" if torn is None else f"its part {torn} is damaged"
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        reason = str(error)
-    finally:
-        if not isinstance(path, (str, pathlib.Path)):
-            path.seek(0)
-    raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
-
-
-def _same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
-    return set(saved["param_groups"][0]) == set(own["param_groups"][0])
 
 
 def _n_rows(rows: slice | np.ndarray) -> int:

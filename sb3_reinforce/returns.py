@@ -19,9 +19,7 @@ def steps_in_episode(lengths: th.Tensor) -> th.Tensor:
     return th.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
 
 
-def reward_to_go(
-    rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
-) -> th.Tensor:
+def reward_to_go(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None) -> th.Tensor:
     """
     R_t = sum_{k>=t} gamma^(k-t) r_k, to the end of the own episode.
 
@@ -45,8 +43,10 @@ def reward_to_go(
     ends = lengths.cumsum(0)
     if last_values is not None:
         if last_values.shape != lengths.shape:
-            raise ValueError(f"last_values must have one value per episode, shape {tuple(lengths.shape)}, "
-                             f"got shape {tuple(last_values.shape)}")
+            raise ValueError(
+                f"last_values must have one value per episode, shape {tuple(lengths.shape)}, "
+                f"got shape {tuple(last_values.shape)}"
+            )
         returns[ends - 1] += gamma * last_values.to(returns.dtype)
     steps_left = ends.repeat_interleave(lengths) - th.arange(returns.shape[0])
     span, power, longest = 1, gamma, int(lengths.max())
@@ -56,9 +56,7 @@ def reward_to_go(
     return returns
 
 
-def episode_return(
-    rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
-) -> th.Tensor:
+def episode_return(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None) -> th.Tensor:
     """
     R = sum_{k>=0} gamma^k r_k of the whole episode, the same for each of its steps: the textbook formula.
 

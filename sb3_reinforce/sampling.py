@@ -29,7 +29,7 @@ Observations = np.ndarray | dict[str, np.ndarray]
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
-NOISE_BLOCK = 16_384  # random numbers drawn at a time: one call per block, not per step
+NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
 
 
 class Sampler(Protocol):
@@ -85,8 +85,11 @@ def needs_torch(policy: nn.Module) -> str | None:
             return f"parameters of type {parameter.dtype} on {parameter.device}"
     for module in policy.modules():
         # Hooks run in torch calls only, and a method set on an object overrides its class.
-        if module._forward_hooks or module._forward_pre_hooks or any(callable(v) and hasattr(type(module), k)
-                                                                     for k, v in vars(module).items()):
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or any(callable(v) and hasattr(type(module), k) for k, v in vars(module).items())
+        ):
             return f"a hook or method set on {type(module).__name__}"
     return None
 
@@ -130,18 +133,19 @@ class NumpySampler:
         self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
         self.action_dtype = policy.action_space.dtype
         distribution = policy.action_dist
-        n_outputs = policy.action_net.out_features
-        block_shape = (max(1, NOISE_BLOCK // (n_envs * n_outputs)), n_envs, n_outputs)
-        self._draw: Callable[[], np.ndarray]
+        n_outputs = int(policy.action_net.out_features)  # type: ignore[arg-type]
+        self._noise_shape = (n_envs, n_outputs)
+        self._draw: Callable[[tuple[int, ...]], np.ndarray]
+        self._to_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]
         if isinstance(distribution, DiagGaussianDistribution):
             self.std = np.exp(policy.log_std.detach().numpy())
-            self._draw = lambda: rng.standard_normal(block_shape, dtype=np.float32)
+            self._draw = lambda shape: rng.standard_normal(shape, dtype=np.float32)
             self._to_actions = self._gaussian
         elif isinstance(distribution, BernoulliDistribution):
-            self._draw = lambda: rng.logistic(size=block_shape)
+            self._draw = lambda shape: rng.logistic(size=shape)
             self._to_actions = self._bernoulli
         else:
-            self._draw = lambda: rng.gumbel(size=block_shape)
+            self._draw = lambda shape: rng.gumbel(size=shape)
             self._to_actions = self._categorical
             if isinstance(distribution, MultiCategoricalDistribution):
                 self.edges = np.concatenate([[0], np.cumsum(distribution.action_dims)])
@@ -163,7 +167,9 @@ class NumpySampler:
 
     def __call__(self, observations: Observations) -> np.ndarray:
         if self._next == len(self._block):
-            self._block, self._next = self._draw(), 0
+            # Twice the steps of the last block, so that short rollouts do not pay for numbers that they throw away.
+            n_steps = min(max(2 * len(self._block), 16), max(1, NOISE_BLOCK // int(np.prod(self._noise_shape))))
+            self._block, self._next = self._draw((n_steps, *self._noise_shape)), 0
         noise = self._block[self._next]
         self._next += 1
         return self._to_actions(self.distribution_parameters(observations), noise)

@@ -1,0 +1,276 @@
+"""Environments whose returns and gradients are known, and how to read a gradient off the algorithm."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_reinforce import REINFORCE
+
+
+class RewardListEnv(gym.Env):
+    """Pays the given rewards one after the other, then ends. Observation t of the episode is filled with t."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, rewards: list[float], truncated: bool = False):
+        self.rewards, self.truncated, self.t = rewards, truncated, 0
+
+    def _observation(self) -> np.ndarray:
+        return np.full(2, self.t, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = self.rewards[self.t]
+        self.t += 1
+        ended = self.t == len(self.rewards)
+        return self._observation(), reward, ended and not self.truncated, ended and self.truncated, {}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One way an episode can go: what happens in it, and the probability of the environment's part of it."""
+
+    states: list[int]
+    actions: list[int]
+    rewards: list[float]
+    env_probability: float
+
+
+class MDP:
+    """
+    A small MDP with random episode lengths: P[s, a, s'], the rest of the probability terminates.
+
+    :param transitions: P, shape [S, A, S], rows sum to at most 1
+    :param rewards: r(s, a), shape [S, A]
+    :param start: distribution of s_0, shape [S]
+    :param horizon: the episode is truncated after so many steps
+    """
+
+    def __init__(self, transitions: Any, rewards: Any, start: Any, horizon: int):
+        self.transitions, self.rewards = np.asarray(transitions, float), np.asarray(rewards, float)
+        self.start, self.horizon = np.asarray(start, float), horizon
+        self.n_states, self.n_actions = self.rewards.shape
+
+    def trajectories(self) -> list[Trajectory]:
+        """All of them."""
+        found: list[Trajectory] = []
+
+        def go_on(states: list[int], actions: list[int], rewards: list[float], probability: float) -> None:
+            state = states[-1]
+            for action in range(self.n_actions):
+                acts, rews = [*actions, action], [*rewards, float(self.rewards[state, action])]
+                ends = 1.0 if len(acts) == self.horizon else 1.0 - self.transitions[state, action].sum()
+                if ends > 1e-12:
+                    found.append(Trajectory(states, acts, rews, probability * ends))
+                if len(acts) < self.horizon:
+                    for following in np.flatnonzero(self.transitions[state, action]):
+                        go_on([*states, int(following)], acts, rews, probability * self.transitions[state, action, following])
+
+        for state in np.flatnonzero(self.start):
+            go_on([int(state)], [], [], float(self.start[state]))
+        return found
+
+    def exact_gradient(self, logits: th.Tensor, gamma: float, discount_state: bool) -> th.Tensor:
+        """
+        sum_t gamma^(c t) E[grad log pi(a_t|s_t) Q_t(s_t, a_t)] by dynamic programming, gradient by logits [S, A].
+
+        With ``discount_state`` this is the gradient of the expected discounted return.
+        """
+        logits = logits.detach().double().requires_grad_()
+        policy = logits.softmax(dim=1).detach()
+        transitions, rewards = th.as_tensor(self.transitions), th.as_tensor(self.rewards)
+        values = [th.zeros(self.n_states, dtype=th.float64)]
+        action_values = []
+        for _ in range(self.horizon):  # backwards in time
+            action_values.append(rewards + gamma * transitions @ values[-1])
+            values.append((policy * action_values[-1]).sum(1))
+        visits, objective = th.as_tensor(self.start), th.zeros((), dtype=th.float64)
+        for t, q in enumerate(reversed(action_values)):
+            score_weight = visits[:, None] * policy * q * (gamma**t if discount_state else 1.0)
+            objective = objective + (score_weight * logits.log_softmax(dim=1)).sum()
+            visits = th.einsum("s,sa,sat->t", visits, policy, transitions)
+        return th.autograd.grad(objective, logits)[0]
+
+    def expected_length(self, logits: th.Tensor) -> float:
+        policy = logits.softmax(dim=1).double()
+        visits, total = th.as_tensor(self.start), 0.0
+        for _ in range(self.horizon):
+            total += float(visits.sum())
+            visits = th.einsum("s,sa,sat->t", visits, policy, th.as_tensor(self.transitions))
+        return total
+
+
+# Ten trajectories of one or two steps: few enough to enumerate all batches of them.
+SMALL = MDP(
+    transitions=[[[0.2, 0.3], [0.1, 0.6]], [[0.3, 0.3], [0.0, 0.5]]],
+    rewards=[[1.0, -0.5], [2.0, 0.3]],
+    start=[1.0, 0.0],
+    horizon=2,
+)
+# Up to seven steps: to be sampled.
+LARGER = MDP(
+    transitions=[
+        [[0.3, 0.3, 0.1], [0.1, 0.2, 0.3]],
+        [[0.2, 0.5, 0.2], [0.4, 0.0, 0.2]],
+        [[0.1, 0.1, 0.6], [0.6, 0.3, 0.0]],
+    ],
+    rewards=[[1.0, 0.0], [-1.0, 0.5], [2.0, -0.5]],
+    start=[0.6, 0.4, 0.0],
+    horizon=7,
+)
+
+
+class MDPEnv(gym.Env):
+    """Plays an MDP; the observation is the state, one-hot."""
+
+    def __init__(self, mdp: MDP):
+        self.mdp = mdp
+        self.observation_space = spaces.Box(0, 1, (mdp.n_states,), np.float32)
+        self.action_space = spaces.Discrete(mdp.n_actions)
+
+    def _draw(self, probabilities: np.ndarray) -> int:
+        return int(np.searchsorted(np.cumsum(probabilities), self.np_random.random(), side="right"))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t, self.state = 0, self._draw(self.mdp.start)
+        return np.eye(self.mdp.n_states, dtype=np.float32)[self.state], {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = float(self.mdp.rewards[self.state, action])
+        following = self._draw(self.mdp.transitions[self.state, action])
+        self.t += 1
+        terminated = following == self.mdp.n_states
+        self.state = self.state if terminated else following
+        observation = np.eye(self.mdp.n_states, dtype=np.float32)[self.state]
+        return observation, reward, terminated, not terminated and self.t == self.mdp.horizon, {}
+
+
+class ScriptedEnv(gym.Env):
+    """Plays the trajectories of ``script`` one after the other, from the first again at a seeded reset."""
+
+    def __init__(self, mdp: MDP):
+        self.observation_space = spaces.Box(0, 1, (mdp.n_states,), np.float32)
+        self.action_space = spaces.Discrete(mdp.n_actions)
+        self.script = mdp.trajectories()[:1]
+        self.position = self.t = 0
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self.script[self.position % len(self.script)]
+
+    @property
+    def scripted_action(self) -> int:
+        return self.trajectory.actions[self.t]
+
+    def _observation(self, t: int) -> np.ndarray:
+        return np.eye(self.observation_space.shape[0], dtype=np.float32)[self.trajectory.states[t]]
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.position = 0 if seed is not None else self.position + 1
+        self.t = 0
+        return self._observation(0), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert action == self.scripted_action
+        reward = self.trajectory.rewards[self.t]
+        self.t += 1
+        ended = self.t == len(self.trajectory.actions)
+        return self._observation(self.t - 1 if ended else self.t), reward, ended, False, {}
+
+
+def scripted_sampler(env: DummyVecEnv) -> Callable[..., Callable[[Any], np.ndarray]]:
+    """What to put in the place of ``make_sampler``: the actions of the scripts."""
+
+    def make_sampler(*_: Any) -> Callable[[Any], np.ndarray]:
+        return lambda observations: np.array([e.unwrapped.scripted_action for e in env.envs])
+
+    return make_sampler
+
+
+def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
+    """A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping."""
+    defaults: dict[str, Any] = dict(
+        learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=0.8, seed=0, device="cpu", n_value_epochs=1
+    )
+    defaults.update(kwargs)
+    model = REINFORCE(
+        "MlpPolicy",
+        env,
+        policy_kwargs=dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD),
+        **defaults,
+    )
+    with th.no_grad():
+        weight = model.policy.action_net.weight
+        weight.copy_(th.linspace(-0.6, 0.9, weight.numel()).reshape(weight.shape))
+        model.policy.action_net.bias.zero_()
+        model.policy.value_net.weight.copy_(th.linspace(0.5, 1.5, weight.shape[1])[None])
+        model.policy.value_net.bias.fill_(0.1)
+    model._setup_learn(10**9)
+    return model
+
+
+def logits(model: REINFORCE) -> th.Tensor:
+    """The logits [S, A] of a tabular model."""
+    return (model.policy.action_net.weight + model.policy.action_net.bias[:, None]).detach().T.clone()
+
+
+class NoCallback(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
+def one_update(model: REINFORCE) -> th.Tensor:
+    """Play and train once; the change of the logits' weights, shape [S, A], with the parameters put back as they were."""
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    average = getattr(model._baseline, "average", None)
+    callback = NoCallback()
+    callback.init_callback(model)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model.train()
+    change = (model.policy.action_net.weight.double() - before["action_net.weight"].double()).detach().T
+    model.policy.load_state_dict(before)
+    if hasattr(model._baseline, "average"):
+        model._baseline.average = average
+    return change
+
+
+def scripts_by_episodes(mdp: MDP, n_episodes: int) -> Iterator[tuple[list[Trajectory], th.Tensor]]:
+    """All sequences of ``n_episodes`` trajectories."""
+    if n_episodes == 0:
+        yield []
+        return
+    for rest in scripts_by_episodes(mdp, n_episodes - 1):
+        for trajectory in mdp.trajectories():
+            yield [*rest, trajectory]
+
+
+def scripts_by_steps(mdp: MDP, n_steps: int) -> Iterator[list[Trajectory]]:
+    """All sequences of trajectories that stop with the first episode to end at or behind step ``n_steps``."""
+    if n_steps <= 0:
+        yield []
+        return
+    for trajectory in mdp.trajectories():
+        for rest in scripts_by_steps(mdp, n_steps - len(trajectory.actions)):
+            yield [trajectory, *rest]
+
+
+def script_probability(script: list[Trajectory], log_policy: th.Tensor) -> float:
+    """Probability of a script: the environment's part times the policy's. ``log_policy``: log pi, shape [S, A]."""
+    total = 1.0
+    for trajectory in script:
+        total *= trajectory.env_probability * float(th.exp(log_policy[trajectory.states, trajectory.actions].sum()))
+    return total

@@ -1,0 +1,232 @@
+"""
+The heart of it: the expected update, read off the parameters after one SGD step, is the exact gradient.
+
+Every variant known to be wrong stands here too, as what these tests must detect.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import sb3_reinforce.reinforce
+from sb3_reinforce import REINFORCE, Baseline
+from sb3_reinforce.buffers import EpisodeTracker
+from sb3_reinforce.sampling import TorchSampler
+from tests.envs import (
+    LARGER,
+    MDP,
+    SMALL,
+    MDPEnv,
+    ScriptedEnv,
+    logits,
+    one_update,
+    script_probability,
+    scripted_sampler,
+    scripts_by_episodes,
+    scripts_by_steps,
+    tabular_model,
+)
+
+ESTIMATORS = [
+    dict(returns="reward_to_go", discount_state=False),
+    dict(returns="reward_to_go", discount_state=True),
+    dict(returns="episode"),
+]
+UNBIASED = ["none", "leave_one_out", "per_step", "moving_average", "value"]
+
+
+def expected_update(monkeypatch: Any, n_envs: int, mdp: MDP = SMALL, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
+    """The exact expectation of the update over all batches that the MDP can give, and the model."""
+    env = DummyVecEnv([lambda: ScriptedEnv(mdp)] * n_envs)
+    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", scripted_sampler(env))
+    model = tabular_model(env, **kwargs)
+    if isinstance(model._baseline, sb3_reinforce.baselines.MovingAverageBaseline):
+        model._baseline.average = 0.7  # as if of earlier batches
+    if model.n_episodes is None:
+        per_env = list(scripts_by_steps(mdp, model.n_steps))
+    else:
+        per_env = list(scripts_by_episodes(mdp, model.n_episodes // n_envs))
+    log_policy = logits(model).log_softmax(dim=1)
+    expected, total = th.zeros(mdp.n_states, mdp.n_actions, dtype=th.float64), 0.0
+    for scripts in itertools.product(per_env, repeat=n_envs):
+        probability = float(np.prod([script_probability(script, log_policy) for script in scripts]))
+        for scripted, script in zip(env.envs, scripts, strict=True):
+            scripted.unwrapped.script = script
+        expected += probability * one_update(model)
+        total += probability
+    assert total == pytest.approx(1.0, abs=1e-6)
+    return expected, model
+
+
+def exact(model: REINFORCE) -> th.Tensor:
+    discounted = model.discount_state or model.returns == "episode"
+    return SMALL.exact_gradient(logits(model), model.gamma, discounted)
+
+
+def test_exact_gradient_is_that_of_the_enumerated_return():
+    """The dynamic programme against autograd through the probability of every trajectory: two ways to one number."""
+    weights = th.tensor([[0.4, -0.3], [0.2, 0.9]], dtype=th.float64, requires_grad=True)
+    log_policy, gamma = weights.log_softmax(dim=1), 0.8
+    expected_return = sum(
+        trajectory.env_probability
+        * th.exp(log_policy[trajectory.states, trajectory.actions].sum())
+        * sum(gamma**t * reward for t, reward in enumerate(trajectory.rewards))
+        for trajectory in SMALL.trajectories()
+    )
+    th.testing.assert_close(
+        SMALL.exact_gradient(weights, gamma, discount_state=True), th.autograd.grad(expected_return, weights)[0]
+    )
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: "-".join(map(str, e.values())))
+@pytest.mark.parametrize("baseline", UNBIASED)
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_n_episodes_is_exact(monkeypatch, estimator, baseline, n_envs):
+    expected, model = expected_update(monkeypatch, n_envs, n_episodes=2, baseline=baseline, **estimator)
+    th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: "-".join(map(str, e.values())))
+@pytest.mark.parametrize(
+    ("baseline", "n_envs"), [(b, n) for b in UNBIASED for n in (1, 2) if n == 2 or b not in ("leave_one_out", "per_step")]
+)
+def test_n_steps_has_the_exact_direction(monkeypatch, estimator, baseline, n_envs):
+    """
+    Wald's identity: E[sum over the episodes] = E[number of episodes] * gradient, so dividing by the fixed
+    n_steps * n_envs only scales it. The expected number is sum over scripts of P(script) * len(script).
+    """
+    expected, model = expected_update(monkeypatch, n_envs, n_steps=2, baseline=baseline, **estimator)
+    log_policy = logits(model).log_softmax(dim=1)
+    n_episodes = sum(script_probability(s, log_policy) * len(s) for s in scripts_by_steps(SMALL, 2))
+    th.testing.assert_close(expected, exact(model) * n_episodes / 2, atol=1e-6, rtol=0)
+
+
+def test_three_episodes_of_one_environment(monkeypatch):
+    """N = 3: the leave-one-out mean is of two episodes, and per_step meets a t where only one of them lives."""
+    for baseline in ("leave_one_out", "per_step"):
+        expected, model = expected_update(monkeypatch, 1, n_episodes=3, baseline=baseline)
+        th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
+
+
+def cosine(a: th.Tensor, b: th.Tensor) -> float:
+    return float(th.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+
+
+# --- wrong variants, each detected ------------------------------------------------------------------------------
+
+
+class FittedBeforeUse(Baseline):
+    """A value baseline fitted to the returns before it predicts them: the mean return of each state in this batch."""
+
+    def predict(self, episodes):
+        states = episodes.observations.argmax(dim=1)
+        sums = th.zeros(2, dtype=th.float64).index_add_(0, states, episodes.returns)
+        return (sums / th.bincount(states, minlength=2).clamp(min=1))[states]
+
+
+def test_detects_a_value_baseline_fitted_before_use(monkeypatch):
+    expected, model = expected_update(monkeypatch, 1, n_episodes=2, baseline=FittedBeforeUse())
+    assert (expected - exact(model)).abs().max() > 0.05
+
+
+def test_detects_a_mean_that_includes_its_own_sample(monkeypatch):
+    """With N = 2 and equal lengths, R_i - mean = (R_i - R_j) / 2: half the step of leave-one-out."""
+    expected, model = expected_update(monkeypatch, 1, n_episodes=2, baseline="mean", returns="episode")
+    assert (expected - exact(model)).abs().max() > 0.05
+    assert float(expected.norm() / exact(model).norm()) == pytest.approx(0.5, abs=0.2)
+
+
+def test_detects_a_ratio_divisor(monkeypatch):
+    """Few episodes, divided by their random number: not even the direction is right. The fixed divisor's is."""
+    # Action 0 ends the episode; going on pays less at each step. Short episodes are many, and a large divisor: the ratio
+    # estimator undervalues them so much that here it points the other way.
+    goes_on = MDP([[[0, 0], [0, 1]], [[0, 0], [1, 0]]], rewards=[[3, 2], [1, -1]], start=[1, 0], horizon=3)
+    ratio, model = expected_update(monkeypatch, 1, goes_on, n_steps=3, loss_reduction="episode")
+    fixed, _ = expected_update(monkeypatch, 1, goes_on, n_steps=3, loss_reduction="step")
+    truth = goes_on.exact_gradient(logits(model), model.gamma, discount_state=False)
+    assert cosine(fixed, truth) == pytest.approx(1.0, abs=1e-6)
+    assert cosine(ratio, truth) < 0
+
+
+def test_detects_a_dropped_last_reward(monkeypatch):
+    def without_last_reward(rewards, lengths, gamma, last_values=None):
+        rewards = rewards.clone()
+        rewards[lengths.cumsum(0) - 1] = 0.0
+        return sb3_reinforce.returns.reward_to_go(rewards, lengths, gamma, last_values)
+
+    monkeypatch.setattr(sb3_reinforce.reinforce, "reward_to_go", without_last_reward)
+    expected, model = expected_update(monkeypatch, 1, n_episodes=2)
+    assert (expected - exact(model)).abs().max() > 0.05
+
+
+class FirstToFinish(EpisodeTracker):
+    """Takes the first ``n_episodes`` that end in any environment: those are the short ones."""
+
+    def end_episodes(self, dones, infos):
+        ended = super().end_episodes(dones, infos)
+        total = self.quota * len(self._playing)
+        del self.episodes[total:]
+        self._playing[:] = self.is_playing = len(self.episodes) < total
+        return ended
+
+
+# --- sampled: the real loop, the real streams ---------------------------------------------------------------------
+
+
+def assert_within(samples: list[th.Tensor], truth: th.Tensor, standard_errors: float) -> None:
+    stacked = th.stack(samples)
+    error = (stacked.mean(0) - truth) / (stacked.std(0) / len(stacked) ** 0.5)
+    assert error.abs().max() < standard_errors, f"off by {error.abs().max():.1f} standard errors"
+
+
+def sampled_updates(n_updates: int, n_envs: int = 1, **kwargs: Any) -> tuple[list[th.Tensor], REINFORCE]:
+    env = DummyVecEnv([lambda: MDPEnv(LARGER)] * n_envs)
+    model = tabular_model(env, **kwargs)
+    return [one_update(model) for _ in range(n_updates)], model
+
+
+@pytest.mark.parametrize("use_torch", [False, True], ids=["numpy", "torch"])
+@pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
+def test_sampled_gradient(monkeypatch, returns, use_torch):
+    """10,000 episodes on two environments, played by the real samplers: within 4 standard errors."""
+    if use_torch:
+        monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", lambda policy, *_: TorchSampler(policy))
+    updates, model = sampled_updates(1250, n_envs=2, n_episodes=8, baseline="leave_one_out", returns=returns)
+    truth = LARGER.exact_gradient(logits(model), model.gamma, returns == "episode")
+    assert_within(updates, truth, 4.0)
+
+
+def test_sampled_gradient_with_n_steps():
+    """Some 10,000 episodes on three environments, n_steps=6: the direction is right (the scale by Wald's identity)."""
+    updates, model = sampled_updates(1500, n_envs=3, n_steps=6, baseline="value")
+    truth = LARGER.exact_gradient(logits(model), model.gamma, False)
+    # E[number of episodes] is estimated from the same rollouts: sum of steps / sum of episodes needs no gradient.
+    mean_update = th.stack(updates).mean(0)
+    scale = float((mean_update * truth).sum() / (truth * truth).sum())
+    assert_within(updates, scale * truth, 4.0)
+    assert 0.3 < scale < 1.0
+
+
+def test_detects_an_actor_that_shares_the_environments_stream(monkeypatch):
+    """gymnasium's reset(seed=s) is default_rng(s): an actor seeded alike plays the environment's own numbers."""
+    original = REINFORCE._stream_seed
+    monkeypatch.setattr(REINFORCE, "_stream_seed", lambda self, stream: original(self, 0))
+    updates, model = sampled_updates(5000, n_episodes=2)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
+
+
+def test_independent_streams_pass_where_the_shared_one_fails():
+    updates, model = sampled_updates(5000, n_episodes=2)
+    assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
+
+
+def test_detects_first_to_finish(monkeypatch):
+    monkeypatch.setattr(sb3_reinforce.reinforce, "EpisodeTracker", FirstToFinish)
+    updates, model = sampled_updates(2500, n_envs=4, n_episodes=4)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
