@@ -258,7 +258,7 @@ class StepInfos(list[dict[str, Any]]):
 
     def _make(self, env: int) -> dict[str, Any]:
         """
-        :param env: index of an environment whose dict is missing, not negative
+        :param env: index of an environment whose dict is missing
         :return: its new dict, which the list keeps
         """
         if self._ended_missing:
@@ -315,8 +315,7 @@ class StepInfos(list[dict[str, Any]]):
             return list.__getitem__(self, key)
         info: dict[str, Any] | None = list.__getitem__(self, key)
         if info is None:
-            env = as_index(key)
-            return self._make(env if env >= 0 else env + len(self))
+            return self._make(as_index(key))
         return info
 
     def __setitem__(self, key: SupportsIndex | slice, value: Any, /) -> None:
@@ -620,7 +619,7 @@ class VectorEnvAdapter(VecEnv):
             # It would warn of a seed at every reset
             result = self.env.reset(options=options) if options else self.env.reset()
         else:
-            result = self.env.reset(seed=seed, options=dict(options) if options else None)
+            result = self.env.reset(seed=seed, options=options or None)
         obs, infos = result
         if not isinstance(infos, dict):
             raise ValueError(

@@ -31,6 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import VectorEnvAdapter, vectorize
 
 N_ENVS = 3
@@ -362,8 +363,9 @@ def test_reset_right_after_an_end(mode: AutoresetMode) -> None:
         ours.seed(0)
         ours.reset()
         for _step in range(2):
-            dones = ours.step(np.zeros(N_ENVS, dtype=int))[2]
+            dones, infos = ours.step(np.zeros(N_ENVS, dtype=int))[2:]
         assert dones.all()
+        assert [info["episode"]["l"] for info in infos] == [2, 2, 2]
 
 
 def test_seeds_are_used_once() -> None:
@@ -460,6 +462,10 @@ def test_changed_infos_stay_in_their_step() -> None:
         set() if later[0]["count"] % 2 == 0 else {"sometimes"}
     )
     assert infos[1] == {"whole": "new"}
+    _, infos = infos_of_a_step_with_an_end()
+    infos[0] = {"whole": "new"}
+    assert infos[1]["count"] == 1
+    assert list(infos)[:1] == [{"whole": "new"}]
 
 
 def test_infos_read_late_are_those_of_their_step() -> None:
@@ -654,6 +660,15 @@ def test_a2c_learns_the_same_as_with_dummy_vec_env() -> None:
     parameters = []
     for env in (VectorEnvAdapter(SyncVectorEnv(env_fns())), reference()):
         model = A2C("MlpPolicy", env, n_steps=8, seed=1, policy_kwargs={"net_arch": [4]}, device="cpu").learn(240)
+        parameters.append(model.policy.state_dict())
+    for name, value in parameters[0].items():
+        np.testing.assert_array_equal(value, parameters[1][name], err_msg=name)
+
+
+def test_reinforce_learns_the_same_as_with_dummy_vec_env() -> None:
+    parameters = []
+    for env in (VectorEnvAdapter(SyncVectorEnv(env_fns())), reference()):
+        model = REINFORCE("MlpPolicy", env, n_steps=8, seed=1, policy_kwargs={"net_arch": [4]}, device="cpu").learn(240)
         parameters.append(model.policy.state_dict())
     for name, value in parameters[0].items():
         np.testing.assert_array_equal(value, parameters[1][name], err_msg=name)
