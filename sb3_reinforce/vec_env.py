@@ -235,6 +235,19 @@ class EndedEpisodes:
     infos: dict[str, Any]
 
 
+@dataclass(slots=True, eq=False)
+class _ResetInfos:
+    """
+    What a reset of some environments said.
+
+    :param infos: the vector environment's infos
+    :param n_rows: number of rows in them
+    """
+
+    infos: dict[str, Any]
+    n_rows: int
+
+
 class StepInfos(list[dict[str, Any]]):
     """
     The infos of one step: a list of dicts, which are made when they are first looked at.
@@ -417,6 +430,10 @@ class VectorEnvAdapter(VecEnv):
         self._action_shape = (n_envs, *action_space.shape)
         self._action_dtype: np.dtype = np.dtype(action_space.dtype)
 
+        # Of each environment, what its last reset said, and where; None if that is in `_reset_infos` already
+        self._reset_sources = np.full(n_envs, None, dtype=object)
+        self._reset_rows = np.zeros(n_envs, dtype=np.int64)
+        self._reset_infos_are_old = self._has_reset_infos = False
         super().__init__(n_envs, observation_space, action_space)
         # VecVideoRecorder reads render_fps here; the autoreset mode is not the adapter's
         own_metadata = {key: value for key, value in env.metadata.items() if key != "autoreset_mode"}
@@ -441,7 +458,6 @@ class VectorEnvAdapter(VecEnv):
             env_id = "None" if self.spec is None else self.spec.id
             self._results_writer = ResultsWriter(monitor_file, header={"t_start": self._t_start, "env_id": env_id})
         self._blank: list[Any] = [None] * n_envs
-        self._has_reset_infos = False
         self._seed_warned = False
 
     # ---- What can be adapted -------------------------------------------------------------------------------------------
@@ -634,9 +650,39 @@ class VectorEnvAdapter(VecEnv):
         self._actions = None
         self._reset_seeds()
         self._reset_options()
-        self._has_reset_infos = bool(infos)
-        self.reset_infos = [_info_of(infos, i, self.num_envs) for i in range(self.num_envs)]
+        everyone = np.arange(self.num_envs)
+        self._note_reset(everyone, infos, everyone, self.num_envs)
         return obs
+
+    def _note_reset(self, ids: np.ndarray, infos: dict[str, Any], rows: np.ndarray, n_rows: int) -> None:
+        """
+        Keep what a reset said, for who asks :attr:`reset_infos`.
+
+        :param ids: the environments
+        :param infos: the vector environment's infos
+        :param rows: rows of the environments in the infos
+        :param n_rows: number of rows in the infos
+        """
+        self._has_reset_infos = self._has_reset_infos or bool(infos)
+        if self._has_reset_infos:
+            self._reset_sources[ids] = _ResetInfos(infos if self._fresh else _copy_arrays(infos), n_rows)
+            self._reset_rows[ids] = rows
+            self._reset_infos_are_old = True
+
+    @property
+    def reset_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """What the last reset of each environment said; made when it is asked for."""
+        if self._reset_infos_are_old:
+            self._reset_infos_are_old = False
+            for env, (source, row) in enumerate(zip(self._reset_sources, self._reset_rows.tolist(), strict=True)):
+                if source is not None:
+                    self._reset_infos[env] = _info_of(source.infos, row, source.n_rows)
+            self._reset_sources[:] = None
+        return self._reset_infos
+
+    @reset_infos.setter
+    def reset_infos(self, infos: list[dict[str, Any]]) -> None:
+        self._reset_infos = infos
 
     def step_async(self, actions: np.ndarray) -> None:
         """
@@ -706,10 +752,7 @@ class VectorEnvAdapter(VecEnv):
             terminal_obs, final_infos = _rows(obs, ids), infos
             first_obs, reset_infos, rows, n_rows = self._reset_ended(ids, dones, obs)
             _set_rows(obs, ids, first_obs)
-        if reset_infos or self._has_reset_infos:
-            self._has_reset_infos = True
-            for env, row in zip(ids.tolist(), rows.tolist(), strict=True):
-                self.reset_infos[env] = _info_of(reset_infos, row, n_rows)
+        self._note_reset(ids, reset_infos, rows, n_rows)
         returns = lengths = None
         if self._own_monitor:
             returns, lengths = self._returns[ids], self._n_steps - self._starts[ids]
