@@ -422,7 +422,7 @@ class VectorEnvAdapter(VecEnv):
         self._closed = False
         # Vector wrappers do not pass get_attr and call on: attributes are asked of the innermost
         self._base = env if self._is_envpool else env.unwrapped
-        if self._is_envpool:
+        if _is_envpool(self._base):
             self._check_envpool()
         n_envs, observation_space, action_space = self._checked_spaces()
         self._actions: np.ndarray | None = None
@@ -436,7 +436,7 @@ class VectorEnvAdapter(VecEnv):
         self._reset_infos_are_old = self._has_reset_infos = False
         super().__init__(n_envs, observation_space, action_space)
         # VecVideoRecorder reads render_fps here; the autoreset mode is not the adapter's
-        own_metadata = {key: value for key, value in env.metadata.items() if key != "autoreset_mode"}
+        own_metadata = {key: value for key, value in getattr(env, "metadata", {}).items() if key != "autoreset_mode"}
         self.metadata = {**own_metadata, **self.metadata}
 
         self._masked_reset = masked_reset
@@ -466,6 +466,11 @@ class VectorEnvAdapter(VecEnv):
         """
         :raises ValueError: if it is an EnvPool that steps other than all single-player environments at once
         """
+        if not self._is_envpool:
+            raise ValueError(
+                f"VectorEnvAdapter needs an EnvPool without wrappers of gymnasium, which take its spaces for those of all "
+                f"environments, got {type(self.env).__name__}: put SB3's VecEnvWrapper around the adapter instead"
+            )
         config = self.env.config
         if not hasattr(self.env, "action_space"):
             raise ValueError(
@@ -531,7 +536,7 @@ class VectorEnvAdapter(VecEnv):
         """
         mode = self.env.metadata.get("autoreset_mode") if hasattr(self.env, "metadata") else None
         if self._is_envpool:
-            return self._reset_envpool
+            return self._reset_envpool if self._masked_reset is None else self._reset_by_mask
         try:
             mode = AutoresetMode(mode)
         except ValueError:
@@ -550,6 +555,8 @@ class VectorEnvAdapter(VecEnv):
                     f"{cures[0]}"
                 )
         if mode is AutoresetMode.SAME_STEP:
+            if self._masked_reset is not None:
+                raise ValueError(f"masked_reset is not for {mode}, in which environments reset themselves: leave it out")
             return None
         if self._masked_reset is not None:
             return self._reset_by_mask

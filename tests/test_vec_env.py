@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorRewardWrapper
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import (
     DictInfoToList,
@@ -905,6 +905,14 @@ def test_envpool_of_deepmind_is_refused() -> None:
         VectorEnvAdapter(pool)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_wrapped_envpool_is_refused() -> None:
+    envpool = pytest.importorskip("envpool")
+    pool = envpool.make("CartPole-v1", env_type="gymnasium", num_envs=2)
+    with pytest.raises(ValueError, match=r"an EnvPool without wrappers of gymnasium.*got VectorRewardWrapper"):
+        VectorEnvAdapter(VectorRewardWrapper(pool))
+
+
 def test_masked_reset_for_another_environment() -> None:
     masks = []
 
@@ -922,6 +930,8 @@ def test_masked_reset_for_another_environment() -> None:
         # Environment i ends after 2 + i steps
         assert lengths == [[2] * 6, [3] * 4, [4] * 3]
     assert masks[0].tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"masked_reset is not for AutoresetMode.SAME_STEP"):
+        VectorEnvAdapter(OtherVectorEnv(AutoresetMode.SAME_STEP), masked_reset=masked_reset)
 
 
 def test_disabled_environment_that_ignores_the_mask_is_found_out() -> None:
