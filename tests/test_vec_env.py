@@ -468,22 +468,35 @@ def test_changed_infos_stay_in_their_step() -> None:
     assert list(infos)[:1] == [{"whole": "new"}]
 
 
+def test_reset_infos_stay_until_the_next_reset() -> None:
+    ours, _ = infos_of_a_step_with_an_end()
+    assert ours.reset_infos == [{"start": 2}, {"start": 1}]
+    ours.reset_infos[0]["mine"] = ours.reset_infos[1]["mine"] = 1
+    for _ in range(2):
+        ours.step(np.array([0, 0]))
+    # Environment 0 has ended again, environment 1 has not
+    assert ours.reset_infos == [{"start": 3}, {"start": 1, "mine": 1}]
+
+
 def test_infos_read_late_are_those_of_their_step() -> None:
     class Reuses(SyncVectorEnv):
         """Hands out one array of infos again and again."""
 
         shared = np.zeros(N_ENVS)
 
+        def reset(self, **kwargs: Any) -> Any:
+            return super().reset(**kwargs)[0], {"shared": self.shared}
+
         def step(self, actions: Any) -> Any:
             self.shared += 1
             return (*super().step(actions)[:4], {"shared": self.shared, "deep": {"shared": self.shared}, "fps": 30})
 
-    ours = VectorEnvAdapter(Reuses(env_fns()))
+    ours = VectorEnvAdapter(Reuses(env_fns(lengths=(9,))))
     ours.reset()
-    Reuses.shared[:] = 0
     steps = [ours.step(np.zeros(N_ENVS, dtype=int))[3] for _ in range(3)]
     assert [infos[1]["shared"] for infos in steps] == [1, 2, 3]
     assert [infos[1]["deep"]["shared"] for infos in steps] == [1, 2, 3]
+    assert ours.reset_infos == [{"shared": 0}] * N_ENVS
     # No row per environment: everyone's
     assert steps[0][2]["fps"] == 30
 
