@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
@@ -251,7 +251,7 @@ class REINFORCE(OnPolicyAlgorithm):
         else:
             zeros = np.zeros((1, *self.observation_space.shape), self.observation_space.dtype)  # type: ignore[misc]
         obs_tensor = obs_as_tensor(zeros, self.device)
-        action = th.zeros((1, *self.action_space.shape), device=self.device)  # type: ignore[misc]
+        action = th.zeros((1, get_action_dim(self.action_space)), device=self.device)
         log_prob, entropy = self._log_prob_and_entropy(obs_tensor, action)
         policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
@@ -742,10 +742,8 @@ class REINFORCE(OnPolicyAlgorithm):
         ]  # fmt: skip
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts = ["policy", "policy.optimizer"]
-        if "values" in self._baseline.needs:
-            state_dicts.append("value_optimizer")
-        return state_dicts, []
+        value_optimizer = ["value_optimizer"] if "values" in self._baseline.needs else []
+        return ["policy", *value_optimizer, "policy.optimizer"], []
 
     def save(
         self,

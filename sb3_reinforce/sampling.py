@@ -6,8 +6,9 @@ MLP on the CPU an action is three small matrix products, which NumPy does in mic
 with the torch parameters. Everything else goes through torch. Both draw from the same distribution.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -24,22 +25,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-Observations = np.ndarray | dict[str, np.ndarray]
-
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
 NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
-
-
-class Sampler(Protocol):
-    """Observations of all environments to one action each, drawn from the current policy."""
-
-    def __call__(self, observations: Observations) -> np.ndarray:
-        """
-        :param observations: as the VecEnv gives them, first axis ``n_envs``
-        :return: actions as the policy draws them (not yet clipped to the bounds), shape [n_envs, *action_space.shape]
-        """
 
 
 def policy_class(policy: nn.Module) -> type:
@@ -47,14 +36,14 @@ def policy_class(policy: nn.Module) -> type:
     return type(getattr(policy, "_orig_mod", policy))
 
 
-def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Sampler:
+def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
     """
     :param policy: the policy to act with; a sampler is made for one rollout and not kept
     :param n_envs: number of environments
-    :param rng: random numbers of the NumPy sampler; the torch sampler takes torch's global generator
+    :param rng: source of the noise; distributions that NumPy does not know take torch's global generator
     :return: the NumPy sampler where it is exact, else the torch sampler
     """
-    return TorchSampler(policy) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
+    return TorchSampler(policy, rng) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
 
 
 def needs_torch(policy: nn.Module) -> str | None:
@@ -94,85 +83,61 @@ def needs_torch(policy: nn.Module) -> str | None:
     return None
 
 
-class TorchSampler:
+class Sampler(ABC):
     """
-    Samples from any policy, without value or log-probability unless the policy's class overrides ``forward``.
+    Observations of all environments to one action each, drawn from the current policy.
+
+    The network is the subclass's; the draw is the same for all. Discrete actions by the Gumbel-max trick:
+    argmax_k(logit_k + G_k) is distributed as softmax(logits). One bit of MultiBinary likewise: logit + logistic noise > 0.
+    Box actions: mean + std * normal noise.
 
     :param policy: the policy to act with
-    """
-
-    def __init__(self, policy: ActorCriticPolicy):
-        self.policy = policy
-        self.overrides_forward = policy_class(policy).forward is not ActorCriticPolicy.forward  # type: ignore[attr-defined]
-
-    @th.inference_mode()
-    def __call__(self, observations: Observations) -> np.ndarray:
-        obs_tensor = obs_as_tensor(observations, self.policy.device)
-        if self.overrides_forward:
-            actions = self.policy(obs_tensor)[0]
-        else:
-            actions = self.policy.get_distribution(obs_tensor).get_actions()
-        return actions.cpu().numpy().reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
-
-
-class NumpySampler:
-    """
-    Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
-
-    Discrete actions by the Gumbel-max trick: argmax_k(logit_k + G_k) is distributed as softmax(logits). One bit of
-    MultiBinary likewise: logit + logistic noise > 0. Box actions: mean + std * normal noise.
-
-    :param policy: the policy to act with; its parameters are seen through views, so the next update needs a new sampler
-    :param n_envs: number of environments
     :param rng: source of the noise
     """
 
-    def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
-        self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
-        self.n_envs = n_envs
-        self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
-        self.action_dtype = policy.action_space.dtype
+    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
+        self.policy, self.rng = policy, rng
+        self.action_shape: tuple[int, ...] = (-1, *policy.action_space.shape)  # type: ignore[misc]
+        self.std: np.ndarray | None = None
+        self._noise = np.empty((0,))
+        self._next = 0
         distribution = policy.action_dist
-        n_outputs = int(policy.action_net.out_features)  # type: ignore[arg-type]
-        self._noise_shape = (n_envs, n_outputs)
-        self._draw: Callable[[tuple[int, ...]], np.ndarray]
         self._to_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self._draw_noise: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: rng.gumbel(size=shape)
         if isinstance(distribution, DiagGaussianDistribution):
-            self.std = np.exp(policy.log_std.detach().numpy())
-            self._draw = lambda shape: rng.standard_normal(shape, dtype=np.float32)
+            self._draw_noise = lambda shape: rng.standard_normal(shape, dtype=np.float32)
             self._to_actions = self._gaussian
         elif isinstance(distribution, BernoulliDistribution):
-            self._draw = lambda shape: rng.logistic(size=shape)
+            self._draw_noise = lambda shape: rng.logistic(size=shape)
             self._to_actions = self._bernoulli
+        elif isinstance(distribution, MultiCategoricalDistribution):
+            self._edges = np.concatenate([[0], np.cumsum(distribution.action_dims)])
+            self._to_actions = self._multi_categorical
         else:
-            self._draw = lambda shape: rng.gumbel(size=shape)
             self._to_actions = self._categorical
-            if isinstance(distribution, MultiCategoricalDistribution):
-                self.edges = np.concatenate([[0], np.cumsum(distribution.action_dims)])
-                self._to_actions = self._multi_categorical
-        self._block = np.empty((0,))
-        self._next = 0
 
-    def distribution_parameters(self, observations: Observations) -> np.ndarray:
+    @abstractmethod
+    def distribution_parameters(self, observations: Any) -> np.ndarray:
         """
-        :param observations: first axis ``n_envs``
-        :return: the policy's logits (means for Box), shape [n_envs, n]; valid until the next call
+        :param observations: as the VecEnv gives them, first axis ``n_envs``
+        :return: the policy's logits (means for Box, whose ``std`` it sets), shape [n_envs, n]; valid until the next call
         """
-        hidden = np.asarray(observations, dtype=np.float32).reshape(self.n_envs, -1)
-        for weight, bias, activation, out in self.layers:
-            np.matmul(hidden, weight, out=out)
-            np.add(out, bias, out=out)
-            hidden = out if activation is None else activation(out)
-        return hidden
 
-    def __call__(self, observations: Observations) -> np.ndarray:
-        if self._next == len(self._block):
+    def __call__(self, observations: Any) -> np.ndarray:
+        """
+        :param observations: as the VecEnv gives them, first axis ``n_envs``
+        :return: actions as the policy draws them (not yet clipped to the bounds), shape [n_envs, *action_space.shape]
+        """
+        return self._draw(self.distribution_parameters(observations))
+
+    def _draw(self, parameters: np.ndarray) -> np.ndarray:
+        if self._next == len(self._noise):
             # Twice the steps of the last block, so that short rollouts do not pay for numbers that they throw away.
-            n_steps = min(max(2 * len(self._block), 16), max(1, NOISE_BLOCK // int(np.prod(self._noise_shape))))
-            self._block, self._next = self._draw((n_steps, *self._noise_shape)), 0
-        noise = self._block[self._next]
+            n_steps = min(max(2 * len(self._noise), 16), max(1, NOISE_BLOCK // parameters.size))
+            self._noise, self._next = self._draw_noise((n_steps, *parameters.shape)), 0
+        noise = self._noise[self._next]
         self._next += 1
-        return self._to_actions(self.distribution_parameters(observations), noise)
+        return self._to_actions(parameters, noise)
 
     def _gaussian(self, means: np.ndarray, noise: np.ndarray) -> np.ndarray:
         return (means + self.std * noise).reshape(self.action_shape)
@@ -182,11 +147,77 @@ class NumpySampler:
 
     def _multi_categorical(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
         scores = logits + noise
-        parts = [scores[:, a:b].argmax(axis=1) for a, b in zip(self.edges[:-1], self.edges[1:], strict=True)]
+        parts = [scores[:, a:b].argmax(axis=1) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
         return np.stack(parts, axis=1).reshape(self.action_shape)
 
     def _bernoulli(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        return (logits + noise > 0).astype(self.action_dtype).reshape(self.action_shape)
+        return (logits + noise > 0).astype(self.policy.action_space.dtype).reshape(self.action_shape)
+
+
+class TorchSampler(Sampler):
+    """
+    Samples from any policy, without value or log-probability unless the policy's class overrides ``forward``.
+
+    The distributions that NumPy knows are drawn from by NumPy, so that the same seed gives the same actions whichever
+    computes the network; all others (gSDE, a user's own) draw for themselves.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
+        super().__init__(policy, rng)
+        self.overrides_forward = policy_class(policy).forward is not ActorCriticPolicy.forward  # type: ignore[attr-defined]
+
+    @th.inference_mode()
+    def __call__(self, observations: Any) -> np.ndarray:
+        obs_tensor = obs_as_tensor(observations, self.policy.device)
+        if self.overrides_forward:
+            return self._as_array(self.policy(obs_tensor)[0])
+        distribution = self.policy.get_distribution(obs_tensor)
+        if type(distribution) not in DISTRIBUTIONS:
+            return self._as_array(distribution.get_actions())
+        return self._draw(self._parameters_of(distribution))
+
+    @th.inference_mode()
+    def distribution_parameters(self, observations: Any) -> np.ndarray:
+        return self._parameters_of(self.policy.get_distribution(obs_as_tensor(observations, self.policy.device)))
+
+    def _parameters_of(self, distribution: Any) -> np.ndarray:
+        drawn = distribution.distribution
+        if isinstance(distribution, DiagGaussianDistribution):
+            self.std = drawn.stddev.cpu().numpy()
+            return drawn.mean.cpu().numpy()
+        if isinstance(distribution, MultiCategoricalDistribution):
+            return th.cat([part.logits for part in drawn], dim=1).cpu().numpy()
+        return drawn.logits.cpu().numpy()
+
+    def _as_array(self, actions: th.Tensor) -> np.ndarray:
+        return actions.cpu().numpy().reshape(self.action_shape)
+
+
+class NumpySampler(Sampler):
+    """
+    Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
+
+    The parameters are seen through views, so they may change while it is in use.
+
+    :param policy: the policy to act with
+    :param n_envs: number of environments
+    :param rng: source of the noise
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
+        super().__init__(policy, rng)
+        self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
+        self.n_envs = n_envs
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self.std = np.exp(policy.log_std.detach().numpy())
+
+    def distribution_parameters(self, observations: Any) -> np.ndarray:
+        hidden = np.asarray(observations, dtype=np.float32).reshape(self.n_envs, -1)
+        for weight, bias, activation, out in self.layers:
+            np.matmul(hidden, weight, out=out)
+            np.add(out, bias, out=out)
+            hidden = out if activation is None else activation(out)
+        return hidden
 
 
 Layer = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray] | None, np.ndarray]

@@ -31,4 +31,5 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
 
 def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
-    return set(saved["param_groups"][0]) == set(own["param_groups"][0])
+    # A state without groups is damaged: torch says so when it is loaded.
+    return "param_groups" not in saved or set(saved["param_groups"][0]) == set(own["param_groups"][0])

@@ -1,0 +1,635 @@
+"""The algorithm as a Stable-Baselines3 user meets it: order, counting, updates, saving, callbacks, spaces."""
+
+import io
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from torch import nn
+
+import sb3_reinforce.reinforce
+from sb3_reinforce import REINFORCE, Baseline
+from sb3_reinforce.sampling import TorchSampler
+from tests.envs import LARGER, MDPEnv, NoCallback, RewardListEnv, one_update, tabular_model
+
+SMALL_NET = dict(net_arch=[8])
+
+
+def parameters(model) -> th.Tensor:
+    return nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+# --- one iteration -------------------------------------------------------------------------------------------------
+
+
+class Listener(BaseCallback):
+    """Writes down what happens, in order."""
+
+    def __init__(self, happened: list):
+        super().__init__()
+        self.happened = happened
+
+    def _on_rollout_start(self):
+        self.happened.append("rollout start")
+
+    def _on_step(self):
+        assert {"new_obs", "rewards", "dones", "infos", "actions", "clipped_actions", "n_steps", "env"} <= set(self.locals)
+        return True
+
+    def _on_rollout_end(self):
+        self.happened.append("rollout end")
+        assert np.isfinite(self.model.rollout_buffer.advantages).all()
+
+
+class Recorder(Baseline):
+    def __init__(self, happened: list):
+        self.happened = happened
+
+    def predict(self, episodes):
+        self.happened.append("predict")
+        return th.zeros_like(episodes.returns)
+
+    def update(self, episodes):
+        self.happened.append("update")
+
+
+def test_order_of_an_iteration(monkeypatch):
+    """Collect, predict, on_rollout_end, policy step, baseline update, logs."""
+    happened: list[str] = []
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8, baseline=Recorder(happened), seed=0)
+    step = model.policy.optimizer.step
+    monkeypatch.setattr(model.policy.optimizer, "step", lambda: (happened.append("policy step"), step())[1])
+    monkeypatch.setattr(model, "dump_logs", lambda iteration: happened.append("logs"))
+    model.learn(1, callback=Listener(happened))
+    assert happened == ["rollout start", "predict", "rollout end", "policy step", "update", "logs"]
+
+
+def test_value_baseline_predicts_before_it_is_fitted():
+    """The values of the rollout are those of the network as it was, not those that the update leaves behind."""
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, n_value_epochs=20, policy_kwargs=SMALL_NET)
+    model._setup_learn(10**6)
+    callback = NoCallback()
+    callback.init_callback(model)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    observations, values = th.as_tensor(model.rollout_buffer.observations[:, 0]), model.rollout_buffer.values[:, 0].copy()
+    np.testing.assert_allclose(model.policy.predict_values(observations).detach().numpy()[:, 0], values, atol=1e-5)
+    model.train()
+    assert np.abs(model.policy.predict_values(observations).detach().numpy()[:, 0] - values).max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_two_optimisers_move_parameters_of_their_own(shared):
+    """The policy step leaves the value's own parameters alone, the fit leaves all others; none is left out."""
+
+    class Extractor(BaseFeaturesExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space, 5)
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, observations):
+            return self.linear(observations)
+
+    policy_kwargs = dict(net_arch=[8], features_extractor_class=Extractor, share_features_extractor=shared)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, policy_kwargs=policy_kwargs)
+    names = {parameter: name for name, parameter in model.policy.named_parameters()}
+    of_value = {names[parameter] for parameter in model._value_parameters}
+    expected = {f"{module}.{part}" for module in ("mlp_extractor.value_net.0", "value_net") for part in ("weight", "bias")}
+    if not shared:
+        expected |= {"vf_features_extractor.linear.weight", "vf_features_extractor.linear.bias"}
+    assert of_value == expected
+
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    changed = lambda: {n for n, p in model.policy.named_parameters() if not th.equal(p, before[n])}  # noqa: E731
+    model._fit_baseline = lambda rng: None
+    model.learn(1)
+    assert changed() == set(before) - of_value
+    del model._fit_baseline
+    after_policy = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    model._fit_baseline(np.random.default_rng(0))
+    assert {n for n, p in model.policy.named_parameters() if not th.equal(p, after_policy[n])} == of_value
+
+
+def test_value_network_is_fitted_to_the_returns():
+    """Returns of [1, 1] with gamma 0.5 are 1.5 and 1: after many fits V is them, whatever the policy does."""
+    env = DummyVecEnv([lambda: RewardListEnv([1, 1])])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, gamma=0.5, seed=0, value_learning_rate=1e-2, n_value_epochs=500)
+    model.learn(1)
+    values = model.policy.predict_values(th.tensor([[0.0, 0.0], [1.0, 1.0]])).flatten()
+    np.testing.assert_allclose(values.detach(), [1.5, 1.0], atol=0.05)
+
+
+def test_counting_and_metrics():
+    env = make_vec_env("Pendulum-v1", 3, seed=0)
+    model = REINFORCE("MlpPolicy", env, n_steps=250, n_epochs=2, batch_size=300, seed=0)
+    model.set_logger(configure(None, []))
+    model.dump_logs = lambda iteration: None  # keep the row
+    model.learn(1)
+    row = model.logger.name_to_value
+    # episodes of 200 steps: two each, all used
+    assert model.num_timesteps == 1200
+    assert row["rollout/n_episodes"] == 6
+    assert row["rollout/discarded_steps"] == 0
+    assert row["rollout/truncated_fraction"] == 1.0
+    assert len(model.ep_info_buffer) == 6
+    assert row["rollout/ep_return_mean"] == pytest.approx(np.mean([info["r"] for info in model.ep_info_buffer]))
+    assert row["train/n_updates"] == 2
+    assert row["train/std"] == pytest.approx(1.0, abs=0.1)
+    expected = (
+        "policy_gradient_loss entropy_loss grad_norm approx_kl learning_rate clip_fraction value_loss explained_variance"
+    )
+    assert {f"train/{name}" for name in expected.split()} <= set(row)
+
+
+def test_episodes_of_waiting_environments_are_not_counted():
+    """Environment 0 ends five episodes while the other plays its one: only the first is used and counted."""
+    env = DummyVecEnv([lambda: Monitor(RewardListEnv([1.0])), lambda: Monitor(RewardListEnv([2.0] * 5))])
+    model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0)
+    with pytest.warns(UserWarning, match="4 of 10 steps of a rollout were played by environments that waited"):
+        model.learn(1)
+    assert model.num_timesteps == 10
+    assert sorted(info["r"] for info in model.ep_info_buffer) == [1.0, 10.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(1, reset_num_timesteps=False)  # said once
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------
+
+
+def test_equals_a2c(monkeypatch):
+    """
+    With unfinished="bootstrap", truncation="bootstrap" and one step on the batch, the change of the policy is that of
+    A2C with gae_lambda=1 on the same rollout. The episodes are truncated after 7 steps, so both kinds of value count.
+    """
+    kwargs = dict(
+        learning_rate=0.1,
+        n_steps=16,
+        gamma=0.9,
+        ent_coef=0.02,
+        policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.SGD),
+        device="cpu",
+    )
+    make_env = lambda: make_vec_env(lambda: MDPEnv(LARGER), 2, seed=1)  # noqa: E731
+    a2c = A2C("MlpPolicy", make_env(), use_rms_prop=False, max_grad_norm=1e9, vf_coef=0.0, gae_lambda=1.0, **kwargs)
+    ours = REINFORCE(
+        "MlpPolicy", make_env(), baseline="value", unfinished="bootstrap", truncation="bootstrap",
+        max_grad_norm=None, n_value_epochs=1, **kwargs,
+    )  # fmt: skip
+    with th.no_grad():
+        a2c.policy.value_net.bias.fill_(3.0)  # a value that matters
+    ours.policy.load_state_dict(a2c.policy.state_dict())
+    before = parameters(a2c)
+
+    class SeedTorch(NoCallback):
+        def _on_rollout_start(self):
+            th.manual_seed(5)
+
+    def make_sampler(policy, n_envs, rng):
+        th.manual_seed(5)
+        sampler = TorchSampler(policy, rng)
+        sampler._draw = None
+        return lambda obs: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
+
+    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", make_sampler)
+    a2c.learn(1, callback=SeedTorch())
+    ours.learn(1)
+    np.testing.assert_array_equal(a2c.rollout_buffer.actions.flatten(), ours.rollout_buffer.actions.flatten())
+    policy_only = ("action_net", "mlp_extractor.policy_net")
+    for name, parameter in ours.policy.named_parameters():
+        if name.startswith(policy_only):
+            th.testing.assert_close(parameter, a2c.policy.get_parameter(name), atol=1e-6, rtol=1e-5)
+    assert (parameters(a2c) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("several_steps", [False, True])
+def test_chunk_size_changes_nothing(several_steps):
+    """Gradients of chunks add up to that of the whole: the same parameters after three updates, to 1e-6."""
+    extra = dict(n_epochs=2, batch_size=50, value_batch_size=33) if several_steps else {}
+    results = []
+    for chunk_size in (None, 7):
+        model = REINFORCE(
+            "MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=60, seed=0, chunk_size=chunk_size, ent_coef=0.01,
+            learning_rate=1e-3, policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.SGD), **extra,
+        ).learn(300)  # fmt: skip
+        results.append(parameters(model))
+    th.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
+
+
+def collected(**kwargs) -> REINFORCE:
+    """A tabular model with a rollout in its buffer, ready for a policy step."""
+    model = tabular_model(DummyVecEnv([lambda: MDPEnv(LARGER)]), **kwargs)
+    callback = NoCallback()
+    callback.init_callback(model)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    next(model.rollout_buffer.get(1))
+    return model
+
+
+def change(model: REINFORCE, rows, several_steps: bool) -> th.Tensor:
+    """What a policy step on these rows changes; the parameters are put back."""
+    before = parameters(model)
+    model._policy_step(rows, several_steps)
+    moved = parameters(model) - before
+    nn.utils.vector_to_parameters(before, model.policy.parameters())
+    return moved
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(discount_state=True, baseline="leave_one_out"), dict(ent_coef=0.1)])
+def test_clipped_ratio_starts_at_the_policy_gradient(kwargs):
+    """At the sampling parameters the gradient of the importance ratio is that of A log pi."""
+    model = collected(n_episodes=4, **kwargs)
+    model.rollout_buffer.log_probs[:, 0] = model._log_probs()
+    whole = slice(0, model._batch.n_steps)
+    expected = change(model, whole, several_steps=False)
+    assert expected.abs().max() > 0.01
+    th.testing.assert_close(change(model, whole, several_steps=True), expected, atol=1e-6, rtol=0)
+
+
+def test_clipped_ratio_by_hand():
+    """
+    One step, ratio r = e^0.5 = 1.65 > 1.2: a positive advantage is clipped and moves nothing; a negative one takes
+    min(A r, A 1.2) = A r, whose gradient is r A grad log pi.
+    """
+    model = collected(n_episodes=1, gamma=0.0)
+    rows = slice(0, 1)
+    buffer = model.rollout_buffer
+    buffer.advantages[0] = 1.0
+    score = change(model, rows, several_steps=False)
+    buffer.log_probs[:, 0] = model._log_probs() - 0.5
+    th.testing.assert_close(change(model, rows, several_steps=True), th.zeros_like(score))
+    buffer.advantages[0] = -1.0
+    th.testing.assert_close(change(model, rows, several_steps=True), -np.exp(0.5) * score, atol=1e-5, rtol=1e-5)
+
+
+def test_minibatches_estimate_the_full_batch_loss():
+    """The steps of all minibatches, each from the same parameters, average to the step on the whole batch."""
+    model = collected(n_episodes=6)
+    n_steps = model._batch.n_steps
+    minibatches = list(model._minibatches(5, np.random.default_rng(0)))
+    assert sorted(np.concatenate(minibatches)) == list(range(n_steps))
+    average = sum(len(rows) * change(model, rows, several_steps=False) for rows in minibatches) / n_steps
+    whole = change(model, slice(0, n_steps), several_steps=False)
+    th.testing.assert_close(average, whole, atol=1e-6, rtol=0)
+
+
+def test_loss_reduction_only_divides():
+    """n_episodes: "episode" divides by 4, "step" by the steps played; n_steps: by episodes, or by n_steps * n_envs."""
+    env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3])] * 2)
+    divisors = {}
+    for batch in (dict(n_episodes=4), dict(n_steps=4)):
+        for reduction in ("episode", "step", None):
+            model = tabular_model(env, loss_reduction=reduction, **batch)
+            one_update(model)
+            divisors[(*batch, reduction)] = model._divisor()
+    assert divisors == {
+        ("n_episodes", "episode"): 4, ("n_episodes", "step"): 12, ("n_episodes", None): 4,
+        ("n_steps", "episode"): 4, ("n_steps", "step"): 8, ("n_steps", None): 8,
+    }  # fmt: skip
+
+
+def test_normalize_advantage():
+    model = tabular_model(DummyVecEnv([lambda: MDPEnv(LARGER)]), n_episodes=6, normalize_advantage=True)
+    one_update(model)
+    advantages = model.rollout_buffer.advantages.flatten()
+    assert advantages.mean() == pytest.approx(0.0, abs=1e-6)
+    assert advantages.std(ddof=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_entropy_gradient_without_closed_form():
+    """
+    tanh of a Gaussian has no entropy in closed form. Of one action dimension and mean 0 the entropy falls with
+    d H / d log_std = 1 - E[2 z eps tanh(z)], z = std * eps; a mean of -log pi would have an expected gradient of 0.
+    """
+
+    class OneStep(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.ones(1, np.float32), {}
+
+        def step(self, action):
+            return np.ones(1, np.float32), 0.0, True, False, {}
+
+    policy_kwargs = dict(net_arch=[], squash_output=True, log_std_init=0.3, optimizer_class=th.optim.SGD)
+    model = REINFORCE(
+        "MlpPolicy", DummyVecEnv([OneStep]), use_sde=True, sde_sample_freq=1, baseline="none", n_steps=20_000,
+        ent_coef=1.0, learning_rate=1.0, max_grad_norm=None, policy_kwargs=policy_kwargs, seed=0,
+    )  # fmt: skip
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.zero_()
+    before = model.policy.log_std.item()
+    model.learn(1)
+    z = np.exp(before) * np.random.default_rng(0).standard_normal(10**6)
+    expected = 1 - np.mean(2 * z * np.tanh(z))
+    assert expected < -0.1
+    assert model.policy.log_std.item() - before == pytest.approx(expected, abs=0.06)
+
+
+def test_schedules_reach_the_optimisers():
+    model = REINFORCE(
+        "MlpPolicy", "CartPole-v1", n_steps=50, learning_rate="lin_1e-2", value_learning_rate=LinearSchedule(0.1, 0.0, 1.0),
+        ent_coef=lambda progress: 0.01 * progress, clip_range="lin_0.3", n_epochs=2,
+    )  # fmt: skip
+    model.learn(200)
+    progress = model._current_progress_remaining
+    assert progress == max(0.0, 1 - model.num_timesteps / 200)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * progress)
+    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * progress)
+    # the last episodes run beyond the end, where a schedule must not turn negative
+    model._update_current_progress_remaining(300, 200)
+    assert model._current_progress_remaining == 0.0
+
+
+# --- what an A2C user does ---------------------------------------------------------------------------------------
+
+
+class SpacesEnv(gym.Env):
+    """Ends after 5 steps; whatever spaces."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert np.shape(action) == self.action_space.shape
+        self.t += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.t == 5, False, {}
+
+
+OBSERVATION_SPACES = [
+    spaces.Box(-1, 1, (3,), np.float64),
+    spaces.Box(-1, 1, (2, 3), np.float32),
+    spaces.Discrete(4),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(3),
+    spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2,), np.float32)),
+    spaces.Box(0, 255, (3, 36, 36), np.uint8),
+]
+ACTION_SPACES = [
+    spaces.Box(-1, 1, (2, 2), np.float32),
+    spaces.Discrete(3),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(4),
+]
+
+
+@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES, ids=str)
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
+def test_spaces(observation_space, action_space):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    env = DummyVecEnv([lambda: SpacesEnv(observation_space, action_space)] * 2)
+    model = REINFORCE(policy, env, n_steps=8, seed=0, policy_kwargs=SMALL_NET, truncation="bootstrap", unfinished="bootstrap")
+    before = parameters(model)
+    model.learn(40)
+    assert not th.equal(before, parameters(model))
+    assert model.predict(env.reset())[0].shape == (2, *action_space.shape)
+
+
+@pytest.mark.parametrize(
+    ("policy", "env", "kwargs"),
+    [
+        ("CnnPolicy", FakeImageEnv, dict(chunk_size=3)),
+        ("MultiInputPolicy", SimpleMultiObsEnv, {}),
+        ("MlpPolicy", lambda: gym.make("Pendulum-v1"), dict(use_sde=True, sde_sample_freq=4)),
+        (
+            "MlpPolicy",
+            lambda: gym.make("Pendulum-v1"),
+            dict(use_sde=True, policy_kwargs=dict(squash_output=True, full_std=False), ent_coef=0.01, n_epochs=2),
+        ),
+    ],
+)
+def test_policies(policy, env, kwargs):
+    model = REINFORCE(policy, env(), n_steps=16, seed=0, **kwargs)
+    before = parameters(model)
+    model.learn(16)
+    assert not th.equal(before, parameters(model))
+
+
+@pytest.mark.parametrize("kind", ["normalize", "stack", "subproc"])
+def test_vec_env_wrappers(kind):
+    vec_env_class = SubprocVecEnv if kind == "subproc" else DummyVecEnv
+    env = make_vec_env("CartPole-v1", 2, vec_env_cls=vec_env_class)
+    env = {"normalize": VecNormalize, "stack": lambda e: VecFrameStack(e, 3), "subproc": lambda e: e}[kind](env)
+    model = REINFORCE("MlpPolicy", env, n_steps=16, seed=0).learn(100)
+    assert evaluate_policy(model, env, 2, warn=False)[0] > 0
+    env.close()
+
+
+class BatchNormDropout(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.layers = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.modes: list[bool] = []
+
+    def forward(self, observations):
+        self.modes.append(self.training)
+        return self.layers(observations)
+
+
+def test_train_and_eval_mode():
+    """Playing and predicting in evaluation mode, which leaves the running statistics alone; updating in train mode."""
+    kwargs = dict(net_arch=[8], features_extractor_class=BatchNormDropout)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=0, policy_kwargs=kwargs, baseline="none")
+    extractor = model.policy.features_extractor
+    extractor.modes.clear()
+    statistics = extractor.layers[0].running_mean.clone()
+    model._setup_learn(10**6)
+    callback = NoCallback()
+    callback.init_callback(model)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    assert not any(extractor.modes)
+    assert th.equal(extractor.layers[0].running_mean, statistics)
+    model.train()
+    assert any(extractor.modes)
+    after = extractor.layers[0].running_mean.clone()
+    assert not th.equal(after, statistics)
+    model.predict(model.env.reset())
+    assert th.equal(extractor.layers[0].running_mean, after)
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(n_epochs=2, batch_size=20), dict(n_episodes=4, baseline="per_step")])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_two_runs_with_one_seed_are_equal_to_the_bit(env_id, kwargs):
+    first, second = (
+        REINFORCE("MlpPolicy", make_vec_env(env_id, 2), n_steps=50, seed=3, policy_kwargs=SMALL_NET, **kwargs).learn(1000)
+        for _ in range(2)
+    )
+    assert th.equal(parameters(first), parameters(second))
+    other = REINFORCE("MlpPolicy", make_vec_env(env_id, 2), n_steps=50, seed=4, policy_kwargs=SMALL_NET, **kwargs)
+    assert not th.equal(parameters(first), parameters(other.learn(1000)))
+
+
+def test_without_a_seed_torchs_own_seed_counts():
+    def trained():
+        th.manual_seed(7)
+        env = make_vec_env("CartPole-v1", 1, seed=5)
+        return parameters(REINFORCE("MlpPolicy", env, n_steps=50, policy_kwargs=SMALL_NET).learn(200))
+
+    assert th.equal(trained(), trained())
+
+
+def test_learn_again():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    model.learn(30)
+    steps = model.num_timesteps
+    model.learn(30, reset_num_timesteps=False)
+    assert model.num_timesteps >= steps + 30
+    model.learn(30)
+    assert 30 <= model.num_timesteps < steps + 30
+    assert model._n_rollouts > model._n_updates / 2  # streams go on: no rollout is played twice
+
+
+class StopAfter(BaseCallback):
+    def __init__(self, n_steps):
+        super().__init__()
+        self.n_steps = n_steps
+
+    def _on_step(self):
+        return self.n_calls < self.n_steps
+
+
+def test_a_callback_stops_in_the_middle_of_a_rollout():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, seed=0)
+    before = parameters(model)
+    model.learn(10_000, callback=StopAfter(10))
+    assert model.num_timesteps == 10
+    assert th.equal(before, parameters(model))
+    model.learn(100, reset_num_timesteps=False)  # and it can go on
+    assert model.num_timesteps >= 110
+
+
+def test_sb3_callbacks(tmp_path):
+    env = make_vec_env("CartPole-v1", 2)
+    model = REINFORCE("MlpPolicy", env, n_steps=32, seed=0)
+    model.learn(
+        2000,
+        callback=[
+            EvalCallback(
+                make_vec_env("CartPole-v1", 1), eval_freq=100, n_eval_episodes=2, log_path=str(tmp_path),
+                best_model_save_path=str(tmp_path), verbose=0,
+            ),
+            CheckpointCallback(200, str(tmp_path / "checkpoints")),
+            StopTrainingOnMaxEpisodes(10),
+        ],
+    )  # fmt: skip
+    assert model.num_timesteps < 2000
+    assert (tmp_path / "best_model.zip").exists()
+    assert (tmp_path / "evaluations.npz").exists()
+
+
+def test_logs(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, tensorboard_log=str(tmp_path))
+    model.learn(64)
+    assert (tmp_path / "REINFORCE_1").is_dir()
+    model.set_logger(configure(str(tmp_path / "files"), ["csv", "json"]))
+    model.learn(200, reset_num_timesteps=False)
+    rows = (tmp_path / "files" / "progress.csv").read_text().splitlines()
+    assert {"train/policy_gradient_loss", "rollout/ep_return_mean", "rollout/ep_rew_mean"} <= set(rows[0].split(","))
+    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
+    assert int(last["train/n_updates"]) == model._n_updates  # the row of the last update is there, and is its own
+
+
+# --- save and load ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", ["none", "moving_average", "value"])
+def test_save_and_load_go_on_alike(tmp_path, baseline):
+    """A loaded model plays the rollout and makes the update that the saved one would have made: same seed, same bits."""
+    make_env = lambda: make_vec_env("CartPole-v1", 2)  # noqa: E731
+    model = REINFORCE("MlpPolicy", make_env(), n_steps=40, seed=1, baseline=baseline, policy_kwargs=SMALL_NET).learn(300)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", make_env())
+    assert th.equal(parameters(model), parameters(loaded))
+    assert loaded.baseline == baseline
+    assert loaded._baseline.state_dict() == model._baseline.state_dict()
+    model.learn(300, reset_num_timesteps=False)
+    loaded.learn(300, reset_num_timesteps=False)
+    assert th.equal(parameters(model), parameters(loaded))
+
+
+def test_save_to_a_buffer_and_custom_objects():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, learning_rate="lin_1e-3").learn(16)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = REINFORCE.load(file, custom_objects={"learning_rate": 0.5}, n_steps=7)
+    assert loaded.n_steps == 7
+    assert loaded.lr_schedule(1.0) == 0.5
+    assert loaded.predict(np.zeros(4, np.float32))[0].shape == ()
+
+
+def test_load_with_another_number_of_environments(tmp_path):
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 2), n_episodes=4, baseline="leave_one_out").learn(16)
+    model.save(tmp_path / "model.zip")
+    loaded = REINFORCE.load(tmp_path / "model.zip", make_vec_env("CartPole-v1", 4))
+    loaded.learn(16)
+    assert loaded._storage.n_envs == 4
+    # loading for evaluation is never refused; training with a number that does not divide is
+    three = REINFORCE.load(tmp_path / "model.zip", make_vec_env("CartPole-v1", 3))
+    with pytest.raises(ValueError, match="n_episodes must be a multiple of the number of environments"):
+        three.learn(16)
+
+
+@pytest.mark.parametrize("other_class", [A2C, PPO])
+def test_weights_of_other_algorithms(tmp_path, other_class):
+    other = other_class("MlpPolicy", "CartPole-v1", seed=1).learn(10)
+    other.save(tmp_path / "other.zip")
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.set_parameters(other.get_parameters())
+        assert th.equal(parameters(model), parameters(other))
+        model.set_parameters(str(tmp_path / "other.zip"))
+    # A2C's RMSprop state cannot serve Adam
+    assert any("another class of optimiser" in str(w.message) for w in caught) == (other_class is A2C)
+    model.learn(16)
+    assert not th.equal(parameters(model), parameters(other))
+
+
+def test_user_baseline_is_saved(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, baseline=sb3_reinforce.baselines.MovingAverageBaseline(0.3))
+    model.learn(50)
+    model.save(tmp_path / "model.zip")
+    loaded = REINFORCE.load(tmp_path / "model.zip")
+    assert loaded._baseline.decay == 0.3
+    assert loaded._baseline.average == model._baseline.average != 0
+
+
+def test_rollout_buffer_class():
+    from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+    class Own(RolloutBuffer):
+        def __init__(self, *args, colour, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.colour = colour
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, rollout_buffer_class=Own, rollout_buffer_kwargs=dict(colour=3))
+    model.learn(16)
+    assert model.rollout_buffer.colour == 3
+    assert model.rollout_buffer.size() >= 16
+    data = next(model.rollout_buffer.get(8))
+    assert data.observations.shape == (8, 4)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_kwargs=dict(colour=3))
+    with pytest.raises(AssertionError, match="must be used with Dict obs space only"):
+        REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_class=DictRolloutBuffer)
