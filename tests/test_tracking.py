@@ -278,7 +278,7 @@ def test_a_server_that_refuses_leaves_an_offline_run(monkeypatch: pytest.MonkeyP
         return start(**kwargs)
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb, "login", lambda **kwargs: True)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     tracker = WandbCallback(mode="auto", verbose=0)
     with pytest.warns(UserWarning, match="could not start online, the run is kept offline"):
         small_model().learn(50, callback=tracker)
@@ -296,6 +296,7 @@ def test_a_server_that_refuses_leaves_an_offline_run(monkeypatch: pytest.MonkeyP
         ("auto", "offline", True, "offline"),
         ("auto", "dryrun", True, "offline"),
         ("auto", "online", True, "online"),
+        ("auto", "online", False, "offline"),
         ("offline", "online", True, "offline"),
         ("disabled", None, True, "disabled"),
         ("online", None, True, "online"),
@@ -309,13 +310,20 @@ def test_mode(mode: str, variable: str | None, has_key: bool, expected: str, mon
     assert WandbCallback(mode=mode)._resolved_mode() == expected
 
 
-@pytest.mark.parametrize("variable", [None, "online"])
-def test_online_without_a_key_is_kept_offline(variable: str | None, monkeypatch: pytest.MonkeyPatch):
-    if variable is not None:
-        monkeypatch.setenv("WANDB_MODE", variable)
-    tracker = WandbCallback(mode="auto" if variable else "online")
+def test_key_in_netrc(tmp_path: Path):
+    Path(os.environ["NETRC"]).write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    assert WandbCallback()._resolved_mode() == "online"
+
+
+def test_online_without_a_key_is_kept_offline():
     with pytest.warns(UserWarning, match="no API key is configured"):
-        assert tracker._resolved_mode() == "offline"
+        assert WandbCallback(mode="online")._resolved_mode() == "offline"
+
+
+def test_an_unreadable_key_is_kept_offline(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
+    with pytest.warns(UserWarning, match="the API key cannot be read, the run is kept offline, training goes on"):
+        assert WandbCallback()._resolved_mode() == "offline"
 
 
 def test_disabled_writes_nothing():

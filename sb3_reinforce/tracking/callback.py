@@ -42,8 +42,8 @@ class WandbCallback(BaseCallback):
     :param name: the run's name; None lets W&B invent one
     :param group: the name that runs of one study share
     :param tags: labels of the run
-    :param mode: ``"online"``, ``"offline"``, ``"disabled"``, or ``"auto"``: what the environment variable WANDB_MODE
-        says, else online where an API key is configured, else offline
+    :param mode: ``"online"``, ``"offline"``, ``"disabled"``, or ``"auto"``: as WANDB_MODE or
+        ``wandb offline`` asks, else online where an API key is configured, else offline
     :param config: more settings to keep with the run; they take the place of those read from the model
     :param finish_at_end: finish the run with training; with False that is left to ``finish``, so that a final
         evaluation can still be logged
@@ -183,28 +183,46 @@ class WandbCallback(BaseCallback):
 
     def _resolved_mode(self) -> str:
         """
-        The mode to start in, without a question and without the network.
+        The mode to start in, found without a question and without the network.
 
         :return: online (a key is there), offline or disabled
         """
-        import wandb
-
-        mode: str = self.mode
-        if mode == "auto":
-            # "dryrun" and "run" are W&B's older names
-            wish = os.environ.get("WANDB_MODE", "").lower()
-            mode = {"dryrun": "offline", "run": "online"}.get(wish, wish) or "auto"
-        if mode not in ("auto", "online"):
-            return mode
+        if self.mode in ("offline", "disabled"):
+            return self.mode
         try:
-            # Without a key wandb.init(mode="online") would wait for a person at the terminal
-            has_key = wandb.login(prompt=False, verify=False)
+            wished, has_key = _mode_and_key()
         except Exception as error:
-            _warn("the API key cannot be used", error)
-            has_key = False
-        if mode == "online" and not has_key:
+            _warn("the API key cannot be read, the run is kept offline", error)
+            return "offline"
+        if self.mode == "auto" and wished in ("offline", "disabled"):
+            return wished
+        if has_key:
+            return "online"
+        if self.mode == "online":
+            # wandb.init(mode="online") would wait for a person at the terminal
             warnings.warn("W&B: no API key is configured (`wandb login`), the run is kept offline", stacklevel=2)
-        return "online" if has_key else "offline"
+        return "offline"
+
+
+def _mode_and_key() -> tuple[str, bool]:
+    """
+    What W&B itself would go by: environment variables, its settings files, netrc.
+
+    This is the look-up beneath ``wandb.login(prompt=False)``, which rewrites the user's settings file and, where there
+    is a key, asks the server about it for up to several seconds.
+
+    :return: online, offline or disabled; and whether there are credentials for the configured server
+    """
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    # W&B's older names for two of the modes
+    mode = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)
+    credentials = wbauth.authenticate_session(
+        host=settings.base_url, source="WandbCallback", prompt=False, update_session=False
+    )
+    return mode, credentials is not None
 
 
 def _warn(consequence: str, error: Exception) -> None:
