@@ -93,6 +93,20 @@ def check_arguments(model: "REINFORCE") -> None:
         )
 
 
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """:raises ValueError: for spaces that SB3's policies cannot serve"""
+    if not isinstance(action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(
+            f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}: "
+            "flatten it by an environment wrapper"
+        )
+    if not isinstance(observation_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)):
+        raise ValueError(
+            f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got {observation_space}: "
+            "change it by an environment wrapper"
+        )
+
+
 def check_env(model: "REINFORCE") -> None:
     """
     :param model: a REINFORCE with its environment
@@ -100,16 +114,7 @@ def check_env(model: "REINFORCE") -> None:
     """
     if model.env is None:
         return
-    if not isinstance(model.action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        raise ValueError(
-            f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {model.action_space}: "
-            "flatten it by an environment wrapper"
-        )
-    if isinstance(model.observation_space, (spaces.Tuple, spaces.Text, spaces.Sequence, spaces.Graph)):
-        raise ValueError(
-            f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got "
-            f"{model.observation_space}: change it by an environment wrapper"
-        )
+    check_spaces(model.observation_space, model.action_space)
     if model.n_episodes is not None and model.n_episodes % model.n_envs != 0:
         raise ValueError(
             f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "

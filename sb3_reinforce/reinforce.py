@@ -2,10 +2,12 @@
 
 import io
 import pathlib
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -22,10 +24,10 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
-from sb3_reinforce.arguments import check_arguments, check_env
+from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
 from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
 from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker
 from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
@@ -180,6 +182,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
+        if isinstance(env, (gym.Env, VecEnv)):
+            check_spaces(env.observation_space, env.action_space)
 
         super().__init__(
             policy,
@@ -386,9 +390,12 @@ class REINFORCE(OnPolicyAlgorithm):
                         f"{tracker.oldest_env} has played {tracker.longest}: wrap it in gymnasium.wrappers.TimeLimit, raise "
                         'max_episode_steps, or use unfinished="bootstrap"'
                     )
-        except Exception:
-            # Where a NaN or an endless number is the cause, that is the better message.
+        except Exception as error:
+            # Where a NaN or an infinite number is the cause, that is the better message.
             storage.check_finite(self._last_obs)
+            for index in _failed_environments(error, env):
+                error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
+            self.logger.dump(self.num_timesteps)
             raise
 
         tracker.cut_episodes(new_obs)
@@ -508,15 +515,17 @@ class REINFORCE(OnPolicyAlgorithm):
                 for rows in self._minibatches(self.batch_size, rng)
             ]
             if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-                raise ValueError(
-                    "the policy's parameters must stay finite, update "
-                    f"{self._n_updates + 1} made one NaN or infinite: lower learning_rate ({self.learning_rate!r})"
-                )
-        except ValueError:
+                raise ValueError("a parameter of the policy has become NaN or infinite")
+        except ValueError as error:
             with th.no_grad():
                 for parameter, good in zip(self.policy.parameters(), last_good, strict=True):
                     parameter.copy_(good)
-            raise
+            largest = np.abs(self.rollout_buffer.returns).max()
+            raise ValueError(
+                f"update {self._n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
+                f"{error}; lower learning_rate (now {self.learning_rate!r}), or scale the rewards (largest return "
+                f"{largest:.3g}) or the observations, for example by VecNormalize"
+            ) from error
         self._n_updates += self.n_epochs
 
         log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
@@ -541,7 +550,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :param several_steps: whether the parameters may have left those that sampled: then A log pi becomes PPO's
             min(A r, A clip(r)) with the importance ratio r = pi / pi_old
         :return: losses, gradient norm before clipping and fraction of clipped ratios
-        :raises ValueError: if the gradient is NaN or infinite; the parameters are then untouched
+        :raises ValueError: if the gradient is NaN or infinite; the parameters are then as they were
         """
         ent_coef = self._ent_coef_schedule(self._current_progress_remaining)
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
@@ -578,11 +587,7 @@ class REINFORCE(OnPolicyAlgorithm):
         max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
-            raise ValueError(
-                f"the gradient must be finite, its norm in update {self._n_updates + 1} is {grad_norm}: look at the scale of "
-                f"rewards (largest return {np.abs(self.rollout_buffer.returns).max():.3g}) and observations, and at "
-                f"learning_rate ({self.learning_rate!r})"
-            )
+            raise ValueError(f"the norm of the gradient is {grad_norm}")
         self.policy.optimizer.step()
         return {
             "policy_loss": scale * policy_sum,
@@ -810,6 +815,15 @@ class REINFORCE(OnPolicyAlgorithm):
                     f"the saved state of {name} belongs to another class of optimiser and was not loaded", stacklevel=2
                 )
         super().set_parameters(params, exact_match=exact_match, device=device)
+
+
+def _failed_environments(error: Exception, env: VecEnv) -> list[int]:
+    """Indices of the environments that an error came from, as far as SB3's own vectorised environments show it."""
+    base = env.unwrapped
+    if isinstance(base, SubprocVecEnv):
+        return [index for index, process in enumerate(base.processes) if not process.is_alive()]
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [frame.f_locals["env_idx"] for frame in frames if frame.f_code is DummyVecEnv.step_wait.__code__]
 
 
 def _n_rows(rows: slice | np.ndarray) -> int:

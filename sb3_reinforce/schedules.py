@@ -38,8 +38,10 @@ def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
             hint = "; text that holds a number: write it as a number (in YAML `!!float 3e-4`)" if _is_number(value) else ""
             raise ValueError(f"{cure}, got {value!r}{hint}")
         schedule: Schedule = LinearSchedule(start, 0.0, 1.0)
-    elif (isinstance(value, Real) and not isinstance(value, bool)) or callable(value):
-        schedule = FloatSchedule(value)  # type: ignore[arg-type]
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        schedule = FloatSchedule(float(value))
+    elif callable(value):
+        schedule = FloatSchedule(value)
     else:
         raise ValueError(f"{cure}, got {value!r}")
     try:

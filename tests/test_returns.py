@@ -10,7 +10,9 @@ from tests.envs import NoCallback, RewardListEnv, tabular_model
 
 
 def flat(*episodes: list[float]) -> tuple[th.Tensor, th.Tensor]:
-    return th.tensor(sum(episodes, []), dtype=th.float64), th.tensor([len(episode) for episode in episodes])
+    return th.tensor([reward for episode in episodes for reward in episode], dtype=th.float64), th.tensor(
+        [len(episode) for episode in episodes]
+    )
 
 
 @pytest.mark.parametrize(

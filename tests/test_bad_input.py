@@ -1,0 +1,273 @@
+"""Bad input ends at once in a ValueError: argument, rule, value received, cure."""
+
+import io
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import REINFORCE, Baseline
+from tests.envs import RewardListEnv
+
+VALUE_CURE = "needs a learned value function: choose baseline=\"value\", got baseline='none'"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        # unknown names: the valid ones are listed
+        (dict(baseline="critic"), "baseline must be one of 'none', 'mean', 'leave_one_out', .*got 'critic'"),
+        (dict(baseline=None), "or a Baseline object, got None"),
+        (dict(returns="gae"), "returns must be one of 'reward_to_go', 'episode', got 'gae'"),
+        (dict(truncation="ignore"), "truncation must be one of 'terminal', 'bootstrap', got 'ignore'"),
+        (dict(unfinished="cut"), "unfinished must be one of 'finish', 'bootstrap', got 'cut'"),
+        (dict(loss_reduction="mean"), "loss_reduction must be one of 'episode', 'step', None, got 'mean'"),
+        # numbers out of range, or of the wrong kind
+        (dict(gamma=1.1), r"gamma must be a number in \[0, 1\], got 1.1"),
+        (dict(gamma=-0.1), r"gamma must be a number in \[0, 1\], got -0.1"),
+        (dict(gamma=float("nan")), r"gamma must be a number in \[0, 1\], got nan"),
+        (dict(gamma="0.9"), r"gamma must be a number in \[0, 1\], got '0.9'"),
+        (dict(n_steps=0), "n_steps must be a whole number >= 1, got 0"),
+        (dict(n_steps=10.5), "n_steps must be a whole number >= 1, got 10.5"),
+        (dict(n_steps=None), "n_steps must be a whole number >= 1, got None"),
+        (dict(n_steps=True), "n_steps must be a whole number >= 1, got True"),
+        (dict(n_episodes=0), "n_episodes must be a whole number >= 1 or None, got 0"),
+        (dict(n_episodes="4"), "n_episodes must be a whole number >= 1 or None, got '4'"),
+        (dict(n_epochs=0), "n_epochs must be a whole number >= 1, got 0"),
+        (dict(n_value_epochs=-1), "n_value_epochs must be a whole number >= 1, got -1"),
+        (dict(batch_size=0), "batch_size must be a whole number >= 1 or None, got 0"),
+        (dict(value_batch_size=0.5), "value_batch_size must be a whole number >= 1 or None, got 0.5"),
+        (dict(chunk_size=-4), "chunk_size must be a whole number >= 1 or None, got -4"),
+        (dict(max_episode_steps=0), "max_episode_steps must be a whole number >= 1, got 0"),
+        (dict(clip_range=-0.2), "clip_range must be a number >= 0, .*got -0.2"),
+        (dict(clip_range=0.0), "clip_range must be > 0 at the start of training, got 0.0"),
+        (dict(max_grad_norm=0), "max_grad_norm must be a finite number > 0, or None to switch it off, got 0"),
+        (dict(max_grad_norm="big"), "max_grad_norm must be a finite number > 0, or None to switch it off, got 'big'"),
+        (dict(learning_rate=-1e-3), "learning_rate must be a number >= 0, .*got -0.001"),
+        (dict(learning_rate="3e-4"), "learning_rate must be a number >= 0, .*write it as a number"),
+        (dict(value_learning_rate="fast"), "value_learning_rate must be a number >= 0, .*got 'fast'"),
+        (dict(ent_coef="auto"), "ent_coef must be a number >= 0, .*\"lin_3e-4\", got 'auto'"),
+        (dict(ent_coef=-0.1), "ent_coef must be a number >= 0, .*got -0.1"),
+        (dict(normalize_advantage="yes"), "normalize_advantage must be one of True, False, got 'yes'"),
+        (dict(discount_state=2), "discount_state must be one of True, False, got 2"),
+        # combinations
+        (dict(truncation="bootstrap", baseline="none"), 'truncation="bootstrap" ' + VALUE_CURE),
+        (dict(unfinished="bootstrap", baseline="none"), 'unfinished="bootstrap" ' + VALUE_CURE),
+        (dict(truncation="bootstrap", returns="episode"), 'truncation="bootstrap" needs returns="reward_to_go"'),
+        (dict(unfinished="bootstrap", returns="episode"), 'unfinished="bootstrap" needs returns="reward_to_go"'),
+        (dict(unfinished="bootstrap", n_episodes=4), "excludes n_episodes, got n_episodes=4: leave one of them out"),
+        (dict(discount_state=True, returns="episode"), 'discount_state=True is for returns="reward_to_go"'),
+        (dict(baseline="leave_one_out"), "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"),
+        (dict(baseline="per_step"), "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"),
+        (dict(baseline="leave_one_out", n_episodes=1), "n_episodes must be >= 2, got 1"),
+    ],
+)
+def test_refused_at_construction(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+def test_n_episodes_must_be_an_equal_quota():
+    with pytest.raises(
+        ValueError, match=r"n_episodes must be a multiple of the number of environments.*n_episodes=5 and n_envs=2"
+    ):
+        REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 2), n_episodes=5)
+
+
+def test_what_is_refused_is_refused_before_the_environment_is_made():
+    with pytest.raises(ValueError, match="gamma must be"):
+        REINFORCE("MlpPolicy", "NoSuchEnvironment-v0", gamma=2)
+
+
+class Plain(gym.Env):
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "message"),
+    [
+        (BOX, spaces.Dict(a=BOX), "action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
+        (BOX, spaces.Tuple([BOX, BOX]), "action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got Tuple"),
+        (spaces.Text(3), spaces.Discrete(2), "observation_space must be Box.*or a Dict of them, got Text"),
+        (spaces.Tuple([BOX]), spaces.Discrete(2), "observation_space must be Box.*or a Dict of them, got Tuple"),
+    ],
+)
+def test_unsupported_spaces(observation_space, action_space, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", Plain(observation_space, action_space))
+
+
+def test_monitor_that_forbids_early_resets():
+    env = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"), allow_early_resets=False)])
+    with pytest.raises(ValueError, match=r"Monitor\(allow_early_resets\) must be True.*leave the argument out"):
+        REINFORCE("MlpPolicy", env)
+    REINFORCE("MlpPolicy", env, unfinished="bootstrap")  # never resets early
+
+
+class Endless(RewardListEnv):
+    def __init__(self):
+        super().__init__([0.0])
+
+    def step(self, action):
+        return self._observation(), 0.0, False, False, {}
+
+
+def test_an_episode_that_never_ends():
+    env = DummyVecEnv([lambda: RewardListEnv([1.0]), Endless])
+    model = REINFORCE("MlpPolicy", env, max_episode_steps=50)
+    with pytest.raises(
+        ValueError, match=r"within max_episode_steps=50 steps, environment 1 has played 51: .*TimeLimit.*unfinished"
+    ):
+        model.learn(10_000)
+    REINFORCE("MlpPolicy", env, max_episode_steps=50, unfinished="bootstrap", n_steps=80).learn(300)
+
+
+class Broken(RewardListEnv):
+    """What it gives at step 3 is not finite."""
+
+    def __init__(self, what: str, value: float):
+        super().__init__([1.0] * 6)
+        self.what, self.value = what, value
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.t == 3:
+            observation, reward = (observation, self.value) if self.what == "reward" else (observation * self.value, reward)
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("what", "step"), [("reward", 2), ("observation", 3)])
+@pytest.mark.parametrize("policy_kwargs", [None, dict(activation_fn=th.nn.Softplus)], ids=["numpy", "torch"])
+def test_not_finite(what, step, value, policy_kwargs):
+    """The third step's reward is that of action 2; its observation is the one that action 3 is taken on."""
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 6), lambda: Broken(what, value)])
+    model = REINFORCE("MlpPolicy", env, n_steps=12, policy_kwargs=policy_kwargs)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    with pytest.raises(
+        ValueError, match=f"{what} must be finite, got {value} from environment 1 at step {step} of the rollout"
+    ):
+        model.learn(100)
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_not_finite_in_a_dict_observation():
+    class DictEnv(Broken):
+        observation_space = spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(-np.inf, np.inf, (2,), np.float32))
+
+        def reset(self, **kwargs):
+            observation, info = super().reset(**kwargs)
+            return {"a": 0, "b": observation}, info
+
+        def step(self, action):
+            observation, *rest = super().step(action)
+            return ({"a": 1, "b": observation}, *rest)
+
+    env = DummyVecEnv([lambda: DictEnv("observation", float("nan"))])
+    with pytest.raises(ValueError, match="observation 'b' must be finite, got nan from environment 0 at step 3"):
+        REINFORCE("MultiInputPolicy", env, n_steps=12).learn(100)
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(n_epochs=3, batch_size=8)])
+@pytest.mark.parametrize("how", ["parameter", "gradient"])
+def test_an_update_that_is_not_finite_leaves_the_last_good_parameters(how, kwargs):
+    env = DummyVecEnv([lambda: RewardListEnv([1e30 if how == "gradient" else 1e4] * 6)])
+    policy_kwargs = dict(optimizer_class=th.optim.SGD, net_arch=[8])
+    model = REINFORCE(
+        "MlpPolicy", env, n_steps=12, gamma=1.0, baseline="none", max_grad_norm=None, policy_kwargs=policy_kwargs,
+        learning_rate=1e38 if how == "parameter" else 1.0, **kwargs,
+    )  # fmt: skip
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    message = "update 1 must give finite numbers, and the parameters from before it were put back: .*lower learning_rate"
+    with pytest.raises(ValueError, match=message):
+        model.learn(1)
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    assert model._n_updates == 0
+
+
+class Bad(Baseline):
+    def __init__(self, predicted):
+        self.predicted = predicted
+
+    def predict(self, episodes):
+        return self.predicted(episodes)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        (lambda e: th.zeros(3), r"Bad.predict must return a tensor of shape \(\d+,\), one b per step, got \(3,\)"),
+        (lambda e: 0.0, "one b per step, got float"),
+        (lambda e: th.zeros_like(e.returns).requires_grad_(), r"without gradient.*return b.detach\(\)"),
+        (lambda e: e.returns * float("nan"), "must return finite numbers, got nan"),
+    ],
+)
+def test_baseline_of_the_user(predicted, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8, baseline=Bad(predicted)).learn(1)
+
+
+def test_value_baseline_without_a_value_head_of_its_own():
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    class SharedHead(ActorCriticPolicy):
+        def predict_values(self, obs):
+            return self.get_distribution(obs).distribution.logits[:, :1]
+
+    with pytest.raises(ValueError, match="needs a value network, but in SharedHead no parameter belongs to the value alone"):
+        REINFORCE(SharedHead, "CartPole-v1")
+
+
+@pytest.mark.parametrize("how", ["truncated", "damaged", "no zip", "another zip"])
+def test_torn_model_file(tmp_path, how):
+    path = tmp_path / "model.zip"
+    REINFORCE("MlpPolicy", "CartPole-v1").save(path)
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "damaged":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif how == "no zip":
+        path.write_bytes(b"hello")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("hello", "world")
+    with pytest.raises(ValueError, match=r"model must be a whole model file made by save\(\)"):
+        REINFORCE.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"must be a whole model file made by save\(\)"):
+        REINFORCE.load(io.BytesIO(path.read_bytes()))
+
+
+def test_missing_model_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        REINFORCE.load(tmp_path / "nothing")
+
+
+class Crashes(RewardListEnv):
+    def step(self, action):
+        if self.t == 2:
+            raise RuntimeError("the simulator has crashed")
+        return super().step(action)
+
+
+def test_an_environment_that_raises_is_named_and_no_log_is_lost(tmp_path):
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 6), lambda: Crashes([1.0] * 6)])
+    model = REINFORCE("MlpPolicy", env, n_steps=12)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.logger.record("of/an/earlier/update", 3.0)
+    with pytest.raises(RuntimeError, match="the simulator has crashed") as caught:
+        model.learn(100)
+    assert "raised by environment 1 in step 2 of the rollout" in "".join(caught.value.__notes__)
+    assert "of/an/earlier/update" in (tmp_path / "progress.csv").read_text()
