@@ -1,0 +1,160 @@
+"""The wheel: built, installed elsewhere, and used from there. No network is needed."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email import message_from_string
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+import sb3_reinforce
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+EXTRAS = {"zoo", "wandb", "plots", "video", "dashboards", "dev", "all"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", str(CHECKOUT), "--no-build-isolation", "--wheel-dir", str(folder))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", str(wheel), "--target", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return message_from_string(archive.read(name).decode())
+
+
+def pip(command: str, *arguments: str) -> None:
+    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", command, *options, *arguments], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def python(code: str, path: Path, cwd: Path) -> str:
+    """
+    What a program prints that finds the package in ``path``.
+
+    -I: neither PYTHONPATH nor the working directory may lead back to the checkout.
+    """
+    code = f"import sys; sys.path.insert(0, {str(path)!r})\n{code}"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_installed_wheel_trains(installed: Path, tmp_path: Path):
+    code = """
+import sb3_reinforce
+from sb3_reinforce import REINFORCE
+model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=2, seed=0, device="cpu").learn(100)
+model.save("model")
+print(sb3_reinforce.__file__)
+print(REINFORCE.load("model").num_timesteps >= 100)
+"""
+    module, trained = python(code, installed, tmp_path).split()
+    assert Path(module).is_relative_to(installed)
+    assert trained == "True"
+
+
+def test_the_installed_wheel_finds_its_configs(installed: Path, tmp_path: Path):
+    found = Path(python("from sb3_reinforce.zoo import config_file; print(config_file())", installed, tmp_path).strip())
+    assert found == installed / "sb3_reinforce" / "zoo_configs" / "reinforce.yml"
+    for source in (CHECKOUT / "zoo_configs").iterdir():
+        assert (found.parent / source.name).read_bytes() == source.read_bytes()
+
+
+def test_a_checkout_finds_its_configs(tmp_path: Path):
+    found = python("from sb3_reinforce.zoo import config_file; print(config_file())", CHECKOUT, tmp_path).strip()
+    assert Path(found) == CHECKOUT / "zoo_configs" / "reinforce.yml"
+
+
+def test_the_command_is_installed(installed: Path, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, installed / "bin" / "sb3-reinforce", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: sb3-reinforce COMMAND" in done.stdout
+
+
+def test_the_wheel_is_typed_and_carries_no_tests(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "sb3_reinforce/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names} == {"sb3_reinforce", f"sb3_reinforce-{sb3_reinforce.__version__}.dist-info"}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_metadata(metadata: Message):
+    assert metadata["Name"] == "sb3-reinforce"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert set(metadata.get_all("Provides-Extra")) == EXTRAS
+    required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert required == ["stable-baselines3<3,>=2.7"]
+
+
+def test_the_version_has_one_source(metadata: Message):
+    assert metadata["Version"] == sb3_reinforce.__version__
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert "version" not in PYPROJECT["project"]
+    assert "\nversion:" not in (CHECKOUT / "CITATION.cff").read_text()
+
+
+def test_all_means_all_extras():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = everything.removeprefix("sb3-reinforce[").removesuffix("]").split(",")
+    assert set(named) == set(extras) - {"all"}
+
+
+def test_the_main_packages_are_pinned():
+    lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    # a torch that is not pinned exactly may be replaced by a CUDA build of several GB
+    assert {"torch", "stable-baselines3", "gymnasium", "numpy", "rl_zoo3", "wandb", "mujoco", "Box2D"} <= set(pins)
+
+
+def test_import_and_training_need_no_optional_package(tmp_path: Path):
+    code = """
+import sys
+
+OPTIONAL = {"rl_zoo3", "wandb", "matplotlib", "seaborn", "pandas", "rliable", "moviepy", "imageio", "optuna", "tensorboard",
+            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces"}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in OPTIONAL:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import sb3_reinforce, sb3_reinforce.zoo, sb3_reinforce.zoo.cli, sb3_reinforce.tracking
+for name in sb3_reinforce.__all__:
+    getattr(sb3_reinforce, name)
+sb3_reinforce.REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=2, device="cpu").learn(20)
+print(sorted(OPTIONAL & {name.split(".")[0] for name in sys.modules}))
+"""
+    assert python(code, CHECKOUT, tmp_path).strip() == "[]"

@@ -1,0 +1,269 @@
+"""The command line, run as a user runs it: in a process of its own, from a directory of its own."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo import cli, config_file, register
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables of a newcomer: nobody logged in at W&B, nothing configured; also works where nothing is installed."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), variables.get("PYTHONPATH")]))
+    return variables | {"HOME": str(home), "NETRC": str(home / "netrc"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def sb3_reinforce(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sb3_reinforce", *arguments],
+        cwd=cwd,
+        env=environment(cwd),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def last_lines(output: str) -> dict[str, str]:
+    """The report's five lines: what stands before the first colon, and after it."""
+    lines = [line.split(":", 1) for line in output.rstrip().splitlines()[-5:]]
+    return {name: text.strip() for name, text in lines}
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and path.stat().st_size > 5_000
+
+
+# --- register, config file ---
+
+
+def test_register():
+    rl_zoo3 = pytest.importorskip("rl_zoo3")
+    others = {name: algo for name, algo in rl_zoo3.ALGOS.items() if name != "reinforce"}
+    register()
+    assert rl_zoo3.ALGOS["reinforce"] is REINFORCE
+    assert {name: rl_zoo3.ALGOS[name] for name in others} == others
+
+
+def test_the_main_job_needs_nothing_but_the_model():
+    yaml = pytest.importorskip("yaml")
+    settings = yaml.safe_load(config_file().read_text())["CartPole-v1"]
+    assert not {"normalize", "frame_stack", "env_wrapper", "vec_env_wrapper"} & set(settings)
+    assert isinstance(settings["n_timesteps"], float)  # a bare 1e5 would be a string
+
+
+def test_config_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"no nothing\.yml in .*zoo_configs"):
+        config_file("nothing.yml")
+
+
+# --- verbs ---
+
+
+def test_help(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("typo", ["trian", "Train", "x"])
+def test_unknown_verb_names_the_nearest(typo: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main([typo, "--env", "CartPole-v1"]) == 2
+    error = capsys.readouterr().err
+    assert f"unknown command {typo!r}, did you mean 'train'?" in error
+
+
+def test_without_rl_zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == 'sb3-reinforce: error: train needs RL Zoo: pip install "sb3-reinforce[zoo]"\n'
+
+
+def test_track_without_wandb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("rl_zoo3")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--track"])
+    assert '--track: WandbCallback needs wandb: pip install "sb3-reinforce[wandb]"' in capsys.readouterr().err
+
+
+# --- the report's parts ---
+
+
+def test_episodes_are_ordered_over_environments(tmp_path: Path):
+    from sb3_reinforce.zoo.report import episodes_of
+
+    # environment 0 started at 100 s, environment 1 at 101 s; ends at 102 (l=5), 102.5 (l=2), 104 (l=3)
+    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 100.0, "env_id": "x"}\nr,l,t\n1.0,5,2.0\n3.0,3,4.0\n')
+    (tmp_path / "1.monitor.csv").write_text('#{"t_start": 101.0, "env_id": "x"}\nr,l,t\n2.0,2,1.5\n')
+    steps, returns = episodes_of(tmp_path)
+    np.testing.assert_array_equal(steps, [5, 7, 10])
+    np.testing.assert_array_equal(returns, [1.0, 2.0, 3.0])
+
+
+def test_trailing_mean():
+    from sb3_reinforce.zoo.report import trailing_mean
+
+    # windows [1], [1, 2], [2, 6]
+    np.testing.assert_allclose(trailing_mean(np.array([1.0, 2.0, 6.0]), 2), [1.0, 1.5, 4.0])
+    assert trailing_mean(np.array([]), 1).shape == (0,)
+
+
+def test_learning_curve_of_a_run_without_a_finished_episode(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    from sb3_reinforce.zoo.report import draw_learning_curve
+
+    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 100.0}\nr,l,t\n')
+    experiment = SimpleNamespace(
+        save_path=str(tmp_path), algo="reinforce", env_name=SimpleNamespace(gym_id="CartPole-v1"), seed=0
+    )
+    assert is_png(draw_learning_curve(experiment, None))
+
+
+# --- train ---
+
+
+def test_train(tmp_path: Path):
+    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("wandb")
+    pytest.importorskip("matplotlib")
+    arguments = ["--env", "CartPole-v1", "-n", "2000", "--seed", "1", "-P", "--save-freq", "1000"]
+    tracking = ["--track", "--wandb-mode", "offline", "-tags", "a", "b"]
+    done = sb3_reinforce("train", *arguments, *tracking, "--eval-final", "10", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = last_lines(done.stdout)
+    assert list(lines) == ["Score", "Model", "Learning curve", "W&B run", "Next"]
+
+    # what it names is there, relative to where the user stands
+    run = Path("logs/reinforce/CartPole-v1_1")
+    assert lines["Model"] == str(run / "CartPole-v1.zip")
+    assert lines["Learning curve"] == str(run / "learning_curve.png")
+    assert is_png(tmp_path / lines["Learning curve"])
+    assert list((tmp_path / run).glob("rl_model_*_steps.zip"))  # --save-freq went to the zoo
+    wandb_run = Path(lines["W&B run"].split(" ")[0])
+    assert wandb_run.parent == Path("wandb")
+    assert list((tmp_path / wandb_run).glob("*.wandb"))
+    assert "sb3-reinforce train --env CartPole-v1" in lines["Next"]
+
+    # the score is the saved model's, and plausible: a CartPole episode returns 8 to 500
+    model = REINFORCE.load(tmp_path / lines["Model"])
+    assert model.num_timesteps >= 2000
+    mean, std = lines["Score"].removesuffix(" over 10 deterministic episodes").split(" +- ")
+    assert 8 <= float(mean) <= 500
+    assert 0 <= float(std) <= 250
+
+    # a second run goes to a folder of its own; without --track nothing is tracked
+    done = sb3_reinforce("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = last_lines(done.stdout)
+    assert lines["Model"] == "logs/reinforce/CartPole-v1_2/CartPole-v1.zip"
+    assert lines["Score"] == "not evaluated, add --eval-final 100"
+    assert lines["W&B run"] == "not tracked, add --track"
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_what_the_user_gives_wins_over_our_defaults(tmp_path: Path):
+    """Another config file with normalised observations; the statistics are used when the saved model is evaluated."""
+    pytest.importorskip("rl_zoo3")
+    config = (
+        "CartPole-v1:\n  n_timesteps: !!float 300\n  n_envs: 2\n  policy: MlpPolicy\n  normalize: true\n  frame_stack: 2\n"
+    )
+    (tmp_path / "mine.yml").write_text(config)
+    arguments = ["--env", "CartPole-v1", "--conf-file", "mine.yml", "-params", "gamma:0.9", "--eval-freq", "-1"]
+    done = sb3_reinforce("train", *arguments, "--eval-final", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Loading running average" in done.stdout
+    model = REINFORCE.load(tmp_path / last_lines(done.stdout)["Model"])
+    assert model.gamma == 0.9
+    assert model.observation_space.shape == (8,)
+    assert model.n_envs == 2
+
+
+def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
+    pytest.importorskip("rl_zoo3")
+    done = sb3_reinforce("train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "200", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert last_lines(done.stdout)["Model"] == "logs/a2c/CartPole-v1_1/CartPole-v1.zip"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--eval-final", "-3"], "--eval-final must be a number of episodes >= 0, got -3"),
+        (["--wandb-mode", "of"], "invalid choice: 'of'"),
+        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_usage_errors_of_train(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("rl_zoo3")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", *arguments])
+    assert words in capsys.readouterr().err
+
+
+def test_unknown_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    exp_manager = pytest.importorskip("rl_zoo3.exp_manager")
+    before, arguments = exp_manager.ExperimentManager, sys.argv
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="CartPole-v9 not found in gym registry, you maybe meant CartPole-v"):
+        cli.main(["train", "--env", "CartPole-v9"])
+    # what was replaced for the run is put back
+    assert exp_manager.ExperimentManager is before
+    assert sys.argv is arguments
+
+
+def test_help_of_train_shows_our_options_and_the_zoos(capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("rl_zoo3")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+    output = capsys.readouterr().out
+    assert "--eval-final N" in output
+    assert "--n-timesteps" in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_nothing_is_asked_on_a_terminal(tmp_path: Path):
+    """Nobody is logged in at W&B, a person could answer, the mode is left at `auto`: an offline run, no question."""
+    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("wandb")
+    import pty
+
+    terminal, process_side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sb3_reinforce", "train", "--env", "CartPole-v1", "-n", "200", "-P", "--track"],
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"TERM": "xterm"},
+        stdin=process_side,
+        stdout=process_side,
+        stderr=process_side,
+        start_new_session=True,
+    )
+    os.close(process_side)
+    output = b""
+    try:
+        # nothing is ever written to the terminal: after a question it would stay silent
+        while select.select([terminal], [], [], 60)[0]:
+            try:
+                output += os.read(terminal, 4096)
+            except OSError:  # Linux: the process closed its side
+                break
+        assert process.wait(timeout=20) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still waiting after:\n{output.decode()}")
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert b"Learning curve: logs/reinforce/CartPole-v1_1/learning_curve.png" in output
+    assert b"W&B run:        wandb/offline-run-" in output
