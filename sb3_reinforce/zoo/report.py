@@ -139,7 +139,7 @@ def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) ->
     axes.set_ylabel("return of an episode")
     axes.set_title(f"{experiment.algo.upper()} on {experiment.env_name.gym_id}, seed {experiment.seed}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     path = Path(experiment.save_path) / "learning_curve.png"
     figure.savefig(path, dpi=150)
     return path
