@@ -141,16 +141,17 @@ def test_the_main_packages_are_pinned():
 def test_import_and_training_need_no_optional_package(tmp_path: Path):
     code = """
 import sys
+from importlib.machinery import PathFinder
 
 OPTIONAL = {"rl_zoo3", "wandb", "matplotlib", "seaborn", "pandas", "rliable", "moviepy", "imageio", "optuna", "tensorboard",
             "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces"}
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in OPTIONAL:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class InstalledWithoutExtras(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in OPTIONAL else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = InstalledWithoutExtras
 import sb3_reinforce, sb3_reinforce.zoo, sb3_reinforce.zoo.cli, sb3_reinforce.tracking
 for name in sb3_reinforce.__all__:
     getattr(sb3_reinforce, name)

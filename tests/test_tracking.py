@@ -360,6 +360,8 @@ def test_values_become_wandbs_types(tmp_path: Path):
     logger.record("bad_image", Image(np.zeros((2, 2)), "CHW"))
     with pytest.warns(UserWarning, match="bad_image cannot be logged .*dataformats must name each axis"):
         logger.dump(step=7)
+    logger.record("text", "only")
+    logger.dump(step=8)  # nothing for W&B: no row
     run.finish()
     (row,) = history(directory)
     plain = {key: row[key] for key in ("global_step", "float32", "tensor", "single", "flag", "not_for_stdout")}

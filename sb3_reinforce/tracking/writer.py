@@ -61,6 +61,8 @@ class WandbOutputFormat(KVWriter):
                 continue
             if converted is not None:
                 row[key] = converted
+        if not row:
+            return
         try:
             self.run.log({STEP_KEY: int(step), **row})
         except Exception as error:
