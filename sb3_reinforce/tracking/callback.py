@@ -153,6 +153,9 @@ class WandbCallback(BaseCallback):
 
     def _start_run(self) -> "wandb.Run | None":
         mode = self._resolved_mode()
+        if mode != "online":
+            # W&B's own crash reports look up a host even offline, and the first run of a process starts them
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         modes = ("online", "offline") if mode == "online" else (mode,)
         for attempt in modes:
             try:
@@ -165,9 +168,6 @@ class WandbCallback(BaseCallback):
     def _init(self, mode: str) -> "wandb.Run":
         import wandb
 
-        if mode != "online":
-            # W&B's own crash reports look up a host even offline, and the first run of a process starts them
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # wandb.init changes the Settings that it is given: make them anew for each attempt. The default time limits
         # are 90 s for the start and none for the end, during which nothing trains.
         settings = wandb.Settings(init_timeout=20, finish_timeout=60, silent=self.verbose < 1, quiet=self.verbose < 2)
