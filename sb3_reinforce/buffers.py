@@ -12,7 +12,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+
+FIRST_ROWS = 64  # steps that there is memory for at first
 
 
 @dataclass
@@ -84,19 +85,16 @@ class EpisodeStorage:
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
-        self.observation_space = observation_space
         self.n_envs = n_envs
         self.n_rows = 0
-        shapes, spaces_by_key = (
-            _by_key(get_obs_shape(observation_space)),
-            _by_key(getattr(observation_space, "spaces", observation_space)),
-        )
-        self.observations = {key: self._empty(shapes[key], space.dtype) for key, space in spaces_by_key.items()}
-        self.actions = self._empty((get_action_dim(action_space),), action_space.dtype)
-        self.rewards = self._empty((), np.float32)
+        parts = _by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
+        self.observations = {key: self._empty(space) for key, space in parts.items()}
+        self.actions = self._empty(action_space)
+        self.rewards = np.empty((FIRST_ROWS, n_envs), dtype=np.float32)
+        self._single_array = self.observations.get(None)  # spares the loop over keys in each step
 
-    def _empty(self, shape: Any, dtype: Any) -> np.ndarray:
-        return np.empty((64, self.n_envs, *shape), dtype=dtype)
+    def _empty(self, space: spaces.Space) -> np.ndarray:
+        return np.empty((FIRST_ROWS, self.n_envs, *(space.shape or ())), dtype=space.dtype)
 
     def reset(self) -> None:
         """Forget all rows, keep the memory."""
@@ -105,22 +103,25 @@ class EpisodeStorage:
     def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
         """
         :param observations: what was seen, first axis ``n_envs``
-        :param actions: what the policy drew, first axis ``n_envs``
+        :param actions: what the policy drew, shape [n_envs, *action_space.shape]
         :param rewards: what came of it, shape [n_envs]
         """
         row = self.n_rows
         if row == len(self.rewards):
             self._grow()
-        for key, array in _by_key(observations).items():
-            stored = self.observations[key]
-            stored[row] = array.reshape(stored.shape[1:])
-        self.actions[row] = actions.reshape(self.actions.shape[1:])
+        if self._single_array is not None:
+            self._single_array[row] = observations
+        else:
+            for key, stored in self.observations.items():
+                stored[row] = observations[key]
+        self.actions[row] = actions
         self.rewards[row] = rewards
         self.n_rows = row + 1
 
     def _grow(self) -> None:
         self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
+        self._single_array = self.observations.get(None)
 
     def check_finite(self, last_observations: Any) -> None:
         """
@@ -153,8 +154,8 @@ class EpisodeStorage:
         rollout_buffer.buffer_size, rollout_buffer.n_envs = batch.n_steps, 1
         rollout_buffer.reset()
         for key, target in _by_key(rollout_buffer.observations).items():
-            target[:, 0] = self._kept(self.observations[key], kept)
-        rollout_buffer.actions[:, 0] = self._kept(self.actions, kept)
+            target[:] = self._kept(self.observations[key], kept).reshape(target.shape)
+        rollout_buffer.actions[:] = self._kept(self.actions, kept).reshape(rollout_buffer.actions.shape)
         rollout_buffer.rewards[:, 0] = self._kept(self.rewards, kept)
         starts = (batch.lengths.cumsum(0) - batch.lengths).numpy()
         rollout_buffer.episode_starts[starts[batch.first_steps.numpy() == 0], 0] = 1.0
@@ -208,79 +209,100 @@ class EpisodeTracker:
     :param n_episodes: instead: episodes of all environments together
     :param finish: whether episodes in flight are finished; else the rollout is cut after ``n_steps``
     :param keep_truncated: whether to keep the observation behind an episode that a time limit has ended
+    :param max_episode_steps: what is longer is taken for an episode without end, where they are finished
     :param steps_into_episode: steps that each environment has played of its running episode, shape [n_envs]
     """
 
     def __init__(
-        self, n_steps: int, n_episodes: int | None, finish: bool, keep_truncated: bool, steps_into_episode: np.ndarray
+        self,
+        n_steps: int,
+        n_episodes: int | None,
+        finish: bool,
+        keep_truncated: bool,
+        max_episode_steps: int,
+        steps_into_episode: np.ndarray,
     ):
         n_envs = len(steps_into_episode)
         self.n_steps, self.finish, self.keep_truncated = n_steps, finish, keep_truncated
+        self.max_episode_steps = max_episode_steps
         self.quota = None if n_episodes is None else n_episodes // n_envs
         self.episodes: list[Episode] = []
-        self.is_playing = True
-        self.row = 0
         self.steps_into_episode = steps_into_episode.copy()
         self._playing = np.ones(n_envs, dtype=bool)
         self._starts = np.zeros(n_envs, dtype=np.int64)
         self._counts = np.zeros(n_envs, dtype=np.int64)
+        self._is_playing = True
         self._oldest_start = 0
 
-    @property
-    def longest(self) -> int:
-        """Steps that the longest running episode has in this rollout; 0 where episodes may be cut."""
-        return self.row - self._oldest_start if self.finish else 0
-
-    @property
-    def oldest_env(self) -> int:
-        """The environment that plays the longest running episode."""
-        return int(np.argmin(np.where(self._playing, self._starts, self.row + 1)))
-
-    def end_episodes(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> list[int]:
+    def goes_on(self, row: int) -> bool:
         """
-        :param dones: which environments have ended an episode with the present step, shape [n_envs]
+        :param row: steps played so far in this rollout
+        :return: whether another one is to be played
+        :raises ValueError: if an episode has become longer than ``max_episode_steps``
+        """
+        if not self.finish:
+            return row < self.n_steps
+        if row - self._oldest_start > self.max_episode_steps:
+            oldest = int(np.argmin(np.where(self._playing, self._starts, row)))
+            raise ValueError(
+                f"an episode must end within max_episode_steps={self.max_episode_steps} steps, environment {oldest} has "
+                f"played {row - self._oldest_start}: wrap it in gymnasium.wrappers.TimeLimit, raise max_episode_steps, or use "
+                'unfinished="bootstrap"'
+            )
+        return self._is_playing
+
+    def end_episodes(self, row: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> list[int]:
+        """
+        :param row: steps played so far in this rollout, with the one that has ended the episodes
+        :param dones: which environments it has ended an episode of, shape [n_envs]
         :param infos: what they say of it
         :return: indices of those whose episode is used
         """
-        ended, end = np.flatnonzero(dones & self._playing), self.row + 1
+        ended = np.flatnonzero(dones & self._playing)
         for i in ended.tolist():
             info = infos[i]
             truncated = bool(info.get("TimeLimit.truncated", False))
-            last_observation = info.get("terminal_observation") if truncated and self.keep_truncated else None
             monitored = info.get("episode")
             self.episodes.append(
                 Episode(
-                    i, int(self._starts[i]), end, truncated, False, int(self.steps_into_episode[i]), last_observation,
-                    None if monitored is None else float(monitored["r"]),
+                    env_index=i,
+                    start=int(self._starts[i]),
+                    end=row,
+                    truncated=truncated,
+                    first_step=int(self.steps_into_episode[i]),
+                    last_observation=info.get("terminal_observation") if truncated and self.keep_truncated else None,
+                    total_reward=None if monitored is None else float(monitored["r"]),
                 )
-            )  # fmt: skip
-        self._starts[ended] = end
+            )
+        self._starts[ended] = row
         self._counts[ended] += 1
         self.steps_into_episode[dones] = 0
         if self.finish:
-            done = end >= self.n_steps if self.quota is None else self._counts[ended] == self.quota
+            done = row >= self.n_steps if self.quota is None else self._counts[ended] == self.quota
             self._playing[ended] = ~np.broadcast_to(done, ended.shape)
-            self.is_playing = bool(self._playing.any())
-            self._oldest_start = int(self._starts[self._playing].min(initial=end))
+            self._is_playing = bool(self._playing.any())
+            self._oldest_start = int(self._starts[self._playing].min(initial=row))
         return ended.tolist()
 
-    def end_step(self) -> None:
-        """Count the present step."""
-        self.row += 1
-        if not self.finish:
-            self.is_playing = self.row < self.n_steps
-
-    def cut_episodes(self, last_observations: Any) -> None:
+    def cut_episodes(self, row: int, last_observations: Any) -> None:
         """
         At the end of a rollout that does not finish them, keep what was played of the running episodes.
 
+        :param row: steps played in this rollout
         :param last_observations: those behind the last step, first axis ``n_envs``
         """
         if self.finish:
             return
-        for i in np.flatnonzero(self._starts < self.row).tolist():
+        for i in np.flatnonzero(self._starts < row).tolist():
             last = {key: array[i] for key, array in _by_key(last_observations).items()}
             self.episodes.append(
-                Episode(i, int(self._starts[i]), self.row, False, True, int(self.steps_into_episode[i]), last.get(None, last))
+                Episode(
+                    env_index=i,
+                    start=int(self._starts[i]),
+                    end=row,
+                    cut=True,
+                    first_step=int(self.steps_into_episode[i]),
+                    last_observation=last.get(None, last),
+                )
             )
-        self.steps_into_episode += self.row - self._starts
+        self.steps_into_episode += row - self._starts

@@ -348,6 +348,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.n_episodes,
             self.unfinished == "finish",
             self.truncation == "bootstrap",
+            self.max_episode_steps,
             self._steps_into_episode,
         )
         # Without a listener the callback's step would cost time for nothing.
@@ -358,7 +359,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
 
         try:
-            while tracker.is_playing:
+            while tracker.goes_on(n_steps):
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                     self.policy.reset_noise(env.num_envs)
 
@@ -380,16 +381,9 @@ class REINFORCE(OnPolicyAlgorithm):
                 storage.add(self._last_obs, actions, rewards)
                 self._last_obs = new_obs
                 self._last_episode_starts = dones
-                if dones.any():
-                    for index in tracker.end_episodes(dones, infos):
+                if np.count_nonzero(dones):
+                    for index in tracker.end_episodes(n_steps, dones, infos):
                         self._update_info_buffer([infos[index]], dones[[index]])
-                tracker.end_step()
-                if tracker.longest > self.max_episode_steps:
-                    raise ValueError(
-                        f"an episode must end within max_episode_steps={self.max_episode_steps} steps, environment "
-                        f"{tracker.oldest_env} has played {tracker.longest}: wrap it in gymnasium.wrappers.TimeLimit, raise "
-                        'max_episode_steps, or use unfinished="bootstrap"'
-                    )
         except Exception as error:
             # Where a NaN or an infinite number is the cause, that is the better message.
             storage.check_finite(self._last_obs)
@@ -398,8 +392,8 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.dump(self.num_timesteps)
             raise
 
-        tracker.cut_episodes(new_obs)
-        storage.check_finite(new_obs)
+        tracker.cut_episodes(n_steps, self._last_obs)
+        storage.check_finite(self._last_obs)
         self._batch = storage.pack(rollout_buffer, tracker.episodes)
         self._steps_into_episode = tracker.steps_into_episode
         self._compute_returns_and_advantages(rollout_buffer, self._batch)
@@ -520,10 +514,10 @@ class REINFORCE(OnPolicyAlgorithm):
             with th.no_grad():
                 for parameter, good in zip(self.policy.parameters(), last_good, strict=True):
                     parameter.copy_(good)
-            largest = np.abs(self.rollout_buffer.returns).max()
+            largest, reason = np.abs(self.rollout_buffer.returns).max(), str(error).splitlines()[0]
             raise ValueError(
                 f"update {self._n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
-                f"{error}; lower learning_rate (now {self.learning_rate!r}), or scale the rewards (largest return "
+                f"{reason}; lower learning_rate (now {self.learning_rate!r}), or scale the rewards (largest return "
                 f"{largest:.3g}) or the observations, for example by VecNormalize"
             ) from error
         self._n_updates += self.n_epochs

@@ -28,6 +28,7 @@ from torch import nn
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+FLOAT32 = np.dtype(np.float32)
 NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
 
 
@@ -212,10 +213,12 @@ class NumpySampler(Sampler):
             self.std = np.exp(policy.log_std.detach().numpy())
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
-        hidden = np.asarray(observations, dtype=np.float32).reshape(self.n_envs, -1)
+        # Methods of the array, and arrays of equal shape: a third of the time that np.matmul and broadcasting take.
+        hidden = observations if observations.dtype is FLOAT32 else observations.astype(np.float32)
+        hidden = hidden if hidden.ndim == 2 else hidden.reshape(self.n_envs, -1)
         for weight, bias, activation, out in self.layers:
-            np.matmul(hidden, weight, out=out)
-            np.add(out, bias, out=out)
+            hidden.dot(weight, out)
+            np.add(out, bias, out)
             hidden = out if activation is None else activation(out)
         return hidden
 
@@ -239,16 +242,16 @@ def _layers(modules: tuple[nn.Module, ...], n_envs: int) -> list[Layer]:
                     break
                 behind.append(_in_numpy(activation))
             weight = module.weight.detach().numpy().T
-            bias = module.bias.detach().numpy() if module.bias is not None else np.zeros(1, np.float32)
+            bias = module.bias.detach().numpy()[None] if module.bias is not None else np.zeros((1, 1), np.float32)
             layers.append((weight, bias, _compose(behind), np.empty((n_envs, module.out_features), np.float32)))
     return layers
 
 
 def _in_numpy(activation: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     if isinstance(activation, nn.Tanh):
-        return lambda x: np.tanh(x, out=x)
+        return lambda x: np.tanh(x, x)
     if isinstance(activation, nn.ReLU):
-        return lambda x: np.maximum(x, 0.0, out=x)
+        return lambda x: np.maximum(x, 0.0, x)
     return lambda x: activation(th.from_numpy(x)).numpy()
 
 

@@ -166,11 +166,11 @@ def test_detects_a_dropped_last_reward(monkeypatch):
 class FirstToFinish(EpisodeTracker):
     """Takes the first ``n_episodes`` that end in any environment: those are the short ones."""
 
-    def end_episodes(self, dones, infos):
-        ended = super().end_episodes(dones, infos)
+    def end_episodes(self, row, dones, infos):
+        ended = super().end_episodes(row, dones, infos)
         total = self.quota * len(self._playing)
         del self.episodes[total:]
-        self._playing[:] = self.is_playing = len(self.episodes) < total
+        self._playing[:] = self._is_playing = len(self.episodes) < total
         return ended
 
 
