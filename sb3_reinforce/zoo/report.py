@@ -132,7 +132,7 @@ def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) ->
     axes = figure.add_subplot()
     axes.plot(steps, returns, ".", markersize=3, alpha=0.25, color="tab:blue", label="training episode")
     window = min(SMOOTHING_WINDOW, max(1, len(returns) // 5))
-    axes.plot(steps, trailing_mean(returns, window), color="tab:blue", label=f"mean of the last {window} training episodes")
+    axes.plot(steps, trailing_mean(returns, window), color="tab:blue", label=f"mean of the last {window}")
     if score is not None:
         axes.axhline(score.mean, linestyle="--", color="tab:orange", label=f"saved model: {score}")
     axes.set_xlabel("environment steps in finished episodes")
