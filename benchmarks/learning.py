@@ -1,0 +1,127 @@
+"""
+Learning, with the settings of zoo_configs/reinforce.yml: score of 100 deterministic episodes after training, per seed.
+
+    python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 LunarLander-v3 --seeds 10 --jobs 2
+    python benchmarks/learning.py --table
+
+Each seed's row goes to benchmarks/results/learning.csv as soon as it is there; seeds that have one are not run again.
+``--table`` prints the rows of each environment as one line of Markdown.
+"""
+
+import argparse
+import csv
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch as th
+import yaml
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_reinforce import REINFORCE
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
+COLUMNS = ["env", "seed", "mean", "std", "steps", "seconds", "goal", "settings", "versions", "date"]
+# Score to reach, over 100 deterministic episodes
+GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
+
+
+def settings_of(env_id: str) -> dict[str, Any]:
+    """The entry of an environment, as RL Zoo reads it: strings of code are evaluated."""
+    settings = yaml.safe_load((ROOT / "zoo_configs" / "reinforce.yml").read_text())[env_id]
+    for key in ("normalize", "policy_kwargs"):
+        if isinstance(settings.get(key), str):
+            settings[key] = eval(settings[key])
+    return settings
+
+
+def run(env_id: str, seed: int) -> dict[str, Any]:
+    """Train once and evaluate: one row."""
+    th.set_num_threads(1)
+    settings = settings_of(env_id)
+    described = ", ".join(f"{key}={value}" for key, value in settings.items())
+    n_envs, n_timesteps = settings.pop("n_envs", 1), int(settings.pop("n_timesteps"))
+    policy, normalize = settings.pop("policy"), settings.pop("normalize", None)
+    env: Any = make_vec_env(env_id, n_envs)
+    # Environments of another seed than any in training
+    eval_env: Any = make_vec_env(env_id, 1, seed=1_000_000 + seed)
+    if normalize:
+        kwargs = normalize if isinstance(normalize, dict) else {}
+        env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
+        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+    start = time.time()
+    model = REINFORCE(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps)
+    seconds = time.time() - start
+    if normalize:
+        eval_env.obs_rms = env.obs_rms
+    scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=100, return_episode_rewards=True)
+    versions = " ".join(f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch"))
+    return {
+        "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
+        "steps": model.num_timesteps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""), "settings": described,
+        "versions": versions, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def rows() -> list[dict[str, str]]:
+    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+
+
+def save(row: dict[str, Any]) -> None:
+    new = not RESULTS.exists()
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table() -> str:
+    """One line per environment, over its seeds."""
+    lines = [
+        "| environment | seeds | steps | mean of the seeds' scores | std | lowest | seeds at the goal | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for env_id in sorted({row["env"] for row in rows()}):
+        own = [row for row in rows() if row["env"] == env_id]
+        scores = np.array([float(row["mean"]) for row in own])
+        goal = f"{(scores >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
+        seeds = sorted(int(row["seed"]) for row in own)
+        lines.append(
+            f"| {env_id} | {seeds[0]}-{seeds[-1]} | at most {max(int(row['steps']) for row in own):,} | {scores.mean():.1f} | "
+            f"{scores.std():.1f} | {scores.min():.1f} | {goal} | {np.median([float(row['seconds']) for row in own]):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=list(GOALS))
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to SEEDS - 1")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        done = {(row["env"], int(row["seed"])) for row in rows()}
+        jobs = [(env_id, seed) for env_id in args.env for seed in range(args.seeds) if (env_id, seed) not in done]
+        with ProcessPoolExecutor(args.jobs) as pool:
+            for future in as_completed([pool.submit(run, *job) for job in jobs]):
+                row = future.result()
+                save(row)
+                print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
+                      f"{row['seconds']} s", flush=True)  # fmt: skip
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
