@@ -43,9 +43,8 @@ def measure(chunk_size: int | None, n_steps: int) -> None:
     model.train = timed_train  # type: ignore[method-assign]
     model.learn(1)
     fingerprint = np.mean([parameter.abs().mean().item() for parameter in model.policy.parameters()])
-    print(
-        f"{chunk_size},{model.num_timesteps},{before[0]:.0f},{peak_mb() - before[0]:.0f},{before[2] - before[1]:.1f},{fingerprint:.9f}"
-    )
+    added, seconds = peak_mb() - before[0], before[2] - before[1]
+    print(f"{chunk_size},{model.num_timesteps},{before[0]:.0f},{added:.0f},{seconds:.1f},{fingerprint:.9f}")
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from sb3_reinforce.baselines import Baseline, Episodes
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.vec_env import VectorEnvAdapter
 
 __version__ = "0.1.0"
 
-__all__ = ["REINFORCE", "Baseline", "Episodes", "__version__"]
+__all__ = ["REINFORCE", "Baseline", "Episodes", "VectorEnvAdapter", "__version__"]
