@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
 
 
+SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """:raises ValueError: if ``value`` is none of ``choices``"""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
@@ -93,18 +96,38 @@ def check_arguments(model: "REINFORCE") -> None:
         )
 
 
+class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):
+    """A space that SB3's policies cannot serve. SB3 itself raises one of the other two, which old code may expect."""
+
+
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """:raises ValueError: for spaces that SB3's policies cannot serve"""
-    if not isinstance(action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        raise ValueError(
-            f"action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}: "
-            "flatten it by an environment wrapper"
-        )
-    if not isinstance(observation_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)):
-        raise ValueError(
-            f"observation_space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them, got {observation_space}: "
-            "change it by an environment wrapper"
-        )
+    """:raises UnsupportedSpaceError: for spaces that SB3's policies cannot serve"""
+    supported = "Box, Discrete, MultiDiscrete or MultiBinary"
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    problem = None
+    if any(isinstance(part, spaces.Dict) for part in parts):
+        problem = ("observation_space", "must not be nested", observation_space)
+    elif not all(isinstance(part, SPACES) for part in parts):
+        problem = ("observation_space", f"must be {supported}, or a Dict of them", observation_space)
+    elif any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
+        problem = ("observation_space", "must have at least one axis", observation_space)
+    elif any(_starts_above_zero(part) for part in parts):
+        problem = ("observation_space", "must count from 0 (start=0)", observation_space)
+    elif not isinstance(action_space, SPACES):
+        problem = ("action_space", f"must be {supported}", action_space)
+    elif isinstance(action_space, spaces.Box) and not (np.isfinite(action_space.low) & np.isfinite(action_space.high)).all():
+        problem = ("action_space", "must have a finite lower and upper bound", action_space)
+    elif isinstance(action_space, (spaces.MultiDiscrete, spaces.MultiBinary)) and len(action_space.shape) != 1:
+        problem = ("action_space", "must have one axis", action_space)
+    elif _starts_above_zero(action_space):
+        problem = ("action_space", "must count from 0 (start=0)", action_space)
+    if problem:
+        name, rule, space = problem
+        raise UnsupportedSpaceError(f"{name} {rule}, got {space}: change it by an environment wrapper")
+
+
+def _starts_above_zero(space: spaces.Space) -> bool:
+    return isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and bool(np.any(space.start != 0))
 
 
 def check_env(model: "REINFORCE") -> None:
@@ -113,7 +136,7 @@ def check_env(model: "REINFORCE") -> None:
     :raises ValueError: for arguments that the environment cannot be trained with
     """
     if model.env is None:
-        return
+        raise ValueError("env must be given before training, got None: set_env(env), or load(path, env=env)")
     check_spaces(model.observation_space, model.action_space)
     if model.n_episodes is not None and model.n_episodes % model.n_envs != 0:
         raise ValueError(

@@ -20,7 +20,9 @@ from sb3_reinforce.returns import steps_in_episode
 @dataclass(frozen=True)
 class Episodes:
     """
-    What a baseline may look at: the complete episodes of one update. S steps of N episodes, laid end to end.
+    What a baseline may look at: the episodes of one update. S steps of N episodes, laid end to end.
+
+    With ``unfinished="bootstrap"`` they may be parts of episodes: ``first_steps`` says where each part begins.
 
     :param returns: R_t of each step, reward units, shape [S], float64
     :param lengths: steps of each episode, shape [N]
@@ -29,6 +31,7 @@ class Episodes:
         a random number that depends on the episodes' lengths (``n_steps``)
     :param values: V(s_t) of the value network before it is fitted to these episodes, reward units, shape [S];
         None unless the baseline's ``needs`` has ``"values"``
+    :param first_steps: t of each episode's first step here, shape [N]; None: 0
     :param observations: o_t as the policy gets them, first axis S; a dict of arrays for Dict spaces
     """
 
@@ -38,11 +41,13 @@ class Episodes:
     fixed_count: bool
     values: th.Tensor | None = None
     observations: Any = None
+    first_steps: th.Tensor | None = None
 
     @cached_property
     def steps(self) -> th.Tensor:
         """The time index t of each step in its episode, shape [S]."""
-        return steps_in_episode(self.lengths)
+        steps = steps_in_episode(self.lengths)
+        return steps if self.first_steps is None else steps + self.first_steps.repeat_interleave(self.lengths)
 
     @cached_property
     def groups(self) -> th.Tensor:

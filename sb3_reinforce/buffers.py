@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_obs_shape
 
 FIRST_ROWS = 64  # steps that there is memory for at first
 
@@ -87,7 +88,7 @@ class EpisodeStorage:
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
         self.n_envs = n_envs
         self.n_rows = 0
-        parts = _by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
+        parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self.observations = {key: self._empty(space) for key, space in parts.items()}
         self.actions = self._empty(action_space)
         self.rewards = np.empty((FIRST_ROWS, n_envs), dtype=np.float32)
@@ -123,16 +124,23 @@ class EpisodeStorage:
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
         self._single_array = self.observations.get(None)
 
-    def check_finite(self, last_observations: Any) -> None:
+    def check_finite(self, last_observations: Any, episodes: list[Episode]) -> None:
         """
         :param last_observations: those behind the last row, on which no action was taken yet
+        :param episodes: with the observations behind their last steps, where a value is to be added for these
         :raises ValueError: if a reward or an observation is NaN or infinite; it names the environment and the step
         """
         _check_finite("reward", self.rewards[: self.n_rows], 0)
-        for key, last in _by_key(last_observations).items():
+        for key, last in by_key(last_observations).items():
             name = "observation" if key is None else f"observation {key!r}"
             _check_finite(name, self.observations[key][: self.n_rows], 0)
             _check_finite(name, last[None], self.n_rows)
+
+        for episode in episodes:
+            for key, last in by_key(episode.last_observation).items():
+                if last is not None:
+                    name = "terminal observation" if key is None else f"terminal observation {key!r}"
+                    _check_finite(name, np.asarray(last)[None, None], episode.end, episode.env_index)
 
     def pack(self, rollout_buffer: RolloutBuffer, episodes: list[Episode]) -> Batch:
         """
@@ -153,7 +161,7 @@ class EpisodeStorage:
 
         rollout_buffer.buffer_size, rollout_buffer.n_envs = batch.n_steps, 1
         rollout_buffer.reset()
-        for key, target in _by_key(rollout_buffer.observations).items():
+        for key, target in by_key(rollout_buffer.observations).items():
             target[:] = self._kept(self.observations[key], kept).reshape(target.shape)
         rollout_buffer.actions[:] = self._kept(self.actions, kept).reshape(rollout_buffer.actions.shape)
         rollout_buffer.rewards[:, 0] = self._kept(self.rewards, kept)
@@ -173,7 +181,7 @@ class EpisodeStorage:
         return stored[: self.n_rows].swapaxes(0, 1)[kept]
 
 
-def _by_key(observations: Any) -> dict[Any, Any]:
+def by_key(observations: Any) -> dict[Any, Any]:
     """Dict observations as they are, others under the key None, so that one loop serves both."""
     return observations if isinstance(observations, dict) else {None: observations}
 
@@ -184,14 +192,14 @@ def _doubled(stored: np.ndarray) -> np.ndarray:
     return grown
 
 
-def _check_finite(name: str, played: np.ndarray, first_row: int) -> None:
+def _check_finite(name: str, played: np.ndarray, first_row: int, first_env: int = 0) -> None:
     """:raises ValueError: if ``played``, shape [T, n_envs, ...], holds NaN or infinity"""
     # A sum is finite if all is finite: one pass without temporary memory.
     if not np.issubdtype(played.dtype, np.floating) or np.isfinite(played.sum(dtype=np.float64)):
         return
     bad = np.argwhere(~np.isfinite(played))
     if len(bad):
-        step, env_index = int(bad[0][0]) + first_row, int(bad[0][1])
+        step, env_index = int(bad[0][0]) + first_row, int(bad[0][1]) + first_env
         raise ValueError(
             f"{name} must be finite, got {played[tuple(bad[0])]} from environment {env_index} at step {step} of the rollout: "
             "mend the environment (SB3's VecCheckNan finds the line that makes it)"
@@ -294,7 +302,7 @@ class EpisodeTracker:
         if self.finish:
             return
         for i in np.flatnonzero(self._starts < row).tolist():
-            last = {key: array[i] for key, array in _by_key(last_observations).items()}
+            last = {key: array[i] for key, array in by_key(last_observations).items()}
             self.episodes.append(
                 Episode(
                     env_index=i,
@@ -306,3 +314,21 @@ class EpisodeTracker:
                 )
             )
         self.steps_into_episode += row - self._starts
+
+
+def count_rows(rows: slice | np.ndarray) -> int:
+    """:return: how many rows a slice or an index array selects"""
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def map_arrays(function: Any, arrays: Any) -> Any:
+    """Apply a function to one array, or to each of a dict."""
+    return {key: function(array) for key, array in arrays.items()} if isinstance(arrays, dict) else function(arrays)
+
+
+def stack_observations(observations: list[Any], space: spaces.Space) -> Any:
+    """Single observations to tensors with one row each, shaped as the rollout buffer has them."""
+    if isinstance(space, spaces.Dict):
+        return {k: stack_observations([observation[k] for observation in observations], s) for k, s in space.spaces.items()}
+    rows = np.stack([np.asarray(observation, dtype=space.dtype) for observation in observations])
+    return th.as_tensor(rows.reshape(len(rows), *get_obs_shape(space)))

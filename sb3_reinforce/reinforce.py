@@ -1,10 +1,12 @@
 """REINFORCE: arguments, rollouts of whole episodes, one policy gradient step per rollout."""
 
+import copy
 import io
 import pathlib
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -20,18 +22,18 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
 from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
-from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker
-from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
-from sb3_reinforce.sampling import make_sampler, needs_torch, policy_class
+from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker, by_key, count_rows, map_arrays, stack_observations
+from sb3_reinforce.returns import episode_return, reward_to_go
+from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
@@ -39,6 +41,10 @@ SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 # Streams of random numbers within one rollout, see REINFORCE._random_stream.
 ACTOR, ENVIRONMENTS, SHUFFLING = range(3)
+
+
+class NotFiniteError(ValueError):
+    """A loss, gradient or parameter that is NaN or infinite."""
 
 
 class REINFORCE(OnPolicyAlgorithm):
@@ -103,7 +109,7 @@ class REINFORCE(OnPolicyAlgorithm):
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
-        filled at once, one row per step and ``n_envs=1``, without a call of its ``add``
+        filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
@@ -184,6 +190,8 @@ class REINFORCE(OnPolicyAlgorithm):
         check_arguments(self)
         if isinstance(env, (gym.Env, VecEnv)):
             check_spaces(env.observation_space, env.action_space)
+        elif env is None and _init_setup_model:
+            raise ValueError("env must be an environment or the id of one, got None")
 
         super().__init__(
             policy,
@@ -231,13 +239,20 @@ class REINFORCE(OnPolicyAlgorithm):
         self._clip_range_schedule = make_schedule("clip_range", self.clip_range)
 
     def _setup_model(self) -> None:
+        check_arguments(self)  # once more: load() may have brought others
         self._storage: EpisodeStorage | None = None
+        self._has_just_been_reset = False
         super()._setup_model()
         self._baseline = make_baseline(self.baseline)
-        if self._baseline_state.get("baseline") == type(self._baseline).__name__:
+        if self._baseline_state.get("baseline") == _full_name(self._baseline):
             self._baseline.load_state_dict(self._baseline_state["state"])
         if "values" in self._baseline.needs:
             self._value_parameters = self._value_only_parameters()
+            own = set(self._value_parameters)
+            # What else is in a shared extractor stays as the policy left it: batch norm keeps its statistics.
+            self._value_modules = [
+                m for m in self.policy.modules() if 0 < len({*m.parameters()}) == len({*m.parameters()} & own)
+            ]
             self.value_optimizer = self.policy.optimizer_class(
                 self._value_parameters,
                 lr=self._value_lr_schedule(1.0),
@@ -247,20 +262,25 @@ class REINFORCE(OnPolicyAlgorithm):
     def _value_only_parameters(self) -> list[th.nn.Parameter]:
         """
         The parameters that V depends on and the policy does not, whatever the policy's class calls them: found by
-        differentiating both at one observation of zeros.
+        differentiating both at one observation.
         """
         self.policy.set_training_mode(False)
-        if isinstance(self.observation_space, spaces.Dict):
-            zeros: Any = {k: np.zeros((1, *(s.shape or ())), s.dtype) for k, s in self.observation_space.spaces.items()}
-        else:
-            zeros = np.zeros((1, *self.observation_space.shape), self.observation_space.dtype)  # type: ignore[misc]
-        obs_tensor = obs_as_tensor(zeros, self.device)
-        action = th.zeros((1, get_action_dim(self.action_space)), device=self.device)
-        log_prob, entropy = self._log_prob_and_entropy(obs_tensor, action)
-        policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        # Copies: the spaces' own random numbers stay untouched.
+        observation_space, action_space = copy.deepcopy((self.observation_space, self.action_space))
+        observation_space.seed(0)
+        obs_tensor, _ = self.policy.obs_to_tensor(observation_space.sample())
+        action = th.zeros((1, get_action_dim(action_space)), device=self.device)
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        of_value = th.autograd.grad(self.policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
-        of_policy = th.autograd.grad(policy_output, parameters, allow_unused=True)
+        # What depends on what shows even where the numbers are NaN, as those of a policy that masks its actions may be.
+        validate_args = th.distributions.Distribution._validate_args
+        th.distributions.Distribution.set_default_validate_args(False)
+        try:
+            log_prob, entropy = self._log_prob_and_entropy(obs_tensor, action)
+            policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+            of_policy = th.autograd.grad(policy_output, parameters, allow_unused=True)
+            of_value = th.autograd.grad(self.policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
+        finally:
+            th.distributions.Distribution.set_default_validate_args(validate_args)
         found = [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
         if not found:
             raise ValueError(
@@ -297,27 +317,34 @@ class REINFORCE(OnPolicyAlgorithm):
         rank = 0
         return int(np.random.SeedSequence([self.seed, self._n_rollouts, rank, stream]).generate_state(1)[0] >> 1)
 
+    def _next_rollout(self, env: VecEnv) -> None:
+        """Go on to the next rollout's streams, and let the environments' coming reset begin theirs."""
+        self._n_rollouts += 1
+        if self.seed is not None:
+            env.seed(self._stream_seed(ENVIRONMENTS))
+
     def _begin_rollout(self, env: VecEnv) -> np.random.Generator:
         """
         Seed the streams of the rollout and reset the environments.
 
         :return: random numbers of the actor
         """
-        self._n_rollouts += 1
+        if self.unfinished == "bootstrap" and not self._has_just_been_reset:
+            self._n_rollouts += 1
+        elif not self._has_just_been_reset:
+            self._next_rollout(env)
+            self._last_obs = env.reset()
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        self._has_just_been_reset = False
+        if self.unfinished == "finish" or self._steps_into_episode is None:
+            self._steps_into_episode = np.zeros(env.num_envs, dtype=np.int64)
         rng = np.random.default_rng(self._stream_seed(ACTOR))
         if self.seed is not None:
-            # For the torch sampler, gSDE and dropout. Not th.manual_seed, which asks every kind of accelerator in turn.
+            # For gSDE, dropout and whatever the torch sampler leaves to torch. Not th.manual_seed, which asks every kind of
+            # accelerator in turn.
             th.default_generator.manual_seed(self._stream_seed(ACTOR))
             if self.device.type == "cuda":
                 th.cuda.manual_seed(self._stream_seed(ACTOR))
-        if self.unfinished == "finish":
-            if self.seed is not None:
-                env.seed(self._stream_seed(ENVIRONMENTS))
-            self._last_obs = env.reset()
-            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-            self._steps_into_episode = None
-        if self._steps_into_episode is None:
-            self._steps_into_episode = np.zeros(env.num_envs, dtype=np.int64)
         if self._storage is None or self._storage.n_envs != env.num_envs:
             self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs)
         return rng
@@ -376,6 +403,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 if listening:
                     callback.update_locals(locals())
                     if not callback.on_step():
+                        self._abandon_rollout()
                         return False
 
                 storage.add(self._last_obs, actions, rewards)
@@ -386,14 +414,16 @@ class REINFORCE(OnPolicyAlgorithm):
                         self._update_info_buffer([infos[index]], dones[[index]])
         except Exception as error:
             # Where a NaN or an infinite number is the cause, that is the better message.
-            storage.check_finite(self._last_obs)
+            last_obs = self._last_obs
+            self._abandon_rollout()
+            storage.check_finite(last_obs, [])
             for index in _failed_environments(error, env):
                 error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
             self.logger.dump(self.num_timesteps)
             raise
 
         tracker.cut_episodes(n_steps, self._last_obs)
-        storage.check_finite(self._last_obs)
+        storage.check_finite(self._last_obs, tracker.episodes)
         self._batch = storage.pack(rollout_buffer, tracker.episodes)
         self._steps_into_episode = tracker.steps_into_episode
         self._compute_returns_and_advantages(rollout_buffer, self._batch)
@@ -403,28 +433,40 @@ class REINFORCE(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _abandon_rollout(self) -> None:
+        """Where environments run on across rollouts, what was played of a dropped one is missing: start anew."""
+        if self.unfinished == "bootstrap":
+            self._last_obs = self._steps_into_episode = None
+
     def _compute_returns_and_advantages(self, rollout_buffer: RolloutBuffer, batch: Batch) -> None:
         """Fill values, returns and advantages of the packed rollout: V before its fit, R, and gamma^(c t) (R - b)."""
-        observations = _map_arrays(lambda array: th.as_tensor(array[:, 0]), rollout_buffer.observations)
+        observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), rollout_buffer.observations)
         values = self._values_of(observations, batch.n_steps) if "values" in self._baseline.needs else None
 
         last_values = th.zeros(len(batch.episodes), dtype=th.float64)
         goes_on = [i for i, episode in enumerate(batch.episodes) if episode.last_observation is not None]
         if goes_on:
-            stacked = _stack([batch.episodes[i].last_observation for i in goes_on], self.observation_space)
+            stacked = stack_observations([batch.episodes[i].last_observation for i in goes_on], self.observation_space)
             last_values[goes_on] = self._values_of(stacked, len(goes_on))
 
         rewards = th.as_tensor(rollout_buffer.rewards[:, 0], dtype=th.float64)
         returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
         returns = returns_of(rewards, batch.lengths, self.gamma, last_values)
 
-        self._episodes = Episodes(returns, batch.lengths, batch.env_indices, self.n_episodes is not None, values, observations)
+        self._episodes = Episodes(
+            returns=returns,
+            lengths=batch.lengths,
+            env_indices=batch.env_indices,
+            fixed_count=self.n_episodes is not None,
+            values=values,
+            observations=observations,
+            first_steps=batch.first_steps,
+        )
         advantages = returns - self._checked_baseline_values(self._episodes)
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         if self.discount_state:
-            steps = batch.first_steps.repeat_interleave(batch.lengths) + steps_in_episode(batch.lengths)
-            advantages = self.gamma**steps * advantages
+            advantages = self.gamma**self._episodes.steps * advantages
 
         rollout_buffer.returns[:, 0] = returns.numpy()
         rollout_buffer.advantages[:, 0] = advantages.numpy()
@@ -452,7 +494,7 @@ class REINFORCE(OnPolicyAlgorithm):
         values = []
         with th.no_grad():
             for rows in self._chunks(slice(0, n_rows)):
-                chunk = _map_arrays(lambda array, rows=rows: array[rows].to(self.device), observations)  # type: ignore[misc]
+                chunk = map_arrays(lambda array, rows=rows: array[rows].to(self.device), observations)  # type: ignore[misc]
                 values.append(self.policy.predict_values(chunk).flatten().double().cpu())
         return th.cat(values)
 
@@ -501,28 +543,16 @@ class REINFORCE(OnPolicyAlgorithm):
             self.rollout_buffer.log_probs[:, 0] = self._log_probs()
             self.policy.set_training_mode(True)
 
-        last_good = [parameter.detach().clone() for parameter in self.policy.parameters()]
-        try:
+        with self._parameters_put_back_on_failure():
             steps = [
                 self._policy_step(rows, several_steps)
                 for _ in range(self.n_epochs)
                 for rows in self._minibatches(self.batch_size, rng)
             ]
-            if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-                raise ValueError("a parameter of the policy has become NaN or infinite")
-        except ValueError as error:
-            with th.no_grad():
-                for parameter, good in zip(self.policy.parameters(), last_good, strict=True):
-                    parameter.copy_(good)
-            largest, reason = np.abs(self.rollout_buffer.returns).max(), str(error).splitlines()[0]
-            raise ValueError(
-                f"update {self._n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
-                f"{reason}; lower learning_rate (now {self.learning_rate!r}), or scale the rewards (largest return "
-                f"{largest:.3g}) or the observations, for example by VecNormalize"
-            ) from error
+            log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
+            self._fit_baseline(rng)
         self._n_updates += self.n_epochs
 
-        log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
         self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
         self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
@@ -534,7 +564,33 @@ class REINFORCE(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-        self._fit_baseline(rng)
+    @contextmanager
+    def _parameters_put_back_on_failure(self) -> Iterator[None]:
+        """
+        Whatever fails inside, the parameters are afterwards those from before.
+
+        :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
+        """
+        state = self.policy.state_dict()
+        last_good = {name: tensor.clone() for name, tensor in state.items()}
+        try:
+            yield
+            if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+                raise NotFiniteError("a parameter of the policy has become NaN or infinite")
+        except Exception as error:
+            for name, tensor in state.items():
+                tensor.copy_(last_good[name])
+            # "Expected parameter ...": torch's distributions, of a mean or logit that is NaN
+            if not isinstance(error, NotFiniteError) and not str(error).startswith("Expected parameter"):
+                raise
+            rates = f"learning_rate (now {self.learning_rate!r})"
+            if "values" in self._baseline.needs:
+                rates += f" or value_learning_rate (now {self.value_learning_rate!r})"
+            raise ValueError(
+                f"update {self._n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
+                f"{str(error).splitlines()[0]}; lower {rates}, or scale the observations or the rewards (largest return "
+                f"{np.abs(self.rollout_buffer.returns).max():.3g}), for example by VecNormalize"
+            ) from error
 
     def _policy_step(self, rows: slice | np.ndarray, several_steps: bool) -> dict[str, float]:
         """
@@ -544,11 +600,11 @@ class REINFORCE(OnPolicyAlgorithm):
         :param several_steps: whether the parameters may have left those that sampled: then A log pi becomes PPO's
             min(A r, A clip(r)) with the importance ratio r = pi / pi_old
         :return: losses, gradient norm before clipping and fraction of clipped ratios
-        :raises ValueError: if the gradient is NaN or infinite; the parameters are then as they were
+        :raises NotFiniteError: if the gradient is NaN or infinite; the parameters are then as they were
         """
         ent_coef = self._ent_coef_schedule(self._current_progress_remaining)
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
-        n_rows = _n_rows(rows)
+        n_rows = count_rows(rows)
         # A minibatch stands for the whole batch: its sum is scaled up by S / n_rows.
         scale = self._batch.n_steps / n_rows / self._divisor()
         policy_sum = entropy_sum = n_clipped = 0.0
@@ -581,7 +637,7 @@ class REINFORCE(OnPolicyAlgorithm):
         max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
-            raise ValueError(f"the norm of the gradient is {grad_norm}")
+            raise NotFiniteError(f"the norm of the gradient is {grad_norm}")
         self.policy.optimizer.step()
         return {
             "policy_loss": scale * policy_sum,
@@ -594,11 +650,16 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         After the policy step: fit the value network, where the baseline uses it, then the baseline's own state.
 
-        Only the value's own parameters move; what it shares with the policy gets no gradient.
+        Only the value's own parameters move; what it shares with the policy gets no gradient and stays in evaluation mode.
+
+        :raises NotFiniteError: if the loss of the value network is NaN or infinite
         """
-        if "values" in self._baseline.needs:
+        parameters = [parameter for parameter in getattr(self, "_value_parameters", []) if parameter.requires_grad]
+        if "values" in self._baseline.needs and parameters:
             values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-            self.policy.set_training_mode(True)
+            self.policy.set_training_mode(False)
+            for module in self._value_modules:
+                module.train()
             update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
             losses = []
             for _ in range(self.n_value_epochs):
@@ -608,9 +669,11 @@ class REINFORCE(OnPolicyAlgorithm):
                     for chunk in self._chunks(rows):
                         data = self._samples(chunk)
                         predicted = self.policy.predict_values(data.observations).flatten()
-                        loss = F.mse_loss(predicted, data.returns, reduction="sum") / _n_rows(rows)
-                        loss.backward(inputs=self._value_parameters)
+                        loss = F.mse_loss(predicted, data.returns, reduction="sum") / count_rows(rows)
+                        loss.backward(inputs=parameters)
                         loss_sum += loss.item()
+                    if not np.isfinite(loss_sum):
+                        raise NotFiniteError(f"the loss of the value network is {loss_sum}")
                     self.value_optimizer.step()
                     losses.append(loss_sum)
             self.logger.record("train/value_loss", np.mean(losses))
@@ -634,11 +697,17 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        if policy_class(self.policy).evaluate_actions is not ActorCriticPolicy.evaluate_actions:  # type: ignore[attr-defined]
+        if overrides(self.policy, "evaluate_actions"):
             _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
-            return log_prob, entropy
-        distribution = self.policy.get_distribution(observations)
-        return distribution.log_prob(actions), distribution.entropy()
+        else:
+            distribution = self.policy.get_distribution(observations)
+            log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+        if log_prob.shape != actions.shape[:1]:
+            raise TypeError(
+                f"the policy must give one log-probability per action, shape {tuple(actions.shape[:1])}, "
+                f"got shape {tuple(log_prob.shape)} from {policy_class(self.policy).__name__}"
+            )
+        return log_prob, entropy
 
     def _log_probs(self) -> np.ndarray:
         """log pi(a|s) of all rows of the rollout buffer, in evaluation mode and without gradient, shape [S]."""
@@ -665,7 +734,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _chunks(self, rows: slice | np.ndarray) -> Iterator[slice | np.ndarray]:
         """The same rows, at most ``chunk_size`` of them at a time."""
-        n_rows = _n_rows(rows)
+        n_rows = count_rows(rows)
         size = self.chunk_size or n_rows
         for start in range(0, n_rows, size):
             stop = min(start + size, n_rows)
@@ -692,6 +761,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
         """
+        check_arguments(self)
         check_env(self)
         iteration = 0
         total_timesteps, callback = self._setup_learn(
@@ -724,8 +794,14 @@ class REINFORCE(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if self._last_obs is not None and len(next(iter(by_key(self._last_obs).values()))) != self.n_envs:
+            self._last_obs = None  # of a model saved with another number of environments
         if reset_num_timesteps or self._last_obs is None:
-            self._steps_into_episode = None  # the environments are about to be reset
+            # SB3 is about to reset the environments: let that be the reset that the first rollout starts at.
+            assert self.env is not None
+            self._steps_into_episode = None
+            self._next_rollout(self.env)
+            self._has_just_been_reset = True
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -737,7 +813,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_storage", "_baseline", "_batch", "_episodes", "_value_parameters",
+            "_storage", "_baseline", "_batch", "_episodes", "_value_parameters", "_value_modules",
         ]  # fmt: skip
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -757,7 +833,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        self._baseline_state = {"baseline": type(self._baseline).__name__, "state": self._baseline.state_dict()}
+        self._baseline_state = {"baseline": _full_name(self._baseline), "state": self._baseline.state_dict()}
         super().save(path, exclude, include)
 
     @classmethod
@@ -797,6 +873,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if isinstance(load_path_or_dict, dict):
             params = dict(load_path_or_dict)
         else:
+            check_model_file(load_path_or_dict)
             params = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
         own = self.get_parameters()
         params.setdefault("value_optimizer", own.get("value_optimizer"))
@@ -811,6 +888,10 @@ class REINFORCE(OnPolicyAlgorithm):
         super().set_parameters(params, exact_match=exact_match, device=device)
 
 
+def _full_name(obj: object) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
 def _failed_environments(error: Exception, env: VecEnv) -> list[int]:
     """Indices of the environments that an error came from, as far as SB3's own vectorised environments show it."""
     base = env.unwrapped
@@ -818,20 +899,3 @@ def _failed_environments(error: Exception, env: VecEnv) -> list[int]:
         return [index for index, process in enumerate(base.processes) if not process.is_alive()]
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [frame.f_locals["env_idx"] for frame in frames if frame.f_code is DummyVecEnv.step_wait.__code__]
-
-
-def _n_rows(rows: slice | np.ndarray) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-
-
-def _map_arrays(function: Any, arrays: Any) -> Any:
-    """Apply a function to one array, or to each of a dict."""
-    return {key: function(array) for key, array in arrays.items()} if isinstance(arrays, dict) else function(arrays)
-
-
-def _stack(observations: list[Any], space: spaces.Space) -> Any:
-    """Single observations to tensors with one row each, shaped as the rollout buffer has them."""
-    if isinstance(space, spaces.Dict):
-        return {k: _stack([observation[k] for observation in observations], s) for k, s in space.spaces.items()}
-    rows = np.stack([np.asarray(observation, dtype=space.dtype) for observation in observations])
-    return th.as_tensor(rows.reshape(len(rows), *get_obs_shape(space)))

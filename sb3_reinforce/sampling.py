@@ -24,6 +24,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
+from torch.distributions import Bernoulli, Categorical, Normal
 
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
@@ -35,6 +36,12 @@ NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per bl
 def policy_class(policy: nn.Module) -> type:
     """:return: the class of the policy, also of one wrapped by ``torch.compile``"""
     return type(getattr(policy, "_orig_mod", policy))
+
+
+def overrides(policy: nn.Module, method: str) -> bool:
+    """:return: whether the policy's class, or the object itself, has a method of its own in the place of SB3's"""
+    own = getattr(policy, "_orig_mod", policy)
+    return method in vars(own) or getattr(type(own), method) is not getattr(ActorCriticPolicy, method)
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
@@ -165,21 +172,24 @@ class TorchSampler(Sampler):
 
     def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
         super().__init__(policy, rng)
-        self.overrides_forward = policy_class(policy).forward is not ActorCriticPolicy.forward  # type: ignore[attr-defined]
+        self.overrides_forward = overrides(policy, "forward")
+        # A module of the user's own may keep a tensor for the update, where one made in inference mode cannot serve.
+        known = all(type(module).__module__.startswith(("torch.nn.", "stable_baselines3.")) for module in policy.modules())
+        self.without_gradient = th.inference_mode if known else th.no_grad
 
-    @th.inference_mode()
     def __call__(self, observations: Any) -> np.ndarray:
-        obs_tensor = obs_as_tensor(observations, self.policy.device)
-        if self.overrides_forward:
-            return self._as_array(self.policy(obs_tensor)[0])
-        distribution = self.policy.get_distribution(obs_tensor)
-        if type(distribution) not in DISTRIBUTIONS:
-            return self._as_array(distribution.get_actions())
-        return self._draw(self._parameters_of(distribution))
+        with self.without_gradient():
+            obs_tensor = obs_as_tensor(observations, self.policy.device)
+            if self.overrides_forward:
+                return self._as_array(self.policy(obs_tensor)[0])
+            distribution = self.policy.get_distribution(obs_tensor)
+            if not _is_known(distribution):
+                return self._as_array(distribution.get_actions())
+            return self._draw(self._parameters_of(distribution))
 
-    @th.inference_mode()
     def distribution_parameters(self, observations: Any) -> np.ndarray:
-        return self._parameters_of(self.policy.get_distribution(obs_as_tensor(observations, self.policy.device)))
+        with self.without_gradient():
+            return self._parameters_of(self.policy.get_distribution(obs_as_tensor(observations, self.policy.device)))
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
         drawn = distribution.distribution
@@ -194,11 +204,18 @@ class TorchSampler(Sampler):
         return actions.cpu().numpy().reshape(self.action_shape)
 
 
+def _is_known(distribution: Any) -> bool:
+    """Whether it is SB3's own, around torch's own: by exact types, a subclass draws for itself."""
+    inner = getattr(distribution, "distribution", None)
+    parts = inner if isinstance(inner, list) else [inner]
+    return type(distribution) in DISTRIBUTIONS and all(type(part) in (Bernoulli, Categorical, Normal) for part in parts)
+
+
 class NumpySampler(Sampler):
     """
     Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
 
-    The parameters are seen through views, so they may change while it is in use.
+    Weights and biases are seen through views; the standard deviation is that of the moment it is made: one per rollout.
 
     :param policy: the policy to act with
     :param n_envs: number of environments

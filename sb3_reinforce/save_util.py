@@ -5,28 +5,27 @@ import pathlib
 import zipfile
 from typing import Any
 
+MODEL_PARTS = {"data", "policy.pth", "policy.optimizer.pth"}
+
 
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """:raises ValueError: if there is a file and it is torn or no saved model"""
+    file: Any = path
     if isinstance(path, (str, pathlib.Path)):
         file = pathlib.Path(path)
-        file = file if file.is_file() else file.with_name(file.name + ".zip")
-        if not file.is_file():
+        file = file if file.exists() else file.with_name(file.name + ".zip")
+        if not file.exists():
             return  # SB3's own FileNotFoundError
-    else:
-        file = path  # type: ignore[assignment]
     try:
         with zipfile.ZipFile(file) as archive:
-            torn = archive.testzip()
-            if torn is None and {"data", "policy.pth"} <= set(archive.namelist()):
-                return
-        reason = "it has no saved policy" if torn is None else f"its part {torn} is damaged"
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            torn, missing = archive.testzip(), MODEL_PARTS - set(archive.namelist())
+        reason = f"its part {torn} is damaged" if torn else f"it has no {min(missing)}" if missing else None
+    except Exception as error:  # zipfile raises what the damaged byte leads to, NotImplementedError among others
         reason = str(error)
-    finally:
-        if not isinstance(path, (str, pathlib.Path)):
-            path.seek(0)
-    raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
+    if not isinstance(file, pathlib.Path):
+        file.seek(0)
+    if reason:
+        raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
 
 
 def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:

@@ -20,36 +20,61 @@ def plain_schedule(value: Any) -> Any:
     return value
 
 
+class CheckedSchedule(FloatSchedule):
+    """
+    A schedule whose values are checked whenever they are used: one that turns negative would climb down.
+
+    :param name: the argument's name, for the message
+    :param value: a constant, or a function of the remaining progress
+    """
+
+    def __init__(self, name: str, value: float | Schedule):
+        super().__init__(value)
+        self.name = name
+
+    def __call__(self, progress_remaining: float) -> float:
+        """
+        :param progress_remaining: from 1 at the start of training to 0 at its end
+        :return: the value there
+        :raises ValueError: if it is negative or not finite
+        """
+        value = super().__call__(progress_remaining)
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ValueError(
+                f"{self.name} must be finite and >= 0 throughout training, got {value} from {self.value_schedule} at a "
+                f"remaining progress of {progress_remaining:.3g} (1 at the start, 0 at the end)"
+            )
+        return value
+
+
 def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
     """
     :param name: the argument's name, for the message
     :param value: a constant, a function of the remaining progress, or a string such as ``"lin_3e-4"``: linearly from
         3e-4 at the start of training to 0 at its end (RL Zoo's notation)
-    :return: the schedule
-    :raises ValueError: if it cannot be read, or if it is negative or not finite at the start
+    :return: the schedule, which checks its values
+    :raises ValueError: if it cannot be read, or if it is negative or not finite at the start or the end
     """
     cure = f'{name} must be a number >= 0, a schedule (a function of the remaining progress) or a string such as "lin_3e-4"'
     if isinstance(value, str):
-        try:
-            start = float(value.removeprefix("lin_")) if value.startswith("lin_") else math.nan
-        except ValueError:
-            start = math.nan
-        if math.isnan(start):
+        if not value.startswith("lin_") or not _is_number(value.removeprefix("lin_")):
             hint = "; text that holds a number: write it as a number (in YAML `!!float 3e-4`)" if _is_number(value) else ""
             raise ValueError(f"{cure}, got {value!r}{hint}")
-        schedule: Schedule = LinearSchedule(start, 0.0, 1.0)
+        value = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     elif isinstance(value, Real) and not isinstance(value, bool):
-        schedule = FloatSchedule(float(value))
-    elif callable(value):
-        schedule = FloatSchedule(value)
-    else:
+        value = float(value)
+    elif not callable(value):
         raise ValueError(f"{cure}, got {value!r}")
-    try:
-        start = float(schedule(1.0))
-    except Exception as error:
-        raise ValueError(f"{cure}; the schedule {value!r} failed at the start of training: {error}") from error
-    if not (math.isfinite(start) and start >= 0.0):
-        raise ValueError(f"{cure}, got {value!r}, which is {start} at the start of training")
+    schedule = CheckedSchedule(name, value)
+    for progress in (1.0, 0.0):
+        try:
+            schedule(progress)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{cure}; the schedule {value!r} failed at a remaining progress of {progress}: {error}"
+            ) from error
     return schedule
 
 

@@ -103,14 +103,6 @@ class MDP:
             visits = th.einsum("s,sa,sat->t", visits, policy, transitions)
         return th.autograd.grad(objective, logits)[0]
 
-    def expected_length(self, logits: th.Tensor) -> float:
-        policy = logits.softmax(dim=1).double()
-        visits, total = th.as_tensor(self.start), 0.0
-        for _ in range(self.horizon):
-            total += float(visits.sum())
-            visits = th.einsum("s,sa,sat->t", visits, policy, th.as_tensor(self.transitions))
-        return total
-
 
 # Ten trajectories of one or two steps: few enough to enumerate all batches of them.
 SMALL = MDP(

@@ -22,7 +22,6 @@ from torch import nn
 
 import sb3_reinforce.reinforce
 from sb3_reinforce import REINFORCE, Baseline
-from sb3_reinforce.sampling import TorchSampler
 from tests.envs import LARGER, MDPEnv, NoCallback, RewardListEnv, one_update, tabular_model
 
 SMALL_NET = dict(net_arch=[8])
@@ -199,8 +198,6 @@ def test_equals_a2c(monkeypatch):
 
     def make_sampler(policy, n_envs, rng):
         th.manual_seed(5)
-        sampler = TorchSampler(policy, rng)
-        sampler._draw = None
         return lambda obs: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
 
     monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", make_sampler)
@@ -340,19 +337,94 @@ def test_entropy_gradient_without_closed_form():
     assert model.policy.log_std.item() - before == pytest.approx(expected, abs=0.06)
 
 
-def test_schedules_reach_the_optimisers():
+def test_schedules_are_read_at_the_present_progress():
     model = REINFORCE(
         "MlpPolicy", "CartPole-v1", n_steps=50, learning_rate="lin_1e-2", value_learning_rate=LinearSchedule(0.1, 0.0, 1.0),
         ent_coef=lambda progress: 0.01 * progress, clip_range="lin_0.3", n_epochs=2,
     )  # fmt: skip
-    model.learn(200)
-    progress = model._current_progress_remaining
-    assert progress == max(0.0, 1 - model.num_timesteps / 200)
-    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * progress)
-    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * progress)
+    read: dict[str, set[float]] = {}
+    for name in ("ent_coef", "clip_range"):
+        schedule = getattr(model, f"_{name}_schedule")
+        spy = lambda progress, n=name, s=schedule: (read.setdefault(n, set()).add(progress), s(progress))[1]  # noqa: E731
+        setattr(model, f"_{name}_schedule", spy)
+    model.learn(1)
+    model._current_progress_remaining = 0.25
+    model.train()
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.25)
+    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.25)
+    assert read == {"ent_coef": {0.0, 0.25}, "clip_range": {0.0, 0.25}}
     # the last episodes run beyond the end, where a schedule must not turn negative
     model._update_current_progress_remaining(300, 200)
     assert model._current_progress_remaining == 0.0
+
+
+def test_ent_coef_by_hand():
+    """Zero rewards leave the entropy alone: its gradient times ent_coef / D, from a one-step softmax with logits (1, 0)."""
+    env = DummyVecEnv([lambda: RewardListEnv([0.0])])
+    model = tabular_model(env, n_episodes=4, ent_coef=0.3)
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.copy_(th.tensor([1.0, 0.0]))
+    before = model.policy.action_net.bias.detach().clone()
+    callback = NoCallback()
+    callback.init_callback(model)
+    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    model.train()
+    # dH / d logit_k = -p_k (log p_k + H); four steps, D = 4 episodes
+    p = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
+    expected = -0.3 * p * (np.log(p) - (p * np.log(p)).sum())
+    np.testing.assert_allclose((model.policy.action_net.bias - before).detach(), expected, atol=1e-6)
+
+
+def test_gradient_clipping():
+    """Under SGD the step has the length learning_rate * max_grad_norm where the gradient is longer, else its own."""
+    lengths = {}
+    for max_grad_norm in (None, 0.01):
+        model = collected(n_episodes=4, max_grad_norm=max_grad_norm)
+        lengths[max_grad_norm] = change(model, slice(0, model._batch.n_steps), several_steps=False).norm().item()
+    assert lengths[None] > 0.05
+    assert lengths[0.01] == pytest.approx(0.01, rel=1e-4)
+
+
+class Bandit(gym.Env):
+    """One step; the observation is 1, the reward is what ``pay`` says of the action received."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-0.5, 0.5, (1,), np.float32)
+    received: list[float] = []  # noqa: RUF012
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.received.append(float(action[0]))
+        return np.ones(1, np.float32), float(action[0]), True, False, {}
+
+
+def test_gaussian_gradient_with_clipped_actions():
+    """
+    The environment gets the action clipped to its bounds, the score is of the action as it was drawn: then
+    d E[clip(mu + eps)] / d mu = P(|mu + eps| < 0.5), here for mu = 0.3 and unit variance, by 20,000 episodes.
+    """
+    env = DummyVecEnv([Bandit])
+    model = REINFORCE(
+        "MlpPolicy", env, n_episodes=20_000, baseline="leave_one_out", learning_rate=1.0, max_grad_norm=None, seed=0,
+        policy_kwargs=dict(net_arch=[], optimizer_class=th.optim.SGD), device="cpu",
+    )  # fmt: skip
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.fill_(0.3)
+    Bandit.received.clear()
+    model.learn(1)
+    drawn = model.rollout_buffer.actions.flatten()
+    np.testing.assert_allclose(Bandit.received[: len(drawn)], np.clip(drawn, -0.5, 0.5))
+    assert np.abs(drawn).max() > 2
+    normal = th.distributions.Normal(0.3, 1.0)
+    expected = float(normal.cdf(th.tensor(0.5)) - normal.cdf(th.tensor(-0.5)))
+    per_episode = model.rollout_buffer.advantages.flatten() * (drawn - 0.3)
+    standard_error = per_episode.std() / len(drawn) ** 0.5
+    assert abs(model.policy.action_net.bias.item() - 0.3 - expected) < 4 * standard_error
 
 
 # --- what an A2C user does ---------------------------------------------------------------------------------------
@@ -431,6 +503,7 @@ def test_vec_env_wrappers(kind):
     env = make_vec_env("CartPole-v1", 2, vec_env_cls=vec_env_class)
     env = {"normalize": VecNormalize, "stack": lambda e: VecFrameStack(e, 3), "subproc": lambda e: e}[kind](env)
     model = REINFORCE("MlpPolicy", env, n_steps=16, seed=0).learn(100)
+    assert model._n_updates > 1
     assert evaluate_policy(model, env, 2, warn=False)[0] > 0
     env.close()
 
@@ -496,7 +569,7 @@ def test_learn_again():
     assert model.num_timesteps >= steps + 30
     model.learn(30)
     assert 30 <= model.num_timesteps < steps + 30
-    assert model._n_rollouts > model._n_updates / 2  # streams go on: no rollout is played twice
+    assert model._n_rollouts == model._n_updates  # the streams go on: no rollout is played twice
 
 
 class StopAfter(BaseCallback):
@@ -516,6 +589,84 @@ def test_a_callback_stops_in_the_middle_of_a_rollout():
     assert th.equal(before, parameters(model))
     model.learn(100, reset_num_timesteps=False)  # and it can go on
     assert model.num_timesteps >= 110
+
+
+def test_a_dropped_rollout_leaves_no_hole():
+    """
+    unfinished="bootstrap", stopped at step 2 of [1, 2, 3, 4, 5]: the next learn() starts at a reset, because the steps
+    before the stop are not in its rollout.
+    """
+    env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3, 4, 5])])
+    model = REINFORCE("MlpPolicy", env, n_steps=4, unfinished="bootstrap", seed=0)
+    model.learn(100, callback=StopAfter(2))
+    model.learn(4, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.rollout_buffer.observations[:, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(model.rollout_buffer.episode_starts[:, 0], [1, 0, 0, 0])
+    # and without a stop it goes on where it was, t = 4
+    model.learn(4, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.rollout_buffer.observations[:, 0], [4, 0, 1, 2])
+
+
+def test_environments_are_reset_once_per_rollout():
+    resets = []
+
+    class Counts(RewardListEnv):
+        def reset(self, *, seed=None, options=None):
+            resets.append((seed is not None, options))
+            return super().reset(seed=seed, options=options)
+
+    env = DummyVecEnv([lambda: Counts([1.0] * 3)])
+    env.set_options({"difficulty": 2})
+    REINFORCE("MlpPolicy", env, n_episodes=1, seed=0).learn(6)
+    # each rollout: a seeded reset, and DummyVecEnv's own after the episode; the options reach the first
+    assert resets == [(True, {"difficulty": 2}), (False, None), (True, None), (False, None)]
+
+
+def test_frozen_parameters_stay():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    model.policy.mlp_extractor.requires_grad_(False)
+    before = model.policy.mlp_extractor.policy_net[0].weight.clone()
+    model.learn(16)
+    assert th.equal(before, model.policy.mlp_extractor.policy_net[0].weight)
+    model.policy.value_net.requires_grad_(False)
+    model.learn(16)
+
+
+def test_a_policy_that_masks_its_actions():
+    """Logits of -inf where the observation's mask is 0: nothing but NaN for a mask of zeros, which no state has."""
+    from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+
+    class Masked(gym.Env):
+        observation_space = spaces.Dict(mask=spaces.MultiBinary(3), x=spaces.Box(-1, 1, (2,), np.float32))
+        action_space = spaces.Discrete(3)
+
+        def _observation(self):
+            return {"mask": np.array([1, 0, 1], np.int8), "x": np.zeros(2, np.float32)}
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return self._observation(), {}
+
+        def step(self, action):
+            assert action != 1
+            self.t += 1
+            return self._observation(), 1.0, self.t == 4, False, {}
+
+    class MaskedPolicy(MultiInputActorCriticPolicy):
+        def get_distribution(self, obs):
+            distribution = super().get_distribution(obs)
+            logits = distribution.distribution.logits.masked_fill(obs["mask"] == 0, -th.inf)
+            return distribution.proba_distribution(logits)
+
+    REINFORCE(MaskedPolicy, DummyVecEnv([Masked]), n_steps=40, seed=0).learn(40)
+
+
+def test_value_fit_leaves_shared_batch_norm_alone():
+    kwargs = dict(net_arch=[8], features_extractor_class=BatchNormDropout)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=0, policy_kwargs=kwargs, n_value_epochs=7)
+    model.learn(1)
+    assert model.policy.features_extractor.layers[0].num_batches_tracked == 1  # the policy step
 
 
 def test_sb3_callbacks(tmp_path):

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE
@@ -167,7 +168,7 @@ def test_image_and_dict_observations_use_torch(policy, env, capsys):
 
 
 class OwnForward(ActorCriticPolicy):
-    """Masks action 0 in forward and evaluate_actions only, as policies written for A2C do."""
+    """Decides in forward alone, as policies written for A2C may; says when evaluate_actions is called."""
 
     def forward(self, obs, deterministic=False):
         actions, values, log_prob = super().forward(obs, deterministic)
@@ -186,6 +187,40 @@ def test_policies_that_override_forward_are_called_by_it():
     assert model.policy.evaluated
 
 
+def test_a_distribution_of_the_users_own_draws_for_itself():
+    """SB3's wrapper around a torch distribution that never draws what its logits say."""
+
+    class AlwaysZero(th.distributions.Categorical):
+        def sample(self, sample_shape=()):
+            return th.zeros(self.logits.shape[0], dtype=th.long)
+
+    class OwnDistribution(ActorCriticPolicy):
+        def get_distribution(self, obs):
+            distribution = super().get_distribution(obs)
+            distribution.distribution = AlwaysZero(logits=distribution.distribution.logits)
+            return distribution
+
+    policy = make_policy(ACTION_SPACES["Discrete"], policy_class=OwnDistribution)
+    sample = make_sampler(policy, 6, np.random.default_rng(0))
+    assert all((sample(np.ones((6, 5), np.float32)) == 0).all() for _ in range(20))
+
+
+def test_modules_that_keep_tensors():
+    """A tensor made while sampling can serve in the update."""
+
+    class Keeps(FlattenExtractor):
+        kept = None
+
+        def forward(self, observations):
+            if self.kept is None or len(self.kept) != len(observations):
+                self.kept = observations * 0 + 1
+            return super().forward(observations) * self.kept
+
+    policy_kwargs = dict(features_extractor_class=Keeps)
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")] * 4)
+    REINFORCE("MlpPolicy", env, n_steps=8, chunk_size=4, policy_kwargs=policy_kwargs).learn(8)
+
+
 def test_logged_once(capsys):
     REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8, verbose=1).learn(100)
     assert capsys.readouterr().out.count("Sampling actions with NumPy") == 1
@@ -201,4 +236,5 @@ def test_neither_values_nor_log_probs_while_sampling(monkeypatch):
         type(model.policy.action_dist), "log_prob", lambda self, a: (batches.append(len(a)), log_prob(self, a))[1]
     )
     model.learn(8)
+    assert batches
     assert all(n >= 8 for n in batches)

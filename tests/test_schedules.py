@@ -27,18 +27,19 @@ def test_make_schedule(value, at_start, at_half, at_end):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (-1e-3, "got -0.001, which is -0.001 at the start"),
-        (float("nan"), "which is nan at the start"),
-        (float("inf"), "which is inf at the start"),
-        ("lin_-3", "which is -3.0 at the start"),
+        (-1e-3, "ent_coef must be finite and >= 0 throughout training, got -0.001 from .* at a remaining progress of 1"),
+        (float("nan"), "got nan from"),
+        (float("inf"), "got inf from"),
+        ("lin_-3", "got -3.0 from LinearSchedule"),
         ("lin_fast", "ent_coef must be a number >= 0, .*got 'lin_fast'"),
         ("3e-4", "got '3e-4'; text that holds a number: write it as a number"),
         ("fast", "got 'fast'"),
         (True, "got True"),
         (None, "got None"),
         ([1e-3], r"got \[0.001\]"),
-        (lambda progress: 1 / 0, "failed at the start of training: division by zero"),
-        (lambda progress: progress - 2, "which is -1.0 at the start"),
+        (lambda progress: 1 / 0, "failed at a remaining progress of 1.0: division by zero"),
+        (lambda progress: progress - 2, "got -1.0 from"),
+        (lambda progress: progress - 0.5, "got -0.5 from .* at a remaining progress of 0"),
     ],
 )
 def test_make_schedule_refuses(value, message):
@@ -53,3 +54,12 @@ def test_zoo_schedule_becomes_sb3s():
     assert type(plain) is LinearSchedule
     assert plain(0.5) == pytest.approx(0.1)
     assert plain_schedule("lin_3e-4") == "lin_3e-4"
+
+
+def test_a_schedule_that_turns_bad_in_between_is_refused_where_it_does():
+    schedule = make_schedule("clip_range", lambda progress: -1.0 if 0.4 < progress < 0.6 else 0.2)
+    assert schedule(0.7) == 0.2
+    with pytest.raises(
+        ValueError, match=r"clip_range must be finite and >= 0 throughout training, got -1.0 .* progress of 0.5 "
+    ):
+        schedule(0.5)
