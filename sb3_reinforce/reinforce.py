@@ -662,12 +662,14 @@ class REINFORCE(OnPolicyAlgorithm):
                 module.train()
             update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
             losses = []
+            in_one_piece = self.value_batch_size is None and self.chunk_size is None
+            whole = self._samples(slice(0, self._batch.n_steps)) if in_one_piece else None
             for _ in range(self.n_value_epochs):
                 for rows in self._minibatches(self.value_batch_size, rng):
                     self.value_optimizer.zero_grad()
                     loss_sum = 0.0
                     for chunk in self._chunks(rows):
-                        data = self._samples(chunk)
+                        data = whole or self._samples(chunk)
                         predicted = self.policy.predict_values(data.observations).flatten()
                         loss = F.mse_loss(predicted, data.returns, reduction="sum") / count_rows(rows)
                         loss.backward(inputs=parameters)
