@@ -30,7 +30,6 @@ from sb3_reinforce import REINFORCE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
-COLUMNS = ["env", "seed", "mean", "std", "steps", "seconds", "goal", "settings", "versions", "date"]
 # Score to reach, over 100 deterministic episodes
 GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
 
@@ -64,23 +63,27 @@ def run(env_id: str, seed: int) -> dict[str, Any]:
     if normalize:
         eval_env.obs_rms = env.obs_rms
     scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=100, return_episode_rewards=True)
-    versions = " ".join(f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch"))
     return {
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
         "steps": model.num_timesteps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""), "settings": described,
-        "versions": versions, "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
-def rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+def versions() -> str:
+    return " ".join(f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch"))
 
 
-def save(row: dict[str, Any]) -> None:
-    new = not RESULTS.exists()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+def read_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def save_row(path: Path, row: dict[str, Any]) -> None:
+    """Append to a CSV file, at once, so that nothing is lost if the run is stopped."""
+    new = not path.exists()
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
@@ -92,8 +95,9 @@ def table() -> str:
         "| environment | seeds | steps | mean of the seeds' scores | std | lowest | seeds at the goal | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for env_id in sorted({row["env"] for row in rows()}):
-        own = [row for row in rows() if row["env"] == env_id]
+    rows = read_rows(RESULTS)
+    for env_id in sorted({row["env"] for row in rows}):
+        own = [row for row in rows if row["env"] == env_id]
         scores = np.array([float(row["mean"]) for row in own])
         goal = f"{(scores >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
         seeds = sorted(int(row["seed"]) for row in own)
@@ -112,12 +116,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     args = parser.parse_args()
     if not args.table:
-        done = {(row["env"], int(row["seed"])) for row in rows()}
+        done = {(row["env"], int(row["seed"])) for row in read_rows(RESULTS)}
         jobs = [(env_id, seed) for env_id in args.env for seed in range(args.seeds) if (env_id, seed) not in done]
         with ProcessPoolExecutor(args.jobs) as pool:
             for future in as_completed([pool.submit(run, *job) for job in jobs]):
                 row = future.result()
-                save(row)
+                save_row(RESULTS, row)
                 print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
                       f"{row['seconds']} s", flush=True)  # fmt: skip
     print(table())

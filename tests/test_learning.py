@@ -1,0 +1,70 @@
+"""That it learns: fixed seeds, with room for other machines. The published numbers are those of benchmarks/learning.py."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE
+
+
+class Corridor(gym.Env):
+    """
+    Six cells; action 1 goes right, 0 left; -1 each step, the end at the last cell or after 30 steps. Always right: -5.
+    A random walk: about -23.
+    """
+
+    observation_space = spaces.Discrete(6)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell, self.t = 0, 0
+        return self.cell, {}
+
+    def step(self, action):
+        self.cell = max(self.cell + (1 if action == 1 else -1), 0)
+        self.t += 1
+        return self.cell, -1.0, self.cell == 5, self.t == 30, {}
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out", "per_step", "moving_average", "value"])
+@pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
+def test_corridor(baseline, returns):
+    env = DummyVecEnv([Corridor] * 4)
+    model = REINFORCE(
+        "MlpPolicy", env, n_episodes=8, baseline=baseline, returns=returns, learning_rate=1e-2, seed=0,
+        policy_kwargs=dict(net_arch=[16]),
+    )  # fmt: skip
+    model.learn(15_000)
+    assert evaluate_policy(model, DummyVecEnv([Corridor]), 5, warn=False)[0] == -5
+    # the sampled policy too has left the random walk behind
+    assert np.mean([info["r"] for info in model.ep_info_buffer] or [model.logger.name_to_value["rollout/ep_return_mean"]]) > -8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cartpole_with_default_arguments(seed):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=seed).learn(98_900)
+    assert evaluate_policy(model, make_vec_env("CartPole-v1", 1, seed=99), 50)[0] >= 450
+
+
+@pytest.mark.slow
+def test_acrobot_with_default_arguments():
+    model = REINFORCE("MlpPolicy", "Acrobot-v1", seed=0).learn(200_000)
+    assert evaluate_policy(model, make_vec_env("Acrobot-v1", 1, seed=99), 50)[0] >= -120
+
+
+@pytest.mark.slow
+def test_pendulum_with_several_epochs():
+    """A Box task, VecNormalize and reuse of samples; a policy that does nothing scores about -1200."""
+    env = VecNormalize(make_vec_env("Pendulum-v1", 4), gamma=0.9)
+    model = REINFORCE(
+        "MlpPolicy", env, n_steps=400, gamma=0.9, n_epochs=10, batch_size=400, normalize_advantage=True, seed=0,
+        learning_rate=1e-3,
+    ).learn(150_000)  # fmt: skip
+    env.training, env.norm_reward = False, False
+    assert evaluate_policy(model, env, 20)[0] >= -400
