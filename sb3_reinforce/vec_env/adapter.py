@@ -1,0 +1,339 @@
+"""The VecEnv around a vector environment."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from operator import index as as_index
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_reinforce.vec_env.infos import EndedEpisodes, ResetInfos, StepInfos, copy_arrays, split_final
+from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, is_envpool, single_spaces, vector_wrappers
+from sb3_reinforce.vec_env.observations import array_spaces, as_arrays, check_rows, rows, set_rows
+from sb3_reinforce.vec_env.resets import MaskedReset, choose_reset
+from sb3_reinforce.vec_env.single import single_envs
+
+
+class VectorEnvAdapter(VecEnv):
+    """
+    A ``gymnasium.vector.VectorEnv`` or an EnvPool as an SB3 ``VecEnv``.
+
+    Observations, rewards, dones and infos are those of ``DummyVecEnv`` with ``Monitor`` around every environment, for
+    each autoreset mode (see :mod:`sb3_reinforce.vec_env`), and so is ``info["episode"]``. Environments that have a
+    ``Monitor`` of their own inside keep its statistics. Nothing in a step loops over environments, except over those
+    whose episode ended, where the infos ask for it.
+
+    Modes: SAME_STEP; DISABLED; NEXT_STEP for ``SyncVectorEnv``, ``AsyncVectorEnv`` with shared memory,
+    CartPole-v1's own ``CartPoleVectorEnv``, EnvPool, and any other with ``masked_reset``. For ``AsyncVectorEnv``
+    SAME_STEP is the fastest: the others ask all workers twice in a step in which an episode ends.
+
+    Seeds: ``seed(s)`` gives environment i the seed s + i at the next reset; environments with one generator for all
+    (``CartPoleVectorEnv``) take s for it. EnvPool takes seeds only in ``envpool.make``.
+
+    :param env: the vector environment, or an EnvPool made with ``env_type="gymnasium"``
+    :param masked_reset: for a NEXT_STEP environment of another kind, ``f(env, mask) -> (observations, infos)``: resets
+        the environments of the mask, bool of shape [num_envs], and no other, so that their next step is a normal one;
+        returns what ``env.reset`` returns. It replaces ``reset(options={"reset_mask": mask})`` in DISABLED mode
+    :param monitor_file: path of a CSV file for returns, lengths and times of all episodes, as ``Monitor`` writes them (its
+        extension ``monitor.csv`` is added); None writes none. It costs some 5 microseconds per episode
+    :raises ValueError: if env is no vector environment, is closed, has environments with different spaces or spaces
+        that SB3 does not know, an autoreset mode that is unknown or cannot be made SB3's, or wrappers that prevent that; if
+        monitor_file is given and the environments have a ``Monitor`` of their own
+    """
+
+    def __init__(self, env: Any, masked_reset: MaskedReset | None = None, monitor_file: str | None = None) -> None:
+        check_kind(env)
+        n_envs, observation_space, action_space = single_spaces(env)
+        self.env = env
+        self._closed = False
+        self._is_envpool = is_envpool(env)
+        self._single = single_envs(env if self._is_envpool else env.unwrapped, n_envs)
+        self._array_spaces = array_spaces(observation_space, "single_observation_space")
+        super().__init__(n_envs, observation_space, action_space)
+        # VecVideoRecorder reads render_fps here; the autoreset mode is not the adapter's
+        own_metadata = {key: value for key, value in getattr(env, "metadata", {}).items() if key != "autoreset_mode"}
+        self.metadata = {**own_metadata, **self.metadata}
+
+        self._actions: np.ndarray | None = None
+        assert action_space.shape is not None, "spaces that fit into arrays have a shape"
+        self._action_shape = (n_envs, *action_space.shape)
+        self._action_dtype: np.dtype = np.dtype(action_space.dtype)
+
+        self._fresh = arrays_are_fresh(env)
+        self._reset_ended = choose_reset(env, masked_reset, partial(as_arrays, self._array_spaces))
+        self._own_monitor = not all(self._single.are_wrapped(Monitor))
+        self._returns = np.zeros(n_envs, dtype=np.float64)
+        # Lengths are differences of step numbers: no array is written to in a step without an end
+        self._n_steps = 0
+        self._starts = np.zeros(n_envs, dtype=np.int64)
+        self._t_start = time.time()
+        self._results_writer: ResultsWriter | None = None
+        if monitor_file is not None:
+            if not self._own_monitor:
+                raise ValueError(f"monitor_file={monitor_file!r} is for environments without a Monitor: give theirs filename")
+            env_id = "None" if self.spec is None else self.spec.id
+            self._results_writer = ResultsWriter(monitor_file, header={"t_start": self._t_start, "env_id": env_id})
+        self._blank: list[Any] = [None] * n_envs
+
+    # ---- Reset and step ------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """
+        Seed the environments at the next reset: environment i with ``seed + i``.
+
+        :param seed: None draws one from NumPy's global generator
+        :return: one seed per environment
+        """
+        if self._is_envpool:
+            warnings.warn("EnvPool takes seeds only in envpool.make(..., seed=...): seed() changes nothing", stacklevel=2)
+        return super().seed(None if seed is None else int(seed))
+
+    def set_options(self, options: list[dict] | dict | None = None) -> None:
+        """
+        Pass options to the next reset.
+
+        :param options: one dict for all environments, or a list of equal dicts
+        :raises ValueError: if the dicts differ, as a vector environment takes only one
+        """
+        if isinstance(options, list) and (len(options) != self.num_envs or any(other != options[0] for other in options)):
+            raise ValueError(
+                f"a vector environment takes one dict of options for all its {self.num_envs} environments, got the list "
+                f"{options}: pass one dict"
+            )
+        super().set_options(options)
+
+    def reset(self) -> VecEnvObs:
+        """
+        Reset all environments, also in the middle of episodes, which then do not count.
+
+        :return: one observation per environment
+        """
+        options = self._options[0] or None
+        if self._is_envpool:
+            # It would warn of a seed at every reset
+            obs, infos = self.env.reset(options=options) if options else self.env.reset()
+        else:
+            obs, infos = self.env.reset(seed=self._seeds[0], options=options)
+        if not isinstance(infos, dict):
+            raise ValueError(
+                f"a vector environment must return infos as a dict of arrays, got {type(infos).__name__} from reset of "
+                f"{self.env!r}: leave out the wrapper that changes them, as the adapter makes lists itself"
+            )
+        obs = as_arrays(self._array_spaces, obs, make_copy=not self._fresh)
+        check_rows(self._array_spaces, obs, self.num_envs)
+        self._returns[:] = 0.0
+        self._n_steps = 0
+        self._starts[:] = 0
+        self._actions = None
+        self._reset_seeds()
+        self._reset_options()
+        everyone = np.arange(self.num_envs)
+        self._last_resets.note(everyone, infos if self._fresh else copy_arrays(infos), everyone, self.num_envs)
+        return obs
+
+    @property
+    def reset_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """What the last reset of each environment said; made when it is asked for."""
+        return self._last_resets.read()
+
+    @reset_infos.setter
+    def reset_infos(self, infos: list[dict[str, Any]]) -> None:
+        # VecEnv's constructor does so
+        self._last_resets = ResetInfos(infos)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Take the actions of the next step.
+
+        :param actions: shape [num_envs, \\*action_space.shape]
+        :raises ValueError: if shape or kind of numbers are wrong, or the adapter is closed
+        """
+        if self._closed:
+            raise ValueError("step() on a closed VectorEnvAdapter: make a new environment")
+        actions = np.asarray(actions)
+        if actions.shape != self._action_shape:
+            raise ValueError(
+                f"actions must have the shape (num_envs, *action_space.shape) = {self._action_shape}, got {actions.shape}"
+            )
+        if actions.dtype != self._action_dtype:
+            if not np.can_cast(actions.dtype, self._action_dtype, casting="same_kind"):
+                raise ValueError(f"actions must be of dtype {self._action_dtype} for {self.action_space}, got {actions.dtype}")
+            actions = actions.astype(self._action_dtype)
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Step all environments and reset those whose episode ends.
+
+        :return: observations, rewards, dones and infos as of ``DummyVecEnv``
+        :raises ValueError: if the environment does not do what its autoreset mode says
+        """
+        assert self._actions is not None, "step_wait() needs step_async() before it"
+        actions, self._actions = self._actions, None
+        try:
+            return self._step(actions)
+        except Exception as error:
+            if ids := self._single.culprits(error):
+                error.add_note(f"Raised by environment {', '.join(map(str, ids))} of {self.num_envs} in {self._single.env!r}")
+            raise
+
+    def _step(self, actions: np.ndarray) -> VecEnvStepReturn:
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        obs = as_arrays(self._array_spaces, obs, make_copy=not self._fresh)
+        if infos and not self._fresh:
+            infos = copy_arrays(infos)
+        rewards = np.asarray(rewards)
+        self._returns += rewards
+        self._n_steps += 1
+        dones = np.logical_or(terminations, truncations)
+        ids = dones.nonzero()[0]
+        if len(ids):
+            step_infos = self._end(ids, dones, obs, terminations, infos)
+        else:
+            step_infos = StepInfos(self._blank, infos, None)
+        return obs, rewards.astype(np.float32), dones, step_infos
+
+    def _end(self, ids: np.ndarray, dones: np.ndarray, obs: Any, terminations: Any, infos: dict[str, Any]) -> StepInfos:
+        """
+        Close the books of the episodes that ended, and start new ones.
+
+        :param ids: the environments
+        :param dones: the same as a mask
+        :param obs: observations of this step; the rows of `ids` are overwritten with the first of new episodes
+        :param terminations: which environments terminated
+        :param infos: the vector environment's
+        :return: the infos of this step
+        """
+        if self._reset_ended is None:
+            terminal_obs, final_infos, infos = split_final(infos, ids, self.env)
+            self._last_resets.note(ids, infos, ids, self.num_envs)
+        else:
+            terminal_obs, final_infos = rows(obs, ids), infos
+            first_obs, reset_infos, reset_rows, n_rows = self._reset_ended(ids, dones, obs)
+            set_rows(obs, ids, first_obs)
+            self._last_resets.note(ids, reset_infos if self._fresh else copy_arrays(reset_infos), reset_rows, n_rows)
+        returns = lengths = None
+        if self._own_monitor:
+            returns, lengths = self._returns[ids], self._n_steps - self._starts[ids]
+        self._returns[ids] = 0.0
+        self._starts[ids] = self._n_steps
+        # An episode that both terminates and runs out of time has terminated
+        truncated = ~np.asarray(terminations)[ids]
+        ended = EndedEpisodes(ids, terminal_obs, truncated, returns, lengths, time.time() - self._t_start, final_infos)
+        if self._results_writer is not None:
+            for record in ended.records():
+                self._results_writer.write_row(record)
+        return StepInfos(self._blank, infos, ended)
+
+    # ---- The single environments ---------------------------------------------------------------------------------------
+
+    def _selected(self, indices: VecEnvIndices) -> list[int]:
+        """
+        :param indices: None for all
+        :return: indices of environments, not negative
+        :raises ValueError: if there is no such environment
+        """
+        selected = [as_index(i) for i in self._get_indices(as_index(indices) if isinstance(indices, np.integer) else indices)]
+        wrong = [i for i in selected if not -self.num_envs <= i < self.num_envs]
+        if wrong:
+            raise ValueError(f"indices must be of the {self.num_envs} environments, got {wrong}")
+        return [i % self.num_envs for i in selected]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        An attribute of the environments.
+
+        :param attr_name: its name
+        :param indices: which environments, None for all
+        :return: one value per environment. A vector environment without single environments inside (an EnvPool,
+            ``CartPoleVectorEnv``) has one value for all
+        :raises AttributeError: if there is no such attribute
+        """
+        selected = self._selected(indices)
+        if attr_name == "render_mode":
+            # Outermost, as wrappers change it, and EnvPool may lack it
+            return [getattr(self.env, "render_mode", None)] * len(selected)
+        if attr_name == "allow_early_resets" and self._own_monitor:
+            # Who was told that there is a Monitor may ask it this
+            return [True] * len(selected)
+        return self._single.get(attr_name, selected)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute of the environments: where it exists, at the outermost wrapper otherwise.
+
+        :param attr_name: its name
+        :param value: the same for every environment
+        :param indices: which environments, None for all
+        :raises ValueError: if some are chosen in a vector environment without single environments inside
+        """
+        self._single.set(attr_name, value, self._selected(indices))
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        Call a method of the environments.
+
+        :param method_name: its name
+        :param method_args: its arguments
+        :param indices: which environments, None for all
+        :param method_kwargs: its keyword arguments
+        :return: one result per environment. A vector environment without single environments inside is called once; a
+            list or tuple with one element per environment is theirs, any other result is everyone's
+        :raises ValueError: if some are chosen in a vector environment without single environments inside
+        """
+        return self._single.call(method_name, method_args, method_kwargs, self._selected(indices))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        Whether environments have a wrapper.
+
+        True for ``Monitor``, whose work the adapter does. In an ``AsyncVectorEnv`` wrappers are known by the name of their
+        class.
+
+        :param wrapper_class: wrapper of single environments, or a vector wrapper
+        :param indices: which environments, None for all
+        :return: one answer per environment
+        """
+        selected = self._selected(indices)
+        if wrapper_class is Monitor or any(isinstance(wrapper, wrapper_class) for wrapper in vector_wrappers(self.env)):
+            return [True] * len(selected)
+        answers = self._single.are_wrapped(wrapper_class)
+        return [answers[i] for i in selected]
+
+    # ---- Pictures and the end ------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> gym.envs.registration.EnvSpec | None:
+        """The specification that the vector environment was made from, None if there is none (EnvPool)."""
+        spec = getattr(self.env, "spec", None)
+        return spec if isinstance(spec, gym.envs.registration.EnvSpec) else None
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """
+        :return: one RGB image per environment; None with another render mode than "rgb_array"
+        """
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"images need render_mode='rgb_array', got {self.render_mode!r}: set it when the environment is made",
+                stacklevel=2,
+            )
+            return [None] * self.num_envs
+        if self._is_envpool:
+            return list(self.env.render(np.arange(self.num_envs, dtype=np.int32)))
+        return list(self.env.render())
+
+    def close(self) -> None:
+        """Close the vector environment; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self._results_writer is not None:
+                self._results_writer.close()
+            self.env.close()

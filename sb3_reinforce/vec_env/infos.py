@@ -1,0 +1,258 @@
+"""Infos: from a vector environment's dict of arrays to one dict per environment, made when they are read."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from sb3_reinforce.vec_env.observations import rows
+
+# Where SAME_STEP environments put what belongs to the episode that ended
+_FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")
+
+
+def copy_arrays(infos: dict[str, Any]) -> dict[str, Any]:
+    """
+    A copy of a vector environment's infos that the environment cannot overwrite.
+
+    :param infos: dict of arrays, possibly nested
+    :return: new dicts and arrays; other objects are shared
+    """
+    return {
+        key: copy_arrays(value) if isinstance(value, dict) else value.copy() if isinstance(value, np.ndarray) else value
+        for key, value in infos.items()
+    }
+
+
+def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
+    """
+    What a vector environment's infos say of one environment.
+
+    A value belongs to those environments that its mask, the key with an underscore before it, names; without a mask to
+    all. What has no row per environment (a name, a constant) is everyone's.
+
+    :param infos: dict of arrays and masks, possibly nested
+    :param row: the environment's row
+    :param n_rows: number of rows
+    :return: a new dict
+    """
+    info: dict[str, Any] = {}
+    for key, value in infos.items():
+        if key[:1] == "_" and key[1:] in infos:
+            continue
+        mask = infos.get("_" + key)
+        if mask is not None and not mask[row]:
+            continue
+        if isinstance(value, dict):
+            value = info_of(value, row, n_rows)
+        elif isinstance(value, np.ndarray) and value.shape[:1] == (n_rows,):
+            value = value[row]
+            if isinstance(value, np.generic):
+                # Gymnasium packed Python numbers into the array: users test `info["x"] is True` and write JSON
+                value = value.item()
+        info[key] = value
+    return info
+
+
+def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """
+    :param infos: infos of a SAME_STEP environment
+    :param ids: environments whose episode ended
+    :param env: the vector environment, for the message
+    :return: last observations of these episodes; their infos; the other infos, in which those who ended have what
+        their reset returned
+    :raises ValueError: if the last observations are missing
+    """
+    if "final_obs" not in infos:
+        raise ValueError(
+            "an environment with AutoresetMode.SAME_STEP must give the last observations of episodes in "
+            f"infos['final_obs'], got infos with {sorted(infos)} from {env!r}: correct its "
+            "metadata['autoreset_mode'], or the environment"
+        )
+    final_obs = infos["final_obs"]
+    if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:
+        # Gymnasium's: each is what the environment itself returned and may write to again
+        final_obs = [copy.deepcopy(final_obs[i]) for i in ids.tolist()]
+    else:
+        final_obs = rows(final_obs, ids)
+    return final_obs, infos.get("final_info", {}), {key: value for key, value in infos.items() if key not in _FINAL}
+
+
+@dataclass(slots=True)
+class EndedEpisodes:
+    """
+    What is known of the episodes that ended in one step, as arrays with one row per episode.
+
+    :param ids: their environments, rising
+    :param terminal_obs: last observations: arrays, or a list of observations
+    :param truncated: True if a time limit alone ended the episode
+    :param returns: sums of rewards, float64; None if the environments' own ``Monitor`` records them, in the infos
+    :param lengths: numbers of steps, None as returns
+    :param seconds: time of the step since the adapter was made
+    :param infos: the vector environment's infos of the episodes' last step
+    """
+
+    ids: np.ndarray
+    terminal_obs: Any
+    truncated: np.ndarray
+    returns: np.ndarray | None
+    lengths: np.ndarray | None
+    seconds: float
+    infos: dict[str, Any]
+
+    def records(self) -> list[dict[str, Any]]:
+        """
+        :return: what ``Monitor`` writes of each episode, with its keys and rounding; empty if the environments' own does
+        """
+        if self.returns is None or self.lengths is None:
+            return []
+        seconds = round(self.seconds, 6)
+        pairs = zip(self.returns.tolist(), self.lengths.tolist(), strict=True)
+        return [{"r": round(episode_return, 6), "l": length, "t": seconds} for episode_return, length in pairs]
+
+
+class StepInfos(list[dict[str, Any]]):
+    """
+    The infos of one step: a list of dicts, which are made when they are first looked at.
+
+    Making thousands of dicts takes longer than stepping thousands of CartPoles, and nobody reads most of them. Every
+    step has a list of its own with dicts of its own, so that they can be kept and changed at will.
+
+    :param blank: a list of ``None``, one per environment
+    :param infos: the vector environment's infos of this step
+    :param ended: the episodes that ended in this step, None if there are none
+    """
+
+    __slots__ = ("_ended_missing", "_filled", "_infos", "ended")
+
+    def __init__(self, blank: list[Any], infos: dict[str, Any], ended: EndedEpisodes | None) -> None:
+        super().__init__(blank)
+        self._infos = infos
+        self.ended = ended
+        self._ended_missing = ended is not None
+        self._filled = False
+
+    def _make(self, env: SupportsIndex) -> dict[str, Any]:
+        """
+        :param env: index of an environment whose dict is missing
+        :return: its new dict, which the list keeps
+        """
+        if self._ended_missing:
+            self._make_ended()
+            made: dict[str, Any] | None = list.__getitem__(self, env)
+            if made is not None:
+                return made
+        info = info_of(self._infos, env.__index__(), len(self)) if self._infos else {}
+        info["TimeLimit.truncated"] = False
+        list.__setitem__(self, env, info)
+        return info
+
+    def _make_ended(self) -> None:
+        """Make the dicts of the episodes that ended: who reads one reads all."""
+        ended = self.ended
+        assert ended is not None, "asked for only if there are any"
+        self._ended_missing = False
+        n_envs = len(self)
+        terminal_obs, truncated, records = ended.terminal_obs, ended.truncated.tolist(), ended.records()
+        # Dicts and tuples of arrays have no rows to index
+        plain = isinstance(terminal_obs, np.ndarray | list)
+        for row, env in enumerate(ended.ids.tolist()):
+            if list.__getitem__(self, env) is not None:
+                # The user has put something there
+                continue
+            info = info_of(ended.infos, env, n_envs) if ended.infos else {}
+            if records:
+                info["episode"] = records[row]
+            info["TimeLimit.truncated"] = truncated[row]
+            info["terminal_observation"] = terminal_obs[row] if plain else rows(terminal_obs, row)
+            list.__setitem__(self, env, info)
+
+    def _fill(self) -> None:
+        """Make all dicts that are still missing."""
+        if not self._filled:
+            self._filled = True
+            for env, info in enumerate(list.__iter__(self)):
+                if info is None:
+                    self._make(env)
+
+    def __getitem__(self, key: Any, /) -> Any:
+        if isinstance(key, slice):
+            self._fill()
+        found = list.__getitem__(self, key)
+        return self._make(key) if found is None else found
+
+    def __setitem__(self, key: Any, value: Any, /) -> None:
+        if isinstance(key, slice):
+            self._fill()
+        list.__setitem__(self, key, value)
+
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        # `[] + infos` would read this list's memory without asking it
+        return other + list(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # Copies and pickles are plain lists
+        return list, (list(self),)
+
+
+def _fill_first(name: str) -> Callable[..., Any]:
+    """
+    :param name: a method of list that looks at the elements or moves them
+    :return: the same after all dicts are made
+    """
+    method = getattr(list, name)
+
+    def fill_first(self: StepInfos, *args: Any) -> Any:
+        self._fill()
+        return method(self, *[list(arg) if isinstance(arg, StepInfos) else arg for arg in args])
+
+    fill_first.__name__ = name
+    return fill_first
+
+
+for _name in (
+    *("__add__", "__contains__", "__delitem__", "__eq__", "__iadd__", "__imul__", "__iter__", "__mul__", "__ne__"),
+    *("__repr__", "__reversed__", "__rmul__", "append", "copy", "count", "extend", "index", "insert", "pop", "remove"),
+    "reverse",
+):
+    setattr(StepInfos, _name, _fill_first(_name))
+
+
+class ResetInfos:
+    """
+    What the last reset of each environment said. Resets are noted as they happen; the dicts are made when they are read.
+
+    :param dicts: one dict per environment
+    """
+
+    def __init__(self, dicts: list[dict[str, Any]]) -> None:
+        self._dicts = dicts
+        # Of each environment, what makes its dict from a row, and the row; None if the dict is made
+        self._makers = np.full(len(dicts), None, dtype=object)
+        self._rows = np.zeros(len(dicts), dtype=np.int64)
+        self._said_anything = False
+
+    def note(self, ids: np.ndarray, infos: dict[str, Any], rows_of: np.ndarray, n_rows: int) -> None:
+        """
+        :param ids: the environments
+        :param infos: the vector environment's infos, which nobody writes to
+        :param rows_of: rows of the environments in the infos
+        :param n_rows: number of rows in the infos
+        """
+        # Most environments say nothing, ever
+        self._said_anything = self._said_anything or bool(infos)
+        if self._said_anything:
+            self._makers[ids] = partial(info_of, infos, n_rows=n_rows)
+            self._rows[ids] = rows_of
+
+    def read(self) -> list[dict[str, Any]]:
+        """
+        :return: one dict per environment, the same until its next reset
+        """
+        for env in self._makers.nonzero()[0].tolist():
+            self._dicts[env] = self._makers[env](int(self._rows[env]))
+            self._makers[env] = None
+        return self._dicts

@@ -1,0 +1,108 @@
+"""Observations of many environments: arrays with one row per environment, or dicts and tuples of such arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+# Spaces whose elements fit into arrays, and which SB3 knows
+BATCHABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def array_spaces(space: spaces.Space, name: str) -> Any:
+    """
+    The spaces of the single arrays, found once, as asking a space what it is takes longer than the work of a step.
+
+    :param space: space of one environment
+    :param name: its name in the message
+    :return: the space, or a plain dict or tuple of spaces, possibly nested
+    :raises ValueError: for another space than SB3's VecEnvs know
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: array_spaces(part, f"{name}[{key!r}]") for key, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(array_spaces(part, f"{name}[{i}]") for i, part in enumerate(space))
+    if not isinstance(space, BATCHABLE):
+        raise ValueError(
+            f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict of these, got {space}: "
+            "change it with a gymnasium wrapper, such as FlattenObservation"
+        )
+    return space
+
+
+def map_arrays(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
+    """
+    :param function: of one array, or space of one, from `obs` and each of the others
+    :param obs: one, or a dict or tuple of them, possibly nested
+    :param others: the same in the same structure
+    :return: the results in this structure
+    """
+    if isinstance(obs, dict):
+        return {key: map_arrays(function, part, *[other[key] for other in others]) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(map_arrays(function, *parts) for parts in zip(obs, *others, strict=True))
+    return function(obs, *others)
+
+
+def as_arrays(of_spaces: Any, obs: Any, make_copy: bool = False) -> Any:
+    """
+    :param of_spaces: from :func:`array_spaces`
+    :param obs: observations, one row per environment
+    :param make_copy: False keeps an array that has the right dtype already
+    :return: arrays of the spaces' dtypes
+    """
+    make = np.array if make_copy else np.asarray
+    return map_arrays(lambda space, part: make(part, dtype=space.dtype), of_spaces, obs)
+
+
+def check_rows(of_spaces: Any, obs: Any, n_rows: int) -> None:
+    """
+    Check that there is one observation per environment.
+
+    :param of_spaces: from :func:`array_spaces`
+    :param obs: arrays
+    :param n_rows: number of environments
+    :raises ValueError: if a shape differs
+    """
+
+    def check(space: spaces.Space, part: np.ndarray) -> None:
+        assert space.shape is not None, "spaces that fit into arrays have a shape"
+        shape = (n_rows, *space.shape)
+        if part.shape != shape:
+            raise ValueError(
+                f"observations must have the shape (num_envs, *single_observation_space.shape) = {shape}, got {part.shape} "
+                "from reset: correct the environment's spaces"
+            )
+
+    map_arrays(check, of_spaces, obs)
+
+
+def rows(obs: Any, ids: Any) -> Any:
+    """
+    :param obs: arrays
+    :param ids: indices of rows, or one
+    :return: these rows of every array; a copy if there are several
+    """
+    return map_arrays(lambda part: part[ids], obs)
+
+
+def set_rows(obs: Any, ids: np.ndarray, new_obs: Any) -> None:
+    """
+    :param obs: arrays, written to
+    :param ids: indices of rows
+    :param new_obs: the new rows
+    """
+    map_arrays(lambda part, new_part: part.__setitem__(ids, new_part), obs, new_obs)
+
+
+def equal_rows(obs: Any, other: Any, ids: np.ndarray) -> bool:
+    """
+    :param obs: arrays
+    :param other: arrays in the same structure
+    :param ids: indices or mask of rows
+    :return: True if these rows are equal everywhere
+    """
+    equal: list[bool] = []
+    map_arrays(lambda a, b: equal.append(np.array_equal(a[ids], b[ids], equal_nan=a.dtype.kind == "f")), obs, other)
+    return all(equal)
