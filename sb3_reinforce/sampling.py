@@ -268,7 +268,7 @@ def _in_numpy(activation: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     if isinstance(activation, nn.Tanh):
         return lambda x: np.tanh(x, x)
     if isinstance(activation, nn.ReLU):
-        return lambda x: np.maximum(x, 0.0, x)
+        return lambda x: np.maximum(x, 0.0, out=x)
     return lambda x: activation(th.from_numpy(x)).numpy()
 
 

@@ -102,7 +102,7 @@ def test_the_two_optimisers_move_parameters_of_their_own(shared):
             return self.linear(observations)
 
     policy_kwargs = dict(net_arch=[8], features_extractor_class=Extractor, share_features_extractor=shared)
-    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, policy_kwargs=policy_kwargs)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", learning_rate=1e-3, n_steps=32, seed=0, policy_kwargs=policy_kwargs)
     names = {parameter: name for name, parameter in model.policy.named_parameters()}
     of_value = {names[parameter] for parameter in model._value_parameters}
     expected = {f"{module}.{part}" for module in ("mlp_extractor.value_net.0", "value_net") for part in ("weight", "bias")}
@@ -491,7 +491,7 @@ def test_spaces(observation_space, action_space):
     ],
 )
 def test_policies(policy, env, kwargs):
-    model = REINFORCE(policy, env(), n_steps=16, seed=0, **kwargs)
+    model = REINFORCE(policy, env(), learning_rate=1e-3, n_steps=16, seed=0, **kwargs)
     before = parameters(model)
     model.learn(16)
     assert not th.equal(before, parameters(model))
