@@ -60,12 +60,13 @@ class REINFORCE(OnPolicyAlgorithm):
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies and nothing is
     bootstrapped. While sampling, neither values nor log-probabilities are computed. ``rollout_buffer.advantages`` holds
     the weights gamma^(c t) (R - b) of the scores. The defaults were chosen by measurement on CartPole-v1, Acrobot-v1,
-    LunarLander-v3, Pendulum-v1 and HalfCheetah-v5 (``benchmarks/learning.py``, table in ``docs/results.md``).
+    LunarLander-v3, Pendulum-v1 and HalfCheetah-v5 (``benchmarks/defaults.py``, table in ``docs/results.md``).
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
-        as ``"lin_3e-4"``, which falls linearly to 0
+        as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``. The default does, because with a constant
+        step the policy is lost again at the end on some seeds; pass a number if you call ``learn`` piece by piece
     :param n_steps: at least so many steps per environment and update; then the episodes in flight are finished.
         Not used with ``n_episodes``
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
