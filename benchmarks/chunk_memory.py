@@ -3,8 +3,8 @@ Peak memory of one update of CnnPolicy on 84x84x4 images, by ``chunk_size``.
 
     python benchmarks/chunk_memory.py
 
-Each size runs in a process of its own, which prints the growth of its peak resident memory from before the update to
-after it, and a fingerprint of the parameters: they agree to rounding, whatever the chunks.
+Each size runs in a process of its own, which prints what one rollout and its update add to the peak resident memory, and a
+fingerprint of the parameters after a step of SGD: they agree to rounding, whatever the chunks.
 """
 
 import argparse
@@ -28,23 +28,20 @@ def peak_mb() -> float:
 
 
 def measure(chunk_size: int | None, n_steps: int) -> None:
-    """Play a rollout, then print what its update adds to the peak memory."""
+    """Print what one rollout and its update add to the peak memory."""
     th.set_num_threads(1)
-    env = DummyVecEnv([lambda: FakeImageEnv(screen_height=84, screen_width=84, n_channels=4, discrete=True)])
-    model = REINFORCE("CnnPolicy", env, n_steps=n_steps, chunk_size=chunk_size, seed=0, device="cpu", n_value_epochs=1)
-    before: list[float] = []
-    train = model.train
-
-    def timed_train() -> None:
-        before.extend([peak_mb(), time.perf_counter()])
-        train()
-        before.append(time.perf_counter())
-
-    model.train = timed_train  # type: ignore[method-assign]
+    images = FakeImageEnv(screen_height=84, screen_width=84, n_channels=4, discrete=True)
+    images.observation_space.seed(0)  # the same images for every size
+    env = DummyVecEnv([lambda: images])
+    model = REINFORCE(
+        "CnnPolicy", env, n_steps=n_steps, chunk_size=chunk_size, seed=0, device="cpu", n_value_epochs=1,
+        learning_rate=1e-3, policy_kwargs=dict(optimizer_class=th.optim.SGD),
+    )  # fmt: skip
+    before, start = peak_mb(), time.perf_counter()
     model.learn(1)
+    seconds, size = time.perf_counter() - start, model.rollout_buffer.observations.nbytes / 2**20
     fingerprint = np.mean([parameter.abs().mean().item() for parameter in model.policy.parameters()])
-    added, seconds = peak_mb() - before[0], before[2] - before[1]
-    print(f"{chunk_size},{model.num_timesteps},{before[0]:.0f},{added:.0f},{seconds:.1f},{fingerprint:.9f}")
+    print(f"{chunk_size},{model.num_timesteps},{size:.0f},{peak_mb() - before:.0f},{seconds:.1f},{fingerprint:.9f}")
 
 
 def main() -> None:
@@ -55,7 +52,7 @@ def main() -> None:
     if args.chunk_size:
         measure(None if args.chunk_size == "None" else int(args.chunk_size), args.n_steps)
         return
-    print("| chunk_size | steps | MiB before the update | MiB that it adds | seconds | mean parameter |")
+    print("| chunk_size | steps | MiB of images | MiB that learn adds | seconds | mean parameter |")
     print("| --- | --- | --- | --- | --- | --- |")
     for size in SIZES:
         command = [sys.executable, __file__, "--chunk-size", str(size), "--n-steps", str(args.n_steps)]
