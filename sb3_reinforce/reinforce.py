@@ -420,7 +420,8 @@ class REINFORCE(OnPolicyAlgorithm):
             storage.check_finite(last_obs, [])
             for index in _failed_environments(error, env):
                 error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
-            self.logger.dump(self.num_timesteps)
+            if self.logger.name_to_value:
+                self.logger.dump(self.num_timesteps)  # nothing recorded is lost
             raise
 
         tracker.cut_episodes(n_steps, self._last_obs)
