@@ -61,7 +61,7 @@ def test_the_main_job_needs_nothing_but_the_model():
     yaml = pytest.importorskip("yaml")
     settings = yaml.safe_load(config_file().read_text())["CartPole-v1"]
     assert not {"normalize", "frame_stack", "env_wrapper", "vec_env_wrapper"} & set(settings)
-    assert isinstance(settings["n_timesteps"], float)  # a bare 1e5 would be a string
+    assert isinstance(settings["n_timesteps"], (int, float))  # a bare 1e5 would be a string
 
 
 def test_config_file_that_is_not_there():
