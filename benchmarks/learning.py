@@ -43,30 +43,42 @@ def settings_of(env_id: str) -> dict[str, Any]:
     return settings
 
 
-def run(env_id: str, seed: int) -> dict[str, Any]:
-    """Train once and evaluate: one row."""
+def train_and_evaluate(
+    env_id: str, settings: dict[str, Any], seed: int, n_eval_episodes: int = 100
+) -> tuple[list[float], int, float]:
+    """
+    :param settings: an entry of the config, its strings evaluated
+    :return: scores of deterministic episodes, environment steps and seconds of training
+    """
     th.set_num_threads(1)
-    settings = settings_of(env_id)
-    described = ", ".join(f"{key}={value}" for key, value in settings.items())
+    settings = dict(settings)
     n_envs, n_timesteps = settings.pop("n_envs", 1), int(settings.pop("n_timesteps"))
     policy, normalize = settings.pop("policy"), settings.pop("normalize", None)
     env: Any = make_vec_env(env_id, n_envs)
     # Environments of another seed than any in training
     eval_env: Any = make_vec_env(env_id, 1, seed=1_000_000 + seed)
-    if normalize:
+    if normalize is not None:
         kwargs = normalize if isinstance(normalize, dict) else {}
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
     start = time.time()
     model = REINFORCE(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps)
     seconds = time.time() - start
-    if normalize:
+    if normalize is not None:
         eval_env.obs_rms = env.obs_rms
-    scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=100, return_episode_rewards=True)
+    scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=n_eval_episodes, return_episode_rewards=True)
+    return scores, model.num_timesteps, seconds  # type: ignore[return-value]
+
+
+def run(env_id: str, seed: int) -> dict[str, Any]:
+    """Train once with the config's settings and evaluate: one row."""
+    settings = settings_of(env_id)
+    scores, steps, seconds = train_and_evaluate(env_id, settings, seed)
     return {
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
-        "steps": model.num_timesteps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""), "settings": described,
-        "versions": versions(), "date": time.strftime("%Y-%m-%d"),
+        "steps": steps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""),
+        "settings": ", ".join(f"{key}={value}" for key, value in settings.items()), "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 

@@ -59,8 +59,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies and nothing is
     bootstrapped. While sampling, neither values nor log-probabilities are computed. ``rollout_buffer.advantages`` holds
-    the weights gamma^(c t) (R - b) of the scores. The defaults were chosen by measurement on CartPole-v1, Acrobot-v1,
-    LunarLander-v3, Pendulum-v1 and HalfCheetah-v5 (``benchmarks/defaults.py``, table in ``docs/results.md``).
+    the weights gamma^(c t) (R - b) of the scores. The default learning rates were chosen by measurement on CartPole-v1
+    (``docs/results.md``); where returns begin far below zero (Acrobot-v1), a smaller ``value_learning_rate`` is safer.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)

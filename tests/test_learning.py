@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 
@@ -50,21 +50,3 @@ def test_corridor(baseline, returns):
 def test_cartpole_with_default_arguments(seed):
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=seed).learn(98_900)
     assert evaluate_policy(model, make_vec_env("CartPole-v1", 1, seed=99), 50)[0] >= 450
-
-
-@pytest.mark.slow
-def test_acrobot_with_default_arguments():
-    model = REINFORCE("MlpPolicy", "Acrobot-v1", seed=0).learn(200_000)
-    assert evaluate_policy(model, make_vec_env("Acrobot-v1", 1, seed=99), 50)[0] >= -120
-
-
-@pytest.mark.slow
-def test_pendulum_with_several_epochs():
-    """A Box task, VecNormalize and reuse of samples; a policy that does nothing scores about -1200."""
-    env = VecNormalize(make_vec_env("Pendulum-v1", 4), gamma=0.9)
-    model = REINFORCE(
-        "MlpPolicy", env, n_steps=400, gamma=0.9, n_epochs=10, batch_size=400, normalize_advantage=True, seed=0,
-        learning_rate=1e-3,
-    ).learn(150_000)  # fmt: skip
-    env.training, env.norm_reward = False, False
-    assert evaluate_policy(model, env, 20)[0] >= -400
