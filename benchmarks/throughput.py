@@ -67,38 +67,6 @@ def training(model: Any, seconds: float) -> float:
     return model.num_timesteps / (time.perf_counter() - start)
 
 
-def tianshou_reinforce(env_id: str, n_envs: int) -> Callable[[float], float] | None:
-    """Tianshou's Reinforce on the same number of environments; None where it is not installed."""
-    try:
-        import tianshou as ts
-        from tianshou.utils.net.common import Net
-    except ImportError:
-        return None
-    if not env_id.startswith("CartPole"):
-        return None
-
-    def measure(seconds: float) -> float:
-        envs = ts.env.DummyVectorEnv([lambda: gym.make(env_id) for _ in range(n_envs)])
-        net = Net(state_shape=4, action_shape=2, hidden_sizes=[64, 64], activation=th.nn.Tanh, softmax=False)
-        policy = ts.policy.PGPolicy(
-            actor=net,
-            optim=th.optim.Adam(net.parameters(), lr=1e-3),
-            dist_fn=lambda logits: th.distributions.Categorical(logits=logits),
-            action_space=gym.make(env_id).action_space,
-            action_scaling=False,
-        )
-        collector = ts.data.Collector(policy, envs, ts.data.VectorReplayBuffer(100_000, n_envs), exploration_noise=True)
-        collector.reset()
-        n_steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            n_steps += collector.collect(n_step=2048).n_collected_steps
-            policy.update(0, collector.buffer, batch_size=2048, repeat=1)
-            collector.reset_buffer()
-        return n_steps / (time.perf_counter() - start)
-
-    return measure
-
-
 def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]:
     def make_env() -> VecEnv:
         return make_vec_env(env_id, n_envs, seed=0)
@@ -106,7 +74,7 @@ def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]
     def trainer(algorithm: Any, **kwargs: Any) -> Callable[[float], float]:
         return lambda seconds: training(algorithm("MlpPolicy", make_env(), seed=0, device="cpu", **kwargs), seconds)
 
-    found = {
+    return {
         "alone": lambda seconds: alone(make_env(), seconds),
         'REINFORCE, baseline="none"': trainer(REINFORCE, baseline="none"),
         "REINFORCE, default arguments": trainer(REINFORCE),
@@ -114,8 +82,6 @@ def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]
         "PPO": trainer(PPO),
         "PPO, 1 epoch": trainer(PPO, n_epochs=1),
     }
-    tianshou = tianshou_reinforce(env_id, n_envs)
-    return {**found, "Tianshou Reinforce": tianshou} if tianshou else found
 
 
 def vector_contestants(n_envs: int) -> dict[str, Callable[[float], float]]:
@@ -125,7 +91,7 @@ def vector_contestants(n_envs: int) -> dict[str, Callable[[float], float]]:
         return VectorEnvAdapter(gym.make_vec("CartPole-v1", num_envs=n_envs, vectorization_mode="vector_entry_point"))
 
     def reinforce(env: VecEnv, seconds: float) -> float:
-        model = REINFORCE("MlpPolicy", env, seed=0, device="cpu", baseline="mean", chunk_size=16_384)
+        model = REINFORCE("MlpPolicy", env, n_steps=128, seed=0, device="cpu", baseline="mean", chunk_size=16_384)
         return training(model, seconds)
 
     found = {
