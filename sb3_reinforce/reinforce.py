@@ -339,16 +339,16 @@ class REINFORCE(OnPolicyAlgorithm):
         self._has_just_been_reset = False
         if self.unfinished == "finish" or self._steps_into_episode is None:
             self._steps_into_episode = np.zeros(env.num_envs, dtype=np.int64)
-        rng = np.random.default_rng(self._stream_seed(ACTOR))
+        actor_seed = self._stream_seed(ACTOR)
         if self.seed is not None:
             # For gSDE, dropout and whatever the torch sampler leaves to torch. Not th.manual_seed, which asks every kind of
             # accelerator in turn.
-            th.default_generator.manual_seed(self._stream_seed(ACTOR))
+            th.default_generator.manual_seed(actor_seed)
             if self.device.type == "cuda":
-                th.cuda.manual_seed(self._stream_seed(ACTOR))
+                th.cuda.manual_seed(actor_seed)
         if self._storage is None or self._storage.n_envs != env.num_envs:
             self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs)
-        return rng
+        return np.random.default_rng(actor_seed)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
