@@ -58,7 +58,7 @@ def check_arguments(model: "REINFORCE") -> None:
     """
     check_choice("returns", model.returns, ("reward_to_go", "episode"))
     check_choice("loss_reduction", model.loss_reduction, ("episode", "step", None))
-    check_choice("truncation", model.truncation, ("terminal", "bootstrap"))
+    check_choice("truncation", model.truncation, ("terminal", "bootstrap", None))
     check_choice("unfinished", model.unfinished, ("finish", "bootstrap"))
     for name in ("discount_state", "normalize_advantage"):
         check_flag(name, getattr(model, name))

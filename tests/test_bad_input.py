@@ -26,7 +26,7 @@ VALUE_CURE = "needs a learned value function: choose baseline=\"value\", got bas
         (dict(baseline="critic"), "baseline must be one of 'none', 'mean', 'leave_one_out', .*got 'critic'"),
         (dict(baseline=None), "or a Baseline object, got None"),
         (dict(returns="gae"), "returns must be one of 'reward_to_go', 'episode', got 'gae'"),
-        (dict(truncation="ignore"), "truncation must be one of 'terminal', 'bootstrap', got 'ignore'"),
+        (dict(truncation="ignore"), "truncation must be one of 'terminal', 'bootstrap', None, got 'ignore'"),
         (dict(unfinished="cut"), "unfinished must be one of 'finish', 'bootstrap', got 'cut'"),
         (dict(loss_reduction="mean"), "loss_reduction must be one of 'episode', 'step', None, got 'mean'"),
         # numbers out of range, or of the wrong kind

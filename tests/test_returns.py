@@ -128,9 +128,9 @@ def test_n_episodes_is_an_equal_quota():
     assert model.num_timesteps == 12  # six steps of two environments
 
 
-@pytest.mark.parametrize(("truncation", "last"), [("terminal", 0.0), ("bootstrap", 1.0)])
+@pytest.mark.parametrize(("truncation", "last"), [("terminal", 0.0), ("bootstrap", 1.0), (None, 1.0)])
 def test_truncation_adds_the_value_of_the_terminal_observation(truncation, last):
-    """V(o) = o_0 here, and the terminal observation is filled with 2, the length of the episode."""
+    """V(o) = o_0 here, and the terminal observation is filled with 2, the length of the episode. Default: it counts."""
     env = DummyVecEnv([lambda: RewardListEnv([1, 1], truncated=True), lambda: RewardListEnv([1, 1])])
     model = tabular_model(env, n_steps=2, gamma=0.5, baseline="value", truncation=truncation)
     with th.no_grad():
@@ -144,6 +144,18 @@ def test_truncation_adds_the_value_of_the_terminal_observation(truncation, last)
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], first)
     np.testing.assert_allclose(model.rollout_buffer.values[:, 0], [0, 1, 0, 1])
     np.testing.assert_allclose(model.rollout_buffer.advantages[:, 0], np.array(first) - [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict(baseline="none"), dict(baseline="moving_average"), dict(baseline="value", returns="episode")]
+)
+def test_nothing_bootstraps_without_a_learned_value_of_what_remains(arguments):
+    """R_0 = 1 + 1 at a time limit: the default of ``truncation`` is "terminal" without V, and for whole-episode returns."""
+    model = tabular_model(DummyVecEnv([lambda: RewardListEnv([1, 1], truncated=True)]), n_steps=2, gamma=1.0, **arguments)
+    callback = NoCallback()
+    callback.init_callback(model)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    assert model.rollout_buffer.returns[0, 0] == 2
 
 
 def test_unfinished_bootstrap_runs_on_across_rollouts():
