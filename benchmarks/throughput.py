@@ -8,7 +8,8 @@ How fast REINFORCE trains: environment steps per second, as ratios measured in o
 
 The contestants take turns, round by round, because machines are shared and drift: a ratio is one of the same round, and
 what is printed is the median of the rounds with the lowest and the highest. Torch runs on one thread, networks are
-64x64. "Alone" is the same VecEnv stepped with ready-made actions.
+64x64. "Alone" is the same VecEnv stepped with ready-made actions. Tianshou's Reinforce and EnvPool take part where they are
+installed (`pip install tianshou envpool`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,7 +76,7 @@ def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]
     def trainer(algorithm: Any, **kwargs: Any) -> Callable[[float], float]:
         return lambda seconds: training(algorithm("MlpPolicy", make_env(), seed=0, device="cpu", **kwargs), seconds)
 
-    return {
+    found = {
         "alone": lambda seconds: alone(make_env(), seconds),
         'REINFORCE, baseline="none"': trainer(REINFORCE, baseline="none"),
         "REINFORCE, default arguments": trainer(REINFORCE),
@@ -82,6 +84,11 @@ def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]
         "PPO": trainer(PPO),
         "PPO, 1 epoch": trainer(PPO, n_epochs=1),
     }
+    if find_spec("tianshou") is not None:
+        from tianshou_reinforce import speed
+
+        found["Tianshou's Reinforce"] = lambda seconds: speed(env_id, n_envs, seconds)
+    return found
 
 
 def vector_contestants(n_envs: int) -> dict[str, Callable[[float], float]]:

@@ -58,15 +58,13 @@ class REINFORCE(OnPolicyAlgorithm):
     Paper: Williams (1992), "Simple statistical gradient-following algorithms for connectionist reinforcement learning".
 
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies; V stands for what is
-    missing only where a time limit cut the episode (see ``truncation``). While sampling, neither values nor log-probabilities are computed. ``rollout_buffer.advantages`` holds
-    the weights gamma^(c t) (R - b) of the scores. The default learning rates were chosen by measurement on CartPole-v1
-    (``docs/results.md``); where returns begin far below zero (Acrobot-v1), a smaller ``value_learning_rate`` is safer.
+    missing only where a time limit cut an episode (see ``truncation``). While sampling, neither values nor
+    log-probabilities are computed. ``rollout_buffer.advantages`` holds the weights gamma^(c t) (R - b) of the scores.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
-        as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``. The default does, because with a constant
-        step the policy is lost again at the end on some seeds; pass a number if you call ``learn`` piece by piece
+        as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``
     :param n_steps: at least so many steps per environment and update; then the episodes in flight are finished.
         Not used with ``n_episodes``
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
@@ -138,7 +136,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | str | Schedule = "lin_3e-3",
+        learning_rate: float | str | Schedule = 3e-3,
         n_steps: int = 512,
         n_episodes: int | None = None,
         gamma: float = 0.99,
