@@ -2,8 +2,18 @@
 
 from sb3_reinforce.baselines import Baseline, Episodes
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.score_function import Estimate, ScoreFunctionEstimator, score_function_loss
 from sb3_reinforce.vec_env import VectorEnvAdapter
 
 __version__ = "0.1.0"
 
-__all__ = ["REINFORCE", "Baseline", "Episodes", "VectorEnvAdapter", "__version__"]
+__all__ = [
+    "REINFORCE",
+    "Baseline",
+    "Episodes",
+    "Estimate",
+    "ScoreFunctionEstimator",
+    "VectorEnvAdapter",
+    "__version__",
+    "score_function_loss",
+]
