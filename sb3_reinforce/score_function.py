@@ -73,17 +73,25 @@ def optimal(cost: th.Tensor, squared_scores: th.Tensor) -> th.Tensor:
     The constant of least variance, E[|s|^2 f] / E[|s|^2], from the other samples.
 
     b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2; where these scores are all zero, the mean of the other costs. Adds no
-    bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004), theorem 8.
+    bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
 
     :param cost: f_k, shape [K, ...]
     :param squared_scores: |s_k|^2 of :func:`squared_score_norms`, shape [K, ...]
     :return: b_k, shape [K, ...]
     """
-    # Sums of the others without subtraction: a sample with a large score would leave only rounding errors of the rest.
-    others = 1.0 - th.eye(cost.shape[0], dtype=cost.dtype, device=cost.device)
-    norms = th.tensordot(others, squared_scores, dims=1)
-    products = th.tensordot(others, squared_scores * cost, dims=1)
+    norms, products = _sum_of_others(squared_scores), _sum_of_others(squared_scores * cost)
     return th.where(norms > 0, products / norms.where(norms > 0, 1.0), leave_one_out(cost))
+
+
+def _sum_of_others(values: th.Tensor) -> th.Tensor:
+    """
+    sum_{j!=k} v_j, as the sum before k plus the sum after k: beside a very large v_k, subtracting it from the sum of all
+    would leave nothing but rounding errors of the others.
+    """
+    nothing = th.zeros_like(values[:1])
+    before = th.cat([nothing, values[:-1].cumsum(0)])
+    after = th.cat([nothing, values.flip(0)[:-1].cumsum(0)]).flip(0)
+    return before + after
 
 
 def squared_score_norms(log_prob: th.Tensor) -> th.Tensor:
@@ -403,6 +411,8 @@ def _check_finite(name: str, values: th.Tensor, hint: str = "") -> None:
 
 def _as_tensor(values: Any, name: str) -> th.Tensor:
     """A real tensor of what a user passed: tensor, array, or list of numbers, bools or tensors."""
+    if values is None:
+        raise ValueError(f"{name} must be numbers, got None: does the function return them?")
     if not isinstance(values, th.Tensor):
         try:
             values = th.as_tensor(np.asarray(values, dtype=np.float64))
@@ -431,8 +441,10 @@ def _check_support(distribution: Distribution) -> None:
 
 def _gradients_of_each(values: th.Tensor, parameters: list[th.Tensor]) -> Iterator[tuple[th.Tensor, ...]]:
     """The gradients of each element of a vector, zeros where a parameter is not used; the graph is kept."""
-    for value in values:
-        yield th.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    for k in range(len(values)):
+        only_k = th.zeros_like(values)
+        only_k[k] = 1.0
+        yield th.autograd.grad(values, parameters, only_k, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def _leaves(tensor: th.Tensor) -> list[th.Tensor]:
@@ -440,7 +452,8 @@ def _leaves(tensor: th.Tensor) -> list[th.Tensor]:
     if tensor.grad_fn is None:
         return [tensor]
     leaves: list[th.Tensor] = []
-    seen, stack = set(), [tensor.grad_fn]
+    seen: set[Any] = set()
+    stack: list[Any] = [tensor.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
