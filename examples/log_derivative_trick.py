@@ -25,7 +25,7 @@ baselines = {"none: b = 0": 0.0 * f, "half the mean: b = 2.2": 2.2 + 0.0 * f, "l
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 for name, b in baselines.items():
     estimates = ((f - b) * score).mean(0)
-    left.hist(estimates, bins=80, range=(-3, 6), histtype="step", label=f"{name}, variance {estimates.var():.3f}")
+    left.hist(estimates, bins=120, range=(-3, 6), histtype="step", label=f"{name}, variance {estimates.var():.3f}")
     right.plot(b.mean(), estimates.var(), "o", markersize=9)
     print(f"{name:22s}: mean {estimates.mean():.4f}, variance {estimates.var():.4f}")
 constants = th.linspace(-0.5, 9.0, 50)

@@ -559,6 +559,21 @@ def test_standard_error_of_leave_one_out(n_samples):
     th.testing.assert_close(squared_error, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("n_samples", [2, 3, 4])
+def test_variance_of_leave_one_out(n_samples):
+    """
+    Enumerated: V / K, with V that of one sample and b = E[f], and (E[|s|^2] Var[f] + |g|^2) / (K (K - 1)) more, because
+    E[f] is not known (docs/theory.md).
+    """
+    p = LOGITS.softmax(0)
+    centred = COSTS - p @ COSTS
+    fisher_trace = (p * (th.eye(3, dtype=th.float64) - p).square().sum(1)).sum()
+    of_one = (p * (th.eye(3, dtype=th.float64) - p).square().sum(1) * centred**2).sum() - TRUE_GRADIENT.square().sum()
+    square = enumerated(n_samples, lambda *args: gradient(*args, "leave_one_out").square().sum())
+    extra = (fisher_trace * (p @ centred**2) + TRUE_GRADIENT.square().sum()) / (n_samples * (n_samples - 1))
+    th.testing.assert_close(square - TRUE_GRADIENT.square().sum(), of_one / n_samples + extra)
+
+
 def test_standard_errors_are_calibrated():
     """400 estimates with K = 16: their spread is what each of them says, to 15 % (an F quantile would be 1.1)."""
     th.manual_seed(0)
