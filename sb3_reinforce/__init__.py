@@ -2,7 +2,7 @@
 
 from sb3_reinforce.baselines import Baseline, Episodes
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.score_function import Estimate, ScoreFunctionEstimator, score_function_loss
+from sb3_reinforce.score_function import GradientEstimate, ScoreFunctionEstimator, score_function_loss
 from sb3_reinforce.vec_env import VectorEnvAdapter
 
 __version__ = "0.1.0"
@@ -11,7 +11,7 @@ __all__ = [
     "REINFORCE",
     "Baseline",
     "Episodes",
-    "Estimate",
+    "GradientEstimate",
     "ScoreFunctionEstimator",
     "VectorEnvAdapter",
     "__version__",

@@ -8,11 +8,13 @@ f is never differentiated: it may be an accuracy, a simulator, a choice. The der
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import torch as th
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
 
@@ -52,15 +54,18 @@ def score_function_loss(
     :raises ValueError: for shapes that differ, a log_prob without gradient, numbers that are not finite, an unknown
         baseline, too few samples for it, or one that returns a wrong shape or a gradient
     """
-    return _surrogate(log_prob, cost, baseline, cost_gradient).mean().to(log_prob.dtype)
+    _check_log_prob(log_prob)
+    costs = _checked_cost(log_prob, cost, cost_gradient)
+    _check_baseline(baseline, n_samples=len(costs))
+    return _surrogate(log_prob, costs, baseline).mean().to(log_prob.dtype)
 
 
 def leave_one_out(cost: th.Tensor) -> th.Tensor:
     """
     Mean of the other samples: b_k = (sum_j f_j - f_k) / (K - 1).
 
-    Adds no bias: b_k does not depend on sample k. The estimate is then the sample covariance of cost and score, divided
-    by K - 1, and adding a constant to all costs changes nothing. Source: Kool et al. (2019).
+    Adds no bias: b_k does not depend on sample k. The estimate is then the sample covariance of cost and score (divisor
+    K - 1), and a constant added to all costs changes nothing. Source: Kool et al. (2019).
 
     :param cost: f_k, shape [K, ...]
     :return: b_k, shape [K, ...]
@@ -103,16 +108,18 @@ def squared_score_norms(log_prob: th.Tensor) -> th.Tensor:
 
     :param log_prob: shape [K, ...], with gradient
     :return: shape [K, ...], float64 (float32 on MPS), without gradient
+    :raises ValueError: if ``log_prob`` has no gradient
     """
-    parameters = _leaves(log_prob)
-    norms = []
-    for gradients in _gradients_of_each(log_prob.flatten(), parameters):
-        norms.append(sum((g.to(_precise(g)).square().sum() for g in gradients), th.zeros((), device=log_prob.device)))
-    return th.stack(norms).to(_precise(log_prob)).view_as(log_prob)
+    _check_log_prob(log_prob)
+    norms = [
+        th.stack([gradient.to(_precise(log_prob)).square().sum() for gradient in gradients]).sum()
+        for gradients in _gradients_of_each(log_prob.flatten(), _leaves(log_prob))
+    ]
+    return th.stack(norms).view_as(log_prob)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class GradientEstimate:
     """
     What :meth:`ScoreFunctionEstimator.estimate` found with K samples.
 
@@ -171,7 +178,7 @@ class ScoreFunctionEstimator:
         cost_gradient: bool = False,
         control_variate: tuple[Callable[..., th.Tensor], Callable[..., th.Tensor]] | None = None,
     ):
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+        if isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be a whole number >= 1, got {n_samples!r}")
         if cost_input not in ("torch", "numpy", "sample"):
             raise ValueError(f"cost_input must be one of 'torch', 'numpy', 'sample', got {cost_input!r}")
@@ -183,7 +190,7 @@ class ScoreFunctionEstimator:
             not isinstance(control_variate, tuple) or len(control_variate) != 2 or not all(map(callable, control_variate))
         ):
             raise ValueError(f"control_variate must be a tuple of two functions, (h, expectation), got {control_variate!r}")
-        self.n_samples = n_samples
+        self.n_samples = int(n_samples)
         self.baseline = MovingAverageBaseline() if isinstance(baseline, str) and baseline == "moving_average" else baseline
         _check_baseline(self.baseline, n_samples)
         self.cost_input = cost_input
@@ -205,7 +212,7 @@ class ScoreFunctionEstimator:
 
     def estimate(
         self, distribution: Node | Sequence[Node], cost: Callable[..., Any], parameters: Iterable[th.Tensor]
-    ) -> Estimate:
+    ) -> GradientEstimate:
         """
         One call of the estimator that also tells its variance and standard errors, at K backward passes and the memory
         of K gradients.
@@ -220,16 +227,22 @@ class ScoreFunctionEstimator:
         :return: the estimate; ``estimate.loss.backward()`` gives the same gradient
         :raises ValueError: if K = 1, or as in :func:`score_function_loss`
         """
-        parameters = list(parameters)
+        parameters = [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
         if not parameters or not all(isinstance(p, th.Tensor) and p.requires_grad for p in parameters):
             raise ValueError("parameters must be one or more tensors that require gradient, such as model.parameters()")
         if self.n_samples < 2:
             raise ValueError("a standard error needs n_samples >= 2, got 1")
         surrogate, dtype = self._draw(distribution, cost)
         per_sample = surrogate.reshape(self.n_samples, -1).mean(1)
+        if not any(
+            g is not None for g in th.autograd.grad(per_sample.sum(), parameters, retain_graph=True, allow_unused=True)
+        ):
+            raise ValueError(
+                "parameters must be what the distribution was computed from, got tensors that it does not depend on"
+            )
         gradients = [th.stack(g) for g in zip(*_gradients_of_each(per_sample, parameters), strict=True)]
         costs = per_sample.detach()
-        return Estimate(
+        return GradientEstimate(
             loss=per_sample.mean().to(dtype),
             value=costs.mean().item(),
             value_standard_error=costs.std().item() / self.n_samples**0.5,
@@ -264,20 +277,18 @@ class ScoreFunctionEstimator:
                 )
         log_prob = th.stack(log_probs).sum(0)
         _check_log_prob(log_prob)  # before the costs, which may be expensive
-        with th.set_grad_enabled(self.cost_gradient and th.is_grad_enabled()):
-            costs = self._costs(cost, samples)
+        with th.set_grad_enabled(self.cost_gradient):
+            costs = _checked_cost(log_prob, self._costs(cost, samples), self.cost_gradient)
         if self.control_variate is None:
-            return _surrogate(log_prob, costs, self.baseline, self.cost_gradient), log_prob.dtype
+            return _surrogate(log_prob, costs, self.baseline), log_prob.dtype
         h, expectation = self._control_variate(log_prob, samples, distributions)
-        # check the cost alone first, so that an error does not speak of a difference
-        difference = _checked_cost(log_prob, costs, self.cost_gradient) - h
-        return _surrogate(log_prob, difference, self.baseline, self.cost_gradient) + expectation, log_prob.dtype
+        return _surrogate(log_prob, costs - h, self.baseline) + expectation, log_prob.dtype
 
     def _costs(self, cost: Callable[..., Any], samples: list[th.Tensor]) -> Any:
         if self.cost_input == "torch":
             return cost(*samples)
         # Copies: a cost that writes into its argument must not reach what autograd keeps for the backward pass.
-        arrays = [x.numpy(force=True).copy() for x in samples]
+        arrays = [(x.float() if x.dtype == th.bfloat16 else x).numpy(force=True).copy() for x in samples]
         if self.cost_input == "numpy":
             return cost(*arrays)
         return [cost(*each) for each in zip(*arrays, strict=True)]
@@ -301,11 +312,8 @@ class ScoreFunctionEstimator:
         return h.to(_precise(log_prob)), expected.to(_precise(log_prob))
 
 
-def _surrogate(log_prob: th.Tensor, cost: Any, baseline: Any, cost_gradient: bool) -> th.Tensor:
-    """Equal to the cost, with gradient (cost - b) grad log_prob (+ grad cost), shape [K, ...]."""
-    _check_log_prob(log_prob)
-    cost = _checked_cost(log_prob, cost, cost_gradient)
-    _check_baseline(baseline, cost.shape[0])
+def _surrogate(log_prob: th.Tensor, cost: th.Tensor, baseline: Any) -> th.Tensor:
+    """Equal to the cost, with gradient (cost - b) grad log_prob + grad cost, shape [K, ...]."""
     b = _baseline_values(baseline, cost.detach(), log_prob)
     # "Magic box": 1, whose derivative is the score, and whose higher derivatives are those of p / p.detach()
     box = th.exp(log_prob - log_prob.detach()).to(cost.dtype)
@@ -415,7 +423,10 @@ def _as_tensor(values: Any, name: str) -> th.Tensor:
         raise ValueError(f"{name} must be numbers, got None: does the function return them?")
     if not isinstance(values, th.Tensor):
         try:
-            values = th.as_tensor(np.asarray(values, dtype=np.float64))
+            if isinstance(values, (list, tuple)) and values and all(isinstance(value, th.Tensor) for value in values):
+                values = th.stack(list(values))
+            else:
+                values = th.as_tensor(np.asarray(values, dtype=np.float64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name} must be numbers of one shape per sample, got {values!r}") from error
     if values.is_complex():
@@ -429,14 +440,18 @@ def _check_support(distribution: Distribution) -> None:
         support = distribution.support
     except NotImplementedError:
         return  # not known: nothing can be said
-    bounds = [value for value in vars(support).values() if isinstance(value, th.Tensor)] if support is not None else []
-    base = getattr(support, "base_constraint", None)
-    bounds += [value for value in vars(base).values() if isinstance(value, th.Tensor)] if base is not None else []
-    if any(bound.requires_grad for bound in bounds):
+    if _is_learnt(support):
         raise ValueError(
             f"the support of a distribution must not depend on parameters that are learnt, got {distribution}: there the "
             "score function gives a wrong gradient. Use rsample() and differentiate the cost, or a distribution such as Beta"
         )
+
+
+def _is_learnt(bound: Any) -> bool:
+    """Whether a constraint, or one that it is made of, has a bound that requires gradient."""
+    if isinstance(bound, Constraint):
+        return any(_is_learnt(part) for part in vars(bound).values())
+    return isinstance(bound, th.Tensor) and bound.requires_grad
 
 
 def _gradients_of_each(values: th.Tensor, parameters: list[th.Tensor]) -> Iterator[tuple[th.Tensor, ...]]:

@@ -12,13 +12,14 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Independent,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
     TransformedDistribution,
     Uniform,
 )
 
-from sb3_reinforce import Baseline, Estimate, ScoreFunctionEstimator, score_function_loss
+from sb3_reinforce import Baseline, GradientEstimate, ScoreFunctionEstimator, score_function_loss
 from sb3_reinforce.baselines import LeaveOneOutBaseline, MovingAverageBaseline, ValueBaseline
 from sb3_reinforce.score_function import leave_one_out, optimal, squared_score_norms
 
@@ -331,6 +332,7 @@ def test_a_control_variate_equal_to_the_cost_leaves_no_variance():
         np.array([1, 0, 1]),
         np.array([1.0, 0.0, 1.0]),
         [th.tensor(1), th.tensor(0), th.tensor(1)],
+        [th.tensor(1.0, requires_grad=True), th.tensor(0.0), th.tensor(1.0)],
         th.tensor([1, 0, 1], dtype=th.uint8),
         th.tensor([1.0, 0.0, 1.0], requires_grad=True),
     ],
@@ -518,7 +520,7 @@ def estimate_of(n_samples, baseline="leave_one_out", **kwargs):
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out", "optimal"])
 def test_estimate_is_the_same_gradient(baseline):
     estimate, logits = estimate_of(6, baseline)
-    assert isinstance(estimate, Estimate)
+    assert isinstance(estimate, GradientEstimate)
     estimate.loss.backward()
     th.testing.assert_close(logits.grad, estimate.gradients[0])
     assert estimate.loss.item() == pytest.approx(estimate.value)
@@ -537,6 +539,14 @@ def test_estimate_by_hand():
     assert estimate.gradients[0].item() == pytest.approx(terms.mean().item())
     assert estimate.variance == pytest.approx(terms.var().item())
     assert estimate.standard_errors[0].item() == pytest.approx(terms.std().item() / math.sqrt(3))
+
+
+def test_estimate_of_one_tensor():
+    """A tensor is a list of one, not of its elements, which no distribution was made from."""
+    logits = LOGITS.clone().requires_grad_()
+    estimate = ScoreFunctionEstimator(4).estimate(Categorical(logits=logits), lambda x: COSTS[x], logits)
+    assert [g.shape for g in estimate.gradients] == [(3,)]
+    assert estimate.variance > 0
 
 
 def test_estimate_of_unused_parameters_is_zero():
@@ -699,6 +709,10 @@ LOGIT = th.zeros((), requires_grad=True)
         ),
         ([Bernoulli(logits=LOGIT), lambda x: Normal(LOGIT, 1.0)], lambda x, y: x, {}, "with K in front"),
         (Uniform(0.0, LOGIT + 1), lambda x: x, {}, "support of a distribution must not depend on parameters.*rsample"),
+        (
+            MixtureSameFamily(Categorical(th.ones(2)), Uniform(th.zeros(2), LOGIT + th.ones(2))), lambda x: x, {},
+            "support of a distribution",
+        ),
         (Independent(Uniform(th.zeros(2), LOGIT + th.ones(2)), 1), lambda x: x[:, 0], {}, "support of a distribution"),
         (Bernoulli(logits=LOGIT), lambda x: [1, 2], {}, r"cost of shape \(2,\)"),
         (
@@ -729,6 +743,7 @@ def test_bad_calls(distribution, cost, arguments, message):
     [
         ([], {}, "parameters must be one or more tensors that require gradient"),
         ([th.zeros(2)], {}, "parameters must be one or more tensors that require gradient"),
+        ([th.zeros(2, requires_grad=True)], {}, "parameters must be what the distribution was computed from"),
         ([LOGIT], dict(n_samples=1, baseline="none"), "a standard error needs n_samples >= 2, got 1"),
     ],
 )
