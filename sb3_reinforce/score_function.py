@@ -8,7 +8,6 @@ f is never differentiated: it may be an accuracy, a simulator, a choice. The der
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -178,7 +177,7 @@ class ScoreFunctionEstimator:
         cost_gradient: bool = False,
         control_variate: tuple[Callable[..., th.Tensor], Callable[..., th.Tensor]] | None = None,
     ):
-        if isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples < 1:
+        if isinstance(n_samples, bool) or not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
             raise ValueError(f"n_samples must be a whole number >= 1, got {n_samples!r}")
         if cost_input not in ("torch", "numpy", "sample"):
             raise ValueError(f"cost_input must be one of 'torch', 'numpy', 'sample', got {cost_input!r}")
@@ -234,12 +233,9 @@ class ScoreFunctionEstimator:
             raise ValueError("a standard error needs n_samples >= 2, got 1")
         surrogate, dtype = self._draw(distribution, cost)
         per_sample = surrogate.reshape(self.n_samples, -1).mean(1)
-        if not any(
-            g is not None for g in th.autograd.grad(per_sample.sum(), parameters, retain_graph=True, allow_unused=True)
-        ):
-            raise ValueError(
-                "parameters must be what the distribution was computed from, got tensors that it does not depend on"
-            )
+        used = th.autograd.grad(per_sample.sum(), parameters, retain_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in used):
+            raise ValueError("parameters must be what the distribution was computed from, got tensors it does not depend on")
         gradients = [th.stack(g) for g in zip(*_gradients_of_each(per_sample, parameters), strict=True)]
         costs = per_sample.detach()
         return GradientEstimate(
