@@ -25,7 +25,7 @@ def main(n_dims: int = 5, n_updates: int = 800, seed: int = 0) -> tuple[float, f
     start = rastrigin(mu.detach().numpy()).item()
     estimator = ScoreFunctionEstimator(n_samples=100, cost_input="numpy")
     optimizer = th.optim.Adam([{"params": [mu], "lr": 0.05}, {"params": [log_sigma], "lr": 0.02}])
-    for update in range(n_updates + 1):
+    for update in range(n_updates):
         loss = estimator(Independent(Normal(mu, log_sigma.exp()), 1), rastrigin)
         if update % 100 == 0:
             sigma = log_sigma.exp().mean().item()

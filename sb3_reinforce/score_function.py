@@ -249,6 +249,8 @@ class ScoreFunctionEstimator:
 
     def _draw(self, distribution: Node | Sequence[Node], cost: Callable[..., Any]) -> tuple[th.Tensor, th.dtype]:
         """The surrogate, [K, ...], and the dtype of the loss."""
+        if not callable(cost):
+            raise ValueError(f"cost must be a function of the samples, got {cost!r}: for costs at hand, score_function_loss")
         samples: list[th.Tensor] = []
         distributions: list[Distribution] = []
         log_probs: list[th.Tensor] = []

@@ -51,8 +51,8 @@ def test_optimal():
     assert optimal(tensor([1, 2, 6]), tensor([1, 3, 0])).tolist() == [2, 1, 1.75]
     # |s|^2 = 0, 0, 5: for the third the others have no scores: the mean of their costs, (1 + 2)/2
     assert optimal(tensor([1, 2, 6]), tensor([0, 0, 5])).tolist() == [6, 6, 1.5]
-    # equal scores: leave-one-out, also beside a sample whose score would drown the others' by subtraction
-    assert optimal(tensor([1, 2, 6]), tensor([1e20, 1, 1])).tolist()[0] == 4
+    # beside a score that would drown the others' in rounding errors, if it were subtracted from the sum: (1*2 + 3*6)/4
+    assert optimal(tensor([1, 2, 6]), tensor([1e20, 1, 3])).tolist()[0] == 5
 
 
 def test_squared_score_norms():
@@ -701,6 +701,7 @@ LOGIT = th.zeros((), requires_grad=True)
     [
         (Bernoulli(logits=th.zeros(3)), lambda x: 1 / 0, {}, "log_prob must be a tensor with gradient"),  # before any cost
         (Normal(th.zeros(3, requires_grad=True), 1.0), lambda x: x.sum(-1), {}, r"Independent\(distribution, 1\)"),
+        (Bernoulli(logits=LOGIT), th.ones(4), {}, "cost must be a function of the samples, got tensor.*score_function_loss"),
         ("normal", lambda x: x, {}, "distribution must be a torch Distribution, .* got 'normal'"),
         ([lambda: "normal"], lambda x: x, {}, "distribution must be a torch Distribution, .* got 'normal'"),
         (
