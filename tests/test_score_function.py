@@ -378,6 +378,15 @@ def test_cost_inputs_agree():
     assert th.equal(gradients[0], gradients[2])
 
 
+def test_numpy_gets_bfloat16_as_float32():
+    """NumPy has no bfloat16."""
+    loc = th.zeros((), dtype=th.bfloat16, requires_grad=True)
+    seen = []
+    ScoreFunctionEstimator(4, cost_input="numpy")(Normal(loc, 1.0), lambda x: seen.append(x.dtype) or x).backward()
+    assert seen == [np.float32]
+    assert loc.grad.dtype == th.bfloat16
+
+
 def test_a_sample_without_axes_is_a_number():
     logits = LOGITS.clone().requires_grad_()
     table = {0: 7, 1: 1, 2: 4}
