@@ -8,12 +8,6 @@ from sb3_reinforce.vec_env import VectorEnvAdapter
 __version__ = "0.1.0"
 
 __all__ = [
-    "REINFORCE",
-    "Baseline",
-    "Episodes",
-    "GradientEstimate",
-    "ScoreFunctionEstimator",
-    "VectorEnvAdapter",
-    "__version__",
+    "REINFORCE", "Baseline", "Episodes", "GradientEstimate", "ScoreFunctionEstimator", "VectorEnvAdapter", "__version__",
     "score_function_loss",
-]
+]  # fmt: skip
