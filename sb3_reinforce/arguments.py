@@ -73,7 +73,13 @@ def check_arguments(model: "REINFORCE") -> None:
     if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
         raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
 
-    has_values = "values" in make_baseline(model.baseline).needs
+    needs = make_baseline(model.baseline).needs
+    if "greedy" in needs and model.n_episodes is None:
+        raise ValueError(
+            f"baseline={model.baseline!r} plays each reset twice, so it needs n_episodes equal to the number of environments, "
+            "got n_episodes=None: give n_episodes"
+        )
+    has_values = "values" in needs
     for name in ("truncation", "unfinished"):
         if getattr(model, name) == "bootstrap" and not has_values:
             raise ValueError(
@@ -143,7 +149,13 @@ def check_env(model: "REINFORCE") -> None:
             f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
             f"first to finish would be the short ones), got n_episodes={model.n_episodes} and n_envs={model.n_envs}"
         )
-    if make_baseline(model.baseline).needs_others:
+    baseline = make_baseline(model.baseline)
+    if "greedy" in baseline.needs and model.n_episodes != model.n_envs:
+        raise ValueError(
+            f"baseline={model.baseline!r} plays each reset twice, so every environment must play one episode per update, "
+            f"got n_episodes={model.n_episodes} and n_envs={model.n_envs}: make them equal"
+        )
+    if baseline.needs_others:
         if model.n_episodes is None and model.n_envs == 1:
             raise ValueError(
                 f"baseline={model.baseline!r} is made of other environments' episodes where n_steps sets the batch, "

@@ -33,6 +33,12 @@ class Episodes:
         None unless the baseline's ``needs`` has ``"values"``
     :param first_steps: t of each episode's first step here, shape [N]; None: 0
     :param observations: o_t as the policy gets them, first axis S; a dict of arrays for Dict spaces
+    :param score_squares: abs(S_i)^2 of each episode's weighted score S_i = sum_t gamma^(c t) grad log pi(a_t|s_t), shape
+        [N], float64; None unless ``needs`` has ``"scores"``
+    :param score_products: X_i . S_i with X_i = sum_t gamma^(c t) grad log pi(a_t|s_t) R_t, reward units, shape [N],
+        float64; None unless ``needs`` has ``"scores"``
+    :param greedy_returns: R_t of the greedy policy's episode from the same reset, at the same t, or at its last t where
+        it was shorter; reward units, shape [S]; None unless ``needs`` has ``"greedy"``
     """
 
     returns: th.Tensor
@@ -42,6 +48,9 @@ class Episodes:
     values: th.Tensor | None = None
     observations: Any = None
     first_steps: th.Tensor | None = None
+    score_squares: th.Tensor | None = None
+    score_products: th.Tensor | None = None
+    greedy_returns: th.Tensor | None = None
 
     @cached_property
     def steps(self) -> th.Tensor:
@@ -57,8 +66,13 @@ class Episodes:
         With a fixed number of episodes each is a group of its own. With ``n_steps`` an environment's later episodes
         exist only because its earlier ones were short: there a group is all that one environment has played.
         """
+        return self.episode_groups.repeat_interleave(self.lengths)
+
+    @cached_property
+    def episode_groups(self) -> th.Tensor:
+        """For each episode the number of its group, 0 to G - 1, see :attr:`groups`. Shape [N]."""
         groups = th.arange(len(self.lengths)) if self.fixed_count else self.env_indices
-        return th.unique(groups, return_inverse=True)[1].repeat_interleave(self.lengths)
+        return th.unique(groups, return_inverse=True)[1]
 
 
 def mean(returns: th.Tensor) -> th.Tensor:
@@ -116,13 +130,55 @@ def per_step(returns: th.Tensor, steps: th.Tensor, groups: th.Tensor) -> th.Tens
     return other_means.gather(1, last_living).flatten()[cells]
 
 
-def _per_group(returns: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """Sum of the returns and number of steps of each group, both [G]; ValueError for G = 1."""
+def optimal(score_products: th.Tensor, score_squares: th.Tensor, groups: th.Tensor) -> th.Tensor:
+    """
+    The constant that would have made the other episodes' gradients smallest::
+
+        b_i = sum_{j not in i's group} X_j . S_j / sum_{j not in i's group} abs(S_j)^2
+
+    It minimises sum_j abs(X_j - b S_j)^2, the second moment of the gradient, whose mean does not depend on b: so also the
+    variance. Adds no bias: b does not depend on the own episode. Source: Greensmith, Bartlett and Baxter (2004), Theorem
+    13 (the optimal constant baseline), here for whole episodes as in Peters and Schaal (2008), Table 1, and without the
+    own one. 0 where the others' scores are all zero.
+
+    :param score_products: X_j . S_j of each episode, reward units, shape [N]
+    :param score_squares: abs(S_j)^2 of each episode, shape [N]
+    :param groups: number of each episode's group, 0 to G - 1, shape [N]
+    :return: b_i of each episode, reward units, shape [N]
+    :raises ValueError: if there is only one group
+    """
+    products, _ = _per_group(score_products, groups)
+    squares, _ = _per_group(score_squares, groups)
+    others_squares = squares.sum() - squares
+    quotients = (products.sum() - products) / others_squares
+    # A policy that is certain of all its actions has no score: nothing to reduce.
+    return th.where(others_squares > 0, quotients, 0.0)[groups]
+
+
+def at_same_step(partner_returns: th.Tensor, partner_lengths: th.Tensor, lengths: th.Tensor) -> th.Tensor:
+    """
+    R_t of each episode's partner at the same t, or at the partner's last t where it was shorter.
+
+    :param partner_returns: R_t of N partners, laid end to end, shape [S']
+    :param partner_lengths: steps of each partner, shape [N]
+    :param lengths: steps of each of the N episodes, in the same order, shape [N]
+    :return: b_t, shape [S]
+    """
+    steps = th.minimum(steps_in_episode(lengths), (partner_lengths - 1).repeat_interleave(lengths))
+    starts = partner_lengths.cumsum(0) - partner_lengths
+    return partner_returns[starts.repeat_interleave(lengths) + steps]
+
+
+def _per_group(values: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """Sum of the values and their number in each group, both [G]; ValueError for G = 1."""
     n_groups = int(groups.max()) + 1
     if n_groups < 2:
-        raise ValueError("a baseline made of the other episodes needs at least 2 independent groups of them, got 1")
-    sums = returns.new_zeros(n_groups).index_add_(0, groups, returns)
-    return sums, returns.new_zeros(n_groups).index_add_(0, groups, th.ones_like(returns))
+        raise ValueError(
+            "a baseline made of the other episodes needs at least 2 independent groups of them, got 1: raise n_episodes, or "
+            "with n_steps the number of environments"
+        )
+    sums = values.new_zeros(n_groups).index_add_(0, groups, values)
+    return sums, values.new_zeros(n_groups).index_add_(0, groups, th.ones_like(values))
 
 
 class Baseline(ABC):
@@ -132,9 +188,15 @@ class Baseline(ABC):
     REINFORCE calls :meth:`predict` before the policy step and :meth:`update` after it, in this order: a baseline that
     is fitted to the returns before it predicts them explains the noise away and biases the gradient.
 
-    ``needs`` names what is to be computed for it: ``"values"`` asks for V(s) in :attr:`Episodes.values`, and has
-    REINFORCE fit the value network after the policy step. ``needs_others`` says that b is made of other episodes, so
-    that a run in which there can be none is refused when REINFORCE is constructed.
+    ``needs`` names what is to be computed for it:
+
+    - ``"values"``: V(s) in :attr:`Episodes.values`; REINFORCE fits the value network after the policy step.
+    - ``"scores"``: two numbers per episode, :attr:`Episodes.score_squares` and :attr:`Episodes.score_products`.
+    - ``"greedy"``: after the rollout the greedy policy plays from the same resets, :attr:`Episodes.greedy_returns`. It
+      needs ``n_episodes`` equal to the number of environments.
+
+    ``needs_others`` says that b is made of other episodes, so that a run in which there can be none is refused when
+    REINFORCE is constructed. Whether a baseline of yours is unbiased tells :func:`sb3_reinforce.check_unbiased`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -238,6 +300,57 @@ class ValueBaseline(Baseline):
         return episodes.values
 
 
+class OptimalBaseline(Baseline):
+    """The constant that minimises the other episodes' gradient variance, see :func:`optimal`. Adds no bias."""
+
+    needs = frozenset({"scores"})
+    needs_others = True
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        assert episodes.score_products is not None, "REINFORCE computes the scores that `needs` asks for"
+        assert episodes.score_squares is not None, "REINFORCE computes the scores that `needs` asks for"
+        b = optimal(episodes.score_products, episodes.score_squares, episodes.episode_groups)
+        return b.repeat_interleave(episodes.lengths)
+
+
+class GreedyBaseline(Baseline):
+    """
+    The return of the greedy policy from the same reset: what the policy's best guess would have got.
+
+    With reward-to-go, that of the greedy episode at the same t, see :func:`at_same_step`. Adds no bias: b depends on the
+    reset and the environment's random numbers, not on the actions drawn. Source: self-critical sequence training (Rennie
+    et al. 2017); ReMax (Li et al. 2024).
+    """
+
+    needs = frozenset({"greedy"})
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        assert episodes.greedy_returns is not None, "REINFORCE plays the greedy episodes that `needs` asks for"
+        return episodes.greedy_returns
+
+
+def checked_prediction(baseline: Baseline, episodes: Episodes) -> th.Tensor:
+    """
+    :param baseline: perhaps a user's own
+    :param episodes: what it may look at
+    :return: b of each step, shape [S]
+    :raises ValueError: if the baseline does not return one plain number per step
+    """
+    predicted = baseline.predict(episodes)
+    name = f"{type(baseline).__name__}.predict"
+    if not isinstance(predicted, th.Tensor) or predicted.shape != episodes.returns.shape:
+        got = tuple(predicted.shape) if isinstance(predicted, th.Tensor) else type(predicted).__name__
+        raise ValueError(f"{name} must return a tensor of shape {tuple(episodes.returns.shape)}, one b per step, got {got}")
+    if predicted.requires_grad:
+        raise ValueError(f"{name} must return b without gradient, got a tensor that requires it: return b.detach()")
+    if not predicted.isfinite().all():
+        raise ValueError(f"{name} must return finite numbers, got {predicted[~predicted.isfinite()][0]}")
+    return predicted
+
+
+NEEDS = ("values", "scores", "greedy")
+"""What :attr:`Baseline.needs` may contain."""
+
 BASELINES: dict[str, type[Baseline]] = {
     "none": NoBaseline,
     "mean": MeanBaseline,
@@ -245,6 +358,8 @@ BASELINES: dict[str, type[Baseline]] = {
     "per_step": PerStepBaseline,
     "moving_average": MovingAverageBaseline,
     "value": ValueBaseline,
+    "optimal": OptimalBaseline,
+    "greedy": GreedyBaseline,
 }
 """The baselines that REINFORCE knows by name."""
 
@@ -259,6 +374,6 @@ def make_baseline(baseline: "str | Baseline") -> Baseline:
         return BASELINES[baseline]()
     if not isinstance(baseline, Baseline):
         raise ValueError(f"baseline must be one of {', '.join(map(repr, BASELINES))} or a Baseline object, got {baseline!r}")
-    if unknown := set(baseline.needs) - {"values"}:
-        raise ValueError(f"Baseline.needs may contain 'values' only, got {sorted(unknown)} from {baseline!r}")
+    if unknown := set(baseline.needs) - set(NEEDS):
+        raise ValueError(f"Baseline.needs may contain {', '.join(map(repr, NEEDS))}, got {sorted(unknown)} from {baseline!r}")
     return baseline

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -30,12 +31,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
-from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
+from sb3_reinforce.baselines import Baseline, Episodes, checked_prediction, make_baseline
 from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker, by_key, count_rows, map_arrays, stack_observations
+from sb3_reinforce.greedy import greedy_returns
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
 from sb3_reinforce.schedules import make_schedule, plain_schedule
+from sb3_reinforce.scores import Scores
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -73,8 +76,9 @@ class REINFORCE(OnPolicyAlgorithm):
         R_t = sum_{k>=0} gamma^k r_k, the same for every t: right as well, with more variance
     :param discount_state: whether to weight step t by gamma^t (c = 1 above). True gives the true gradient of the
         discounted return, False (as everybody does it) values late steps as much as early ones
-    :param baseline: ``"none"``, ``"mean"``, ``"leave_one_out"``, ``"per_step"``, ``"moving_average"``, ``"value"`` or
-        your own :class:`~sb3_reinforce.baselines.Baseline` object
+    :param baseline: ``"none"``, ``"mean"``, ``"leave_one_out"``, ``"per_step"``, ``"moving_average"``, ``"value"``,
+        ``"optimal"``, ``"greedy"`` or your own :class:`~sb3_reinforce.baselines.Baseline` object. ``"greedy"`` plays each
+        reset a second time, so it needs ``n_episodes`` equal to the number of environments
     :param normalize_advantage: whether to turn R - b into (A - mean(A)) / std(A) over the steps of the batch.
         Biased: mean and standard deviation depend on the own episode, and dividing by the standard deviation makes the
         step size adaptive
@@ -221,7 +225,9 @@ class REINFORCE(OnPolicyAlgorithm):
         self._n_rollouts = 0
         self._steps_into_episode: np.ndarray | None = None
         self._baseline_state: dict[str, Any] = {}
-        self._warned_of_discarded_steps = False
+        self._warned_of_discarded_steps = self._warned_of_other_starts = False
+        # What the environments were seeded with before the reset of the present rollout; None: they were not
+        self._environment_seed: int | None = None
 
         if _init_setup_model:
             check_env(self)
@@ -248,7 +254,12 @@ class REINFORCE(OnPolicyAlgorithm):
         if self._baseline_state.get("baseline") == _full_name(self._baseline):
             self._baseline.load_state_dict(self._baseline_state["state"])
         if "values" in self._baseline.needs:
-            self._value_parameters = self._value_only_parameters()
+            self._value_parameters = self._find_value_only_parameters()
+            if not self._value_parameters:
+                raise ValueError(
+                    f"baseline={self.baseline!r} needs a value network, but in {policy_class(self.policy).__name__} no "
+                    "parameter belongs to the value alone: give the policy a value head of its own, or choose another baseline"
+                )
             own = set(self._value_parameters)
             # What else is in a shared extractor stays as the policy left it: batch norm keeps its statistics.
             self._value_modules = [
@@ -260,7 +271,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 **self.policy.optimizer_kwargs,  # type: ignore[call-arg]
             )
 
-    def _value_only_parameters(self) -> list[th.nn.Parameter]:
+    def _find_value_only_parameters(self) -> list[th.nn.Parameter]:
         """
         The parameters that V depends on and the policy does not, whatever the policy's class calls them: found by
         differentiating both at one observation.
@@ -282,13 +293,7 @@ class REINFORCE(OnPolicyAlgorithm):
             of_value = th.autograd.grad(self.policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
         finally:
             th.distributions.Distribution.set_default_validate_args(validate_args)
-        found = [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
-        if not found:
-            raise ValueError(
-                f"baseline={self.baseline!r} needs a value network, but in {policy_class(self.policy).__name__} no parameter "
-                "belongs to the value alone: give the policy a value head of its own, or choose another baseline"
-            )
-        return found
+        return [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -321,8 +326,11 @@ class REINFORCE(OnPolicyAlgorithm):
     def _next_rollout(self, env: VecEnv) -> None:
         """Go on to the next rollout's streams, and let the environments' coming reset begin theirs."""
         self._n_rollouts += 1
-        if self.seed is not None:
-            env.seed(self._stream_seed(ENVIRONMENTS))
+        # The greedy baseline comes back to the same resets, so these are seeded in any case.
+        seeded = self.seed is not None or "greedy" in self._baseline.needs
+        self._environment_seed = self._stream_seed(ENVIRONMENTS) if seeded else None
+        if self._environment_seed is not None:
+            env.seed(self._environment_seed)
 
     def _begin_rollout(self, env: VecEnv) -> np.random.Generator:
         """
@@ -381,7 +389,7 @@ class REINFORCE(OnPolicyAlgorithm):
         )
         # Without a listener the callback's step would cost time for nothing.
         listening = not (type(callback) is ConvertCallback and callback.callback is None)
-        box = self.action_space if isinstance(self.action_space, spaces.Box) else None
+        is_box = isinstance(self.action_space, spaces.Box)
         n_steps = 0
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
@@ -391,11 +399,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                     self.policy.reset_noise(env.num_envs)
 
-                clipped_actions = actions = sample_actions(self._last_obs)
-                if box is not None and self.policy.squash_output:
-                    clipped_actions = self.policy.unscale_action(actions)
-                elif box is not None:
-                    clipped_actions = np.minimum(np.maximum(actions, box.low), box.high)
+                actions = sample_actions(self._last_obs)
+                clipped_actions = self._within_bounds(actions) if is_box else actions
 
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
@@ -428,19 +433,39 @@ class REINFORCE(OnPolicyAlgorithm):
         storage.check_finite(self._last_obs, tracker.episodes)
         self._batch = storage.pack(rollout_buffer, tracker.episodes)
         self._steps_into_episode = tracker.steps_into_episode
-        self._compute_returns_and_advantages(rollout_buffer, self._batch)
+        greedy = None
+        if "greedy" in self._baseline.needs:
+            assert self._environment_seed is not None, "seeded by _next_rollout"
+            first_observations = {key: stored[0] for key, stored in storage.observations.items()}
+            greedy = greedy_returns(self, env, sample_actions, self._environment_seed, first_observations)
+        self._compute_returns_and_advantages(rollout_buffer, self._batch, greedy)
         self._record_rollout(self._batch)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
+    def _within_bounds(self, actions: np.ndarray) -> np.ndarray:
+        """What the policy drew, as the environments take it: for Box actions clipped to, or scaled to, the bounds."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)  # type: ignore[return-value]
+        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+
     def _abandon_rollout(self) -> None:
         """Where environments run on across rollouts, what was played of a dropped one is missing: start anew."""
         if self.unfinished == "bootstrap":
             self._last_obs = self._steps_into_episode = None
 
-    def _compute_returns_and_advantages(self, rollout_buffer: RolloutBuffer, batch: Batch) -> None:
+    def _returns_of(self, rewards: th.Tensor, lengths: th.Tensor, last_values: th.Tensor | None = None) -> th.Tensor:
+        """R_t of episodes laid end to end, as ``returns`` says, shape [S]."""
+        returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
+        return returns_of(rewards, lengths, self.gamma, last_values)
+
+    def _compute_returns_and_advantages(
+        self, rollout_buffer: RolloutBuffer, batch: Batch, greedy_returns: th.Tensor | None = None
+    ) -> None:
         """Fill values, returns and advantages of the packed rollout: V before its fit, R, and gamma^(c t) (R - b)."""
         observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), rollout_buffer.observations)
         values = self._values_of(observations, batch.n_steps) if "values" in self._baseline.needs else None
@@ -452,8 +477,7 @@ class REINFORCE(OnPolicyAlgorithm):
             last_values[goes_on] = self._values_of(stacked, len(goes_on))
 
         rewards = th.as_tensor(rollout_buffer.rewards[:, 0], dtype=th.float64)
-        returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
-        returns = returns_of(rewards, batch.lengths, self.gamma, last_values)
+        returns = self._returns_of(rewards, batch.lengths, last_values)
 
         self._episodes = Episodes(
             returns=returns,
@@ -463,32 +487,35 @@ class REINFORCE(OnPolicyAlgorithm):
             values=values,
             observations=observations,
             first_steps=batch.first_steps,
+            greedy_returns=greedy_returns,
         )
-        advantages = returns - self._checked_baseline_values(self._episodes)
+        if "scores" in self._baseline.needs:
+            actions = th.as_tensor(rollout_buffer.actions[:, 0], dtype=th.float32)
+            self._episodes = self._with_scores(self._episodes, actions)
+        self._baseline_values = checked_prediction(self._baseline, self._episodes)
+        advantages = returns - self._baseline_values
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        if self.discount_state:
-            advantages = self.gamma**self._episodes.steps * advantages
+        advantages = self._state_weights(self._episodes) * advantages
 
         rollout_buffer.returns[:, 0] = returns.numpy()
         rollout_buffer.advantages[:, 0] = advantages.numpy()
         if values is not None:
             rollout_buffer.values[:, 0] = values.numpy()
 
-    def _checked_baseline_values(self, episodes: Episodes) -> th.Tensor:
-        """:raises ValueError: if the baseline, which may be a user's own, does not return one plain number per step"""
-        predicted = self._baseline.predict(episodes)
-        name = f"{type(self._baseline).__name__}.predict"
-        if not isinstance(predicted, th.Tensor) or predicted.shape != episodes.returns.shape:
-            got = tuple(predicted.shape) if isinstance(predicted, th.Tensor) else type(predicted).__name__
-            raise ValueError(
-                f"{name} must return a tensor of shape {tuple(episodes.returns.shape)}, one b per step, got {got}"
-            )
-        if predicted.requires_grad:
-            raise ValueError(f"{name} must return b without gradient, got a tensor that requires it: return b.detach()")
-        if not predicted.isfinite().all():
-            raise ValueError(f"{name} must return finite numbers, got {predicted[~predicted.isfinite()][0]}")
-        return predicted
+    def _state_weights(self, episodes: Episodes) -> th.Tensor:
+        """gamma^(c t) of each step, shape [S], float64."""
+        return self.gamma ** episodes.steps.double() if self.discount_state else th.ones_like(episodes.returns)
+
+    def _with_scores(self, episodes: Episodes, actions: th.Tensor) -> Episodes:
+        """The episodes with what the scores of their actions, shape [S, action dimensions], come to: X.S and abs(S)^2."""
+        weights = self._state_weights(episodes)
+        blocks = Scores(self, episodes.observations, actions).of_episodes(
+            episodes.lengths, th.stack([weights, weights * episodes.returns])
+        )
+        # [n, 2, P] each: S and X. Of these only two scalars per episode are kept.
+        products = th.cat([(block[:, :1] * block).sum(2, dtype=th.float64).cpu() for block in blocks])
+        return replace(episodes, score_squares=products[:, 0], score_products=products[:, 1])
 
     def _values_of(self, observations: Any, n_rows: int) -> th.Tensor:
         """V(s) of each row, in evaluation mode and without gradient, shape [n_rows], float64, on the CPU."""
@@ -823,7 +850,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_storage", "_baseline", "_batch", "_episodes", "_value_parameters", "_value_modules",
+            "_storage", "_baseline", "_baseline_values", "_batch", "_episodes", "_value_parameters", "_value_modules",
         ]  # fmt: skip
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -138,6 +138,13 @@ class Sampler(ABC):
         """
         return self._draw(self.distribution_parameters(observations))
 
+    def greedy(self, observations: Any) -> np.ndarray:
+        """
+        :param observations: as the VecEnv gives them, first axis ``n_envs``
+        :return: the policy's deterministic actions, its mode, shape [n_envs, *action_space.shape]
+        """
+        return self._to_actions(self.distribution_parameters(observations), np.zeros(()))
+
     def _draw(self, parameters: np.ndarray) -> np.ndarray:
         if self._next == len(self._noise):
             # Twice the steps of the last block, so that short rollouts do not pay for numbers that they throw away.
@@ -186,6 +193,13 @@ class TorchSampler(Sampler):
             if not _is_known(distribution):
                 return self._as_array(distribution.get_actions())
             return self._draw(self._parameters_of(distribution))
+
+    def greedy(self, observations: Any) -> np.ndarray:
+        with self.without_gradient():
+            obs_tensor = obs_as_tensor(observations, self.policy.device)
+            if self.overrides_forward:
+                return self._as_array(self.policy(obs_tensor, deterministic=True)[0])
+            return self._as_array(self.policy.get_distribution(obs_tensor).get_actions(deterministic=True))
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         with self.without_gradient():

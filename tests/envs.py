@@ -1,7 +1,6 @@
 """Environments whose returns and gradients are known, and how to read a gradient off the algorithm."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.bias import MDP, Trajectory
 
 
 class RewardListEnv(gym.Env):
@@ -36,72 +36,6 @@ class RewardListEnv(gym.Env):
         self.t += 1
         ended = self.t == len(self.rewards)
         return self._observation(), reward, ended and not self.truncated, ended and self.truncated, {}
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One way an episode can go: what happens in it, and the probability of the environment's part of it."""
-
-    states: list[int]
-    actions: list[int]
-    rewards: list[float]
-    env_probability: float
-
-
-class MDP:
-    """
-    A small MDP with random episode lengths: P[s, a, s'], the rest of the probability terminates.
-
-    :param transitions: P, shape [S, A, S], rows sum to at most 1
-    :param rewards: r(s, a), shape [S, A]
-    :param start: distribution of s_0, shape [S]
-    :param horizon: the episode is truncated after so many steps
-    """
-
-    def __init__(self, transitions: Any, rewards: Any, start: Any, horizon: int):
-        self.transitions, self.rewards = np.asarray(transitions, float), np.asarray(rewards, float)
-        self.start, self.horizon = np.asarray(start, float), horizon
-        self.n_states, self.n_actions = self.rewards.shape
-
-    def trajectories(self) -> list[Trajectory]:
-        """All of them."""
-        found: list[Trajectory] = []
-
-        def go_on(states: list[int], actions: list[int], rewards: list[float], probability: float) -> None:
-            state = states[-1]
-            for action in range(self.n_actions):
-                acts, rews = [*actions, action], [*rewards, float(self.rewards[state, action])]
-                ends = 1.0 if len(acts) == self.horizon else 1.0 - self.transitions[state, action].sum()
-                if ends > 1e-12:
-                    found.append(Trajectory(states, acts, rews, probability * ends))
-                if len(acts) < self.horizon:
-                    for following in np.flatnonzero(self.transitions[state, action]):
-                        go_on([*states, int(following)], acts, rews, probability * self.transitions[state, action, following])
-
-        for state in np.flatnonzero(self.start):
-            go_on([int(state)], [], [], float(self.start[state]))
-        return found
-
-    def exact_gradient(self, logits: th.Tensor, gamma: float, discount_state: bool) -> th.Tensor:
-        """
-        sum_t gamma^(c t) E[grad log pi(a_t|s_t) Q_t(s_t, a_t)] by dynamic programming, gradient by logits [S, A].
-
-        With ``discount_state`` this is the gradient of the expected discounted return.
-        """
-        logits = logits.detach().double().requires_grad_()
-        policy = logits.softmax(dim=1).detach()
-        transitions, rewards = th.as_tensor(self.transitions), th.as_tensor(self.rewards)
-        values = [th.zeros(self.n_states, dtype=th.float64)]
-        action_values = []
-        for _ in range(self.horizon):  # backwards in time
-            action_values.append(rewards + gamma * transitions @ values[-1])
-            values.append((policy * action_values[-1]).sum(1))
-        visits, objective = th.as_tensor(self.start), th.zeros((), dtype=th.float64)
-        for t, q in enumerate(reversed(action_values)):
-            score_weight = visits[:, None] * policy * q * (gamma**t if discount_state else 1.0)
-            objective = objective + (score_weight * logits.log_softmax(dim=1)).sum()
-            visits = th.einsum("s,sa,sat->t", visits, policy, transitions)
-        return th.autograd.grad(objective, logits)[0]
 
 
 # Ten trajectories of one or two steps: few enough to enumerate all batches of them.

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sb3_reinforce"
 
 # What each layer must not import; a layer may import those before it.
 FORBIDDEN = {
-    ("returns", "baselines", "score_function"): [
+    ("returns", "baselines", "bias", "score_function"): [
         "stable_baselines3", "gymnasium", "torch.distributed", "logging", "wandb", "rl_zoo3",
         "sb3_reinforce.schedules", "sb3_reinforce.buffers", "sb3_reinforce.sampling", "sb3_reinforce.reinforce",
         "sb3_reinforce.arguments", "sb3_reinforce.tracking", "sb3_reinforce.zoo", "sb3_reinforce.vec_env",
@@ -19,7 +19,7 @@ FORBIDDEN = {
         "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.sampling",
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
-    ("arguments", "buffers", "sampling", "reinforce", "vec_env"): [
+    ("arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "vec_env"): [
         "wandb", "rl_zoo3", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
     ("tracking",): ["rl_zoo3", "sb3_reinforce.zoo"],

@@ -1,0 +1,213 @@
+"""
+Scores, grad log pi(a|s): one vector per step, or their weighted sums, one per episode.
+
+They are what the optimal baseline and the gradient's variance are made of. A score has P numbers, one per parameter of
+the policy, so all of a batch may not fit into memory: they are made in pieces, and long episodes are summed piece by piece.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch as th
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from sb3_reinforce.buffers import map_arrays
+
+# Numbers in memory at a time: 64 MiB of single scores and their sums.
+PIECE = 2**24
+# P times the mean length of an episode up to which single scores are made at once by vmap. Above, one backward pass per
+# episode is faster: vmap writes P numbers per step, a backward pass adds them up where they arise (measured on a CPU).
+SINGLE = 2**19
+# Numbers of the scores whose norms are averaged: all of them for a small policy, some steps for a large one
+NORMS = 2**22
+
+
+class _Plan(NamedTuple):
+    """
+    What is found out about a policy once.
+
+    :param value_only: names of the parameters that only the value depends on
+    :param vmap_is_exact: whether vmap gives the scores that plain autograd gives
+    """
+
+    value_only: frozenset[str]
+    vmap_is_exact: bool
+
+
+_PLANS: "WeakKeyDictionary[nn.Module, _Plan]" = WeakKeyDictionary()
+
+
+class _LogProb(nn.Module):
+    """log pi(a|s) as a module's ``forward``, which is what ``functional_call`` takes."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.policy = model.policy
+        self.of = model._log_prob_and_entropy
+
+    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        return self.of(observations, actions)[0]
+
+
+class Scores:
+    """
+    The scores of a policy at given steps, in evaluation mode, by all its parameters laid end to end.
+
+    Parameters on which only the value depends are left out: their score is zero. Single scores come from
+    ``torch.func.vmap``, which is compared with plain autograd at first use; a policy that vmap cannot serve gets a loop.
+
+    :param model: a REINFORCE
+    :param observations: as the policy gets them, first axis S; a dict of tensors for Dict spaces
+    :param actions: as the rollout buffer has them, float, shape [S, action dimensions]
+    """
+
+    def __init__(self, model: Any, observations: Any, actions: th.Tensor):
+        self.model, self.observations, self.actions = model, observations, actions
+        self.n_steps = len(actions)
+        policy = model.policy
+        policy.set_training_mode(False)
+        plan = _PLANS.get(policy)
+        if plan is None:
+            with _distribution_put_back(policy):
+                value_only = {id(parameter) for parameter in model._find_value_only_parameters()}
+            names = frozenset(name for name, parameter in policy.named_parameters() if id(parameter) in value_only)
+            self._parameters = _without(names, policy)
+            plan = _PLANS[policy] = _Plan(names, self._vmap_is_exact())
+        self._parameters, self._by_single_steps = _without(plan.value_only, policy), plan.vmap_is_exact
+        self.n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
+
+    def _vmap_is_exact(self) -> bool:
+        """Whether the sum of vmap's first scores is what autograd gives for the sum, all at once."""
+        rows = slice(0, min(self.n_steps, 4))
+        try:
+            by_vmap = self._by_vmap(rows).sum(0)
+        except Exception:  # whatever the policy does that vmap cannot trace
+            return False
+        return th.allclose(by_vmap, self._by_autograd(rows, th.ones(1, rows.stop))[0], rtol=1e-3, atol=1e-5)
+
+    def _data(self, rows: slice | th.Tensor) -> tuple[Any, th.Tensor]:
+        device = self.model.device
+        return map_arrays(lambda array: array[rows].to(device), self.observations), self.actions[rows].to(device)
+
+    def _by_vmap(self, rows: slice | th.Tensor) -> th.Tensor:
+        """The scores of the given steps, shape [n, P]."""
+        log_prob = _LogProb(self.model)
+
+        def of_one_step(parameters: dict[str, th.Tensor], observation: Any, action: th.Tensor) -> th.Tensor:
+            batch_of_one = map_arrays(lambda array: array[None], observation)
+            return functional_call(log_prob, parameters, (batch_of_one, action[None])).sum()
+
+        detached = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        with _distribution_put_back(self.model.policy):
+            scores = vmap(grad(of_one_step), in_dims=(None, 0, 0))(detached, *self._data(rows))
+        return th.cat([scores[name].flatten(1) for name in detached], dim=1)
+
+    def _by_autograd(self, rows: slice | th.Tensor, weights: th.Tensor) -> th.Tensor:
+        """Sums of the given steps' scores, by weights of shape [K, n]: shape [K, P]."""
+        log_prob = self.model._log_prob_and_entropy(*self._data(rows))[0]
+        parameters = list(self._parameters.values())
+        sums = []
+        for k, weight in enumerate(weights):
+            scores = th.autograd.grad(
+                log_prob, parameters, weight.to(log_prob), retain_graph=k < len(weights) - 1, allow_unused=True
+            )
+            flat = [(th.zeros_like(p) if s is None else s).flatten() for p, s in zip(parameters, scores, strict=True)]
+            sums.append(th.cat(flat))
+        return th.stack(sums)
+
+    def of_steps(self, rows: slice | th.Tensor) -> th.Tensor:
+        """
+        :param rows: indices of n steps
+        :return: grad log pi(a|s) of each, shape [n, P], on the policy's device
+        """
+        if self._by_single_steps:
+            return self._by_vmap(rows)
+        indices = th.arange(self.n_steps)[rows]
+        return th.stack([self._by_autograd(index[None], th.ones(1, 1))[0] for index in indices])
+
+    def of_episodes(self, lengths: th.Tensor, weights: th.Tensor) -> Iterator[th.Tensor]:
+        """
+        Weighted sums over each episode: sum_t w_kt grad log pi(a_t|s_t) for k = 1 ... K.
+
+        :param lengths: steps of each of N episodes, laid end to end, shape [N]
+        :param weights: K weights per step, shape [K, S]
+        :return: blocks of consecutive episodes, shape [n, K, P] each, their n adding up to N, on the policy's device
+        """
+        weights = weights.to(self.model.device, th.float32)
+        size = max(1, PIECE // ((1 + len(weights)) * max(self.n_parameters, 1)))
+        few = self.n_parameters * self.n_steps <= SINGLE * len(lengths)
+        if few and self._by_single_steps:
+            yield from self._episodes_by_vmap(lengths.tolist(), weights, min(size, self.model.chunk_size or size))
+            return
+        start = 0
+        for length in lengths.tolist():
+            sums: Any = 0.0
+            for piece in _pieces(start, length, self.model.chunk_size or 512):
+                sums = sums + self._by_autograd(piece, weights[:, piece])
+            yield sums[None]
+            start += length
+
+    def _episodes_by_vmap(self, lengths: list[int], weights: th.Tensor, size: int) -> Iterator[th.Tensor]:
+        begun: th.Tensor | None = None  # sums of an episode that goes on in the next piece
+        episode = iter(lengths)
+        left = next(episode)
+        for piece in _pieces(0, self.n_steps, size):
+            scores = self._by_vmap(piece)
+            ended, row = [], 0
+            while row < len(scores):
+                n = min(left, len(scores) - row)
+                first = piece.start + row
+                sums = weights[:, first : first + n] @ scores[row : row + n]
+                begun = sums if begun is None else begun + sums
+                row, left = row + n, left - n
+                if left == 0:
+                    ended.append(begun)
+                    begun, left = None, next(episode, 0)
+            if ended:
+                yield th.stack(ended)
+
+    def mean_square_norm(self) -> float:
+        """
+        The mean over the steps of abs(grad log pi(a|s))^2, an estimate of the trace of the Fisher information.
+
+        Over all steps, if they have no more than 2^22 numbers together; else over evenly spaced ones, 16 at least.
+
+        :return: the mean
+        """
+        n = min(self.n_steps, max(16, NORMS // max(self.n_parameters, 1)))
+        rows = th.linspace(0, self.n_steps - 1, n).round().long()
+        size = max(1, PIECE // max(self.n_parameters, 1))
+        return sum(float(self.of_steps(part).double().square().sum()) for part in rows.split(size)) / n
+
+
+def _without(value_only: frozenset[str], policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters to differentiate by, named as in :class:`_LogProb`."""
+    named = policy.named_parameters()
+    return {f"policy.{name}": p for name, p in named if p.requires_grad and name not in value_only}
+
+
+def _pieces(start: int, length: int, size: int) -> Iterator[slice]:
+    for first in range(start, start + length, size):
+        yield slice(first, min(first + size, start + length))
+
+
+@contextmanager
+def _distribution_put_back(policy: nn.Module) -> Iterator[None]:
+    """
+    SB3's policies keep their last distribution, and vmap's tensors must not outlive it. Their validation asks for values,
+    which vmap's tensors do not have.
+    """
+    distribution = getattr(policy, "action_dist", None)
+    kept = dict(vars(distribution)) if distribution is not None else {}
+    validate_args = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validate_args)
+        if distribution is not None:
+            vars(distribution).clear()
+            vars(distribution).update(kept)
