@@ -118,13 +118,21 @@ class ScriptedEnv(gym.Env):
         return self._observation(self.t - 1 if ended else self.t), reward, ended, False, {}
 
 
-def scripted_sampler(env: DummyVecEnv) -> Callable[..., Callable[[Any], np.ndarray]]:
-    """What to put in the place of ``make_sampler``: the actions of the scripts."""
+class ScriptedSampler:
+    """The actions of the scripts."""
 
-    def make_sampler(*_: Any) -> Callable[[Any], np.ndarray]:
-        return lambda observations: np.array([e.unwrapped.scripted_action for e in env.envs])
+    def __init__(self, env: DummyVecEnv):
+        self.env = env
 
-    return make_sampler
+    def __call__(self, observations: Any) -> np.ndarray:
+        return np.array([e.unwrapped.scripted_action for e in self.env.envs])
+
+    greedy = __call__
+
+
+def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
+    """What to put in the place of ``make_sampler``."""
+    return lambda *_: ScriptedSampler(env)
 
 
 def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:

@@ -67,6 +67,10 @@ VALUE_CURE = "needs a learned value function: choose baseline=\"value\", got bas
         (dict(baseline="leave_one_out"), "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"),
         (dict(baseline="per_step"), "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"),
         (dict(baseline="leave_one_out", n_episodes=1), "n_episodes must be >= 2, got 1"),
+        (dict(baseline="optimal"), "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"),
+        (dict(baseline="optimal", n_episodes=1), "n_episodes must be >= 2, got 1"),
+        (dict(baseline="greedy"), "needs n_episodes equal to the number of environments, got n_episodes=None"),
+        (dict(baseline="greedy", n_episodes=4), "got n_episodes=4 and n_envs=1: make them equal"),
     ],
 )
 def test_refused_at_construction(kwargs, message):

@@ -22,6 +22,7 @@ from tests.envs import (
     SMALL,
     MDPEnv,
     ScriptedEnv,
+    Trajectory,
     logits,
     one_update,
     script_probability,
@@ -36,7 +37,8 @@ ESTIMATORS = [
     dict(returns="reward_to_go", discount_state=True),
     dict(returns="episode"),
 ]
-UNBIASED = ["none", "leave_one_out", "per_step", "moving_average", "value"]
+UNBIASED = ["none", "leave_one_out", "per_step", "moving_average", "value", "optimal"]
+OF_OTHERS = ("leave_one_out", "per_step", "optimal")
 
 
 def expected_update(monkeypatch: Any, n_envs: int, mdp: MDP = SMALL, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
@@ -91,9 +93,7 @@ def test_n_episodes_is_exact(monkeypatch, estimator, baseline, n_envs):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: "-".join(map(str, e.values())))
-@pytest.mark.parametrize(
-    ("baseline", "n_envs"), [(b, n) for b in UNBIASED for n in (1, 2) if n == 2 or b not in ("leave_one_out", "per_step")]
-)
+@pytest.mark.parametrize(("baseline", "n_envs"), [(b, n) for b in UNBIASED for n in (1, 2) if n == 2 or b not in OF_OTHERS])
 def test_n_steps_has_the_exact_direction(monkeypatch, estimator, baseline, n_envs):
     """
     Wald's identity: E[sum over the episodes] = E[number of episodes] * gradient, so dividing by the fixed
@@ -107,9 +107,62 @@ def test_n_steps_has_the_exact_direction(monkeypatch, estimator, baseline, n_env
 
 def test_three_episodes_of_one_environment(monkeypatch):
     """N = 3: the leave-one-out mean is of two episodes, and per_step meets a t where only one of them lives."""
-    for baseline in ("leave_one_out", "per_step"):
+    for baseline in OF_OTHERS:
         expected, model = expected_update(monkeypatch, 1, n_episodes=3, baseline=baseline)
         th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
+
+
+class TwiceResetEnv(ScriptedEnv):
+    """After every second seeded reset it plays ``greedy``, the greedy policy's episode, instead of the script."""
+
+    greedy: Trajectory | None = None
+    is_greedy = True
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self.greedy if self.is_greedy and self.greedy else super().trajectory
+
+    def reset(self, *, seed=None, options=None):
+        self.is_greedy ^= seed is not None
+        return super().reset(seed=seed, options=options)
+
+
+def expected_greedy_update(monkeypatch: Any, n_envs: int, replays: bool = False, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
+    """
+    The exact expectation with the greedy baseline: over all batches and, with one environment, all greedy episodes. With
+    two, each environment has one greedy episode. ``replays``: what is called greedy is the own episode once more.
+    """
+    env = DummyVecEnv([lambda: TwiceResetEnv(SMALL)] * n_envs)
+    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", scripted_sampler(env))
+    model = tabular_model(env, baseline="greedy", n_episodes=n_envs, **kwargs)
+    log_policy = logits(model).log_softmax(dim=1)
+    best = log_policy.argmax(1).tolist()
+    greedy = [t for t in SMALL.trajectories() if t.actions == [best[s] for s in t.states]]
+    assert sum(t.env_probability for t in greedy) == pytest.approx(1.0)
+    played = [[(t, t.env_probability) for t in greedy]] if n_envs == 1 else [[(greedy[0], 1.0)], [(greedy[-1], 1.0)]]
+    expected = th.zeros(SMALL.n_states, SMALL.n_actions, dtype=th.float64)
+    for partners in itertools.product(*played):
+        for scripts in itertools.product(scripts_by_episodes(SMALL, 1), repeat=n_envs):
+            probability = float(np.prod([script_probability(script, log_policy) for script in scripts]))
+            for scripted, script, (partner, partner_probability) in zip(env.envs, scripts, partners, strict=True):
+                probability *= partner_probability
+                scripted.unwrapped.script, scripted.unwrapped.greedy = script, None if replays else partner
+            expected += probability * one_update(model)
+    return expected, model
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: "-".join(map(str, e.values())))
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_greedy_is_exact(monkeypatch, estimator, n_envs):
+    expected, model = expected_greedy_update(monkeypatch, n_envs, **estimator)
+    th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
+
+
+def test_detects_a_greedy_episode_that_is_the_own_one(monkeypatch):
+    """R - b is then always 0."""
+    expected, model = expected_greedy_update(monkeypatch, 1, replays=True)
+    assert expected.abs().max() == 0
+    assert exact(model).abs().max() > 0.05
 
 
 def cosine(a: th.Tensor, b: th.Tensor) -> float:
@@ -198,6 +251,15 @@ def test_sampled_gradient(monkeypatch, returns, use_torch):
     updates, model = sampled_updates(1250, n_envs=2, n_episodes=8, baseline="leave_one_out", returns=returns)
     truth = LARGER.exact_gradient(logits(model), model.gamma, returns == "episode")
     assert_within(updates, truth, 4.0)
+
+
+def test_sampled_gradient_with_the_greedy_baseline():
+    """
+    The greedy episodes share the reset and the environment's random numbers with the sampled ones, not the actor's: 8,000
+    episodes within 4 standard errors.
+    """
+    updates, model = sampled_updates(2000, n_envs=4, n_episodes=4, baseline="greedy")
+    assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
 
 
 def test_sampled_gradient_with_n_steps(monkeypatch):

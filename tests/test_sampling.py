@@ -97,6 +97,18 @@ def test_samples_have_the_policys_distribution(action_space, make):
     assert (np.abs(frequencies - probabilities) / standard_errors).max() < 5
 
 
+@pytest.mark.parametrize("make", [lambda p, rng: NumpySampler(p, 6, rng), TorchSampler], ids=["numpy", "torch"])
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_greedy_actions_are_those_of_predict(action_space, make):
+    policy = make_policy(action_space)
+    observations = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+    with th.no_grad():
+        expected = policy.get_distribution(th.as_tensor(observations)).mode().numpy()
+    actions = make(policy, np.random.default_rng(0)).greedy(observations)
+    assert actions.shape == (6, *action_space.shape)
+    np.testing.assert_allclose(actions.reshape(expected.shape), expected, atol=1e-6)
+
+
 def test_views_follow_the_parameters_and_the_seed():
     policy = make_policy(ACTION_SPACES["Box"])
     observations = np.ones((2, 5), np.float32)

@@ -1,0 +1,162 @@
+"""Scores of single steps and their sums over episodes, against plain autograd, whatever the policy and the pieces."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+import sb3_reinforce.scores
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.scores import Scores
+
+
+class Random(gym.Env):
+    """Noise of any kind, episodes of 1 to 9 steps."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), float(self.np_random.normal()), self.np_random.random() < 0.25, False, {}
+
+
+class BatchNorm(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 8)
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh())
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+class Untraceable(ActorCriticPolicy):
+    """Asks for values on the way, which vmap refuses."""
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values, log_prob * (1.0 if log_prob.sum().item() < 1e9 else 2.0), entropy
+
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+CASES = {
+    "Box": (BOX, BOX, {}, True),
+    "Discrete": (BOX, spaces.Discrete(3), {}, True),
+    "MultiDiscrete": (BOX, spaces.MultiDiscrete([2, 3]), {}, True),
+    "MultiBinary": (BOX, spaces.MultiBinary(2), {}, True),
+    "discrete observations": (spaces.Discrete(4), spaces.Discrete(2), {}, True),
+    "gSDE": (BOX, BOX, dict(use_sde=True), True),
+    "batch norm": (BOX, spaces.Discrete(2), dict(policy_kwargs=dict(features_extractor_class=BatchNorm)), True),
+    "no vmap": (BOX, spaces.Discrete(2), dict(policy=Untraceable), False),
+}
+
+
+def played(observation_space, action_space, policy="MlpPolicy", **kwargs) -> REINFORCE:
+    env = DummyVecEnv([lambda: Random(observation_space, action_space)])
+    return REINFORCE(policy, env, n_episodes=6, seed=0, device="cpu", **kwargs).learn(1)
+
+
+def scores_of(model: REINFORCE) -> Scores:
+    n_steps = model._batch.n_steps
+    return Scores(model, model._episodes.observations, th.as_tensor(model.rollout_buffer.actions.reshape(n_steps, -1)).float())
+
+
+def by_hand(model: REINFORCE) -> th.Tensor:
+    """grad log pi of every step, one backward pass each, by every parameter that has a gradient."""
+    rows = []
+    model.policy.set_training_mode(False)
+    parameters = [p for p in model.policy.parameters() if p.requires_grad]
+    for row in range(model._batch.n_steps):
+        data = model._samples(np.array([row]))
+        log_prob = model._log_prob_and_entropy(data.observations, data.actions)[0]
+        rows.append(th.autograd.grad(log_prob.sum(), parameters, allow_unused=True))
+    kept = [k for k in range(len(parameters)) if any(row[k] is not None for row in rows)]
+    return th.stack([th.cat([row[k].flatten() for k in kept]) for row in rows])
+
+
+@pytest.mark.parametrize("single", [True, False], ids=["single", "episodes"])
+@pytest.mark.parametrize("name", CASES)
+def test_against_a_backward_pass_per_step(monkeypatch, name, single):
+    monkeypatch.setattr(sb3_reinforce.scores, "SINGLE", 2**30 if single else 0)
+    observation_space, action_space, kwargs, vmap = CASES[name]
+    model = played(observation_space, action_space, **kwargs)
+    scores, expected = scores_of(model), by_hand(model)
+    assert scores._by_single_steps == vmap
+    assert scores.n_parameters == expected.shape[1]
+    th.testing.assert_close(scores.of_steps(slice(0, len(expected))), expected, atol=1e-5, rtol=1e-4)
+    assert scores.mean_square_norm() == pytest.approx(float(expected.square().sum(1).mean()), rel=1e-4)
+
+    lengths = model._batch.lengths
+    weights = th.randn(2, len(expected), generator=th.Generator().manual_seed(0))
+    sums = th.stack(
+        [th.stack([w[rows] @ expected[rows] for w in weights]) for rows in th.arange(len(expected)).split(lengths.tolist())]
+    )
+    th.testing.assert_close(th.cat(list(scores.of_episodes(lengths, weights))), sums, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 2**24])
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_pieces_change_nothing(monkeypatch, piece, chunk_size):
+    """Pieces of one step, of a few, and of all; episodes longer and shorter than a piece."""
+    model = played(BOX, spaces.Discrete(2), chunk_size=chunk_size)
+    scores, lengths = scores_of(model), model._batch.lengths
+    assert lengths.min() < 3 < lengths.max()
+    weights = th.ones(1, model._batch.n_steps)
+    expected = th.stack([rows.sum(0) for rows in by_hand(model).split(lengths.tolist())])
+    monkeypatch.setattr(sb3_reinforce.scores, "PIECE", piece if piece == 2**24 else 2 * piece * scores.n_parameters)
+    blocks = list(scores.of_episodes(lengths, weights))
+    th.testing.assert_close(th.cat(blocks)[:, 0], expected, atol=1e-5, rtol=1e-4)
+    if piece == 1:
+        assert len(blocks) == len(lengths)
+    assert scores.mean_square_norm() == pytest.approx(float(by_hand(model).square().sum(1).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("policy", "make_env"), [
+    ("CnnPolicy", lambda: FakeImageEnv(screen_height=36, screen_width=36, n_channels=1)),
+    ("MultiInputPolicy", lambda: SimpleMultiObsEnv(discrete_actions=True)),
+])  # fmt: skip
+def test_images_and_dicts(policy, make_env):
+    """A shared features extractor belongs to the policy; the value's own layers do not."""
+    model = REINFORCE(policy, DummyVecEnv([make_env]), n_steps=4, seed=0, device="cpu").learn(1)
+    expected = by_hand(model)
+    scores = scores_of(model)
+    assert scores.n_parameters == expected.shape[1]
+    th.testing.assert_close(scores.of_steps(slice(0, 3)), expected[:3], atol=1e-4, rtol=1e-3)
+    ones = th.ones(1, len(expected))
+    sums = th.stack([rows.sum(0) for rows in expected.split(model._batch.lengths.tolist())])
+    th.testing.assert_close(th.cat(list(scores.of_episodes(model._batch.lengths, ones)))[:, 0], sums, atol=1e-4, rtol=1e-3)
+
+
+def test_norms_of_evenly_spaced_steps(monkeypatch):
+    """A policy too large for all of its steps: at least 16 of them, spread over the batch."""
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, seed=0, device="cpu").learn(1)
+    monkeypatch.setattr(sb3_reinforce.scores, "NORMS", 1)
+    norms = by_hand(model).square().sum(1)
+    rows = th.linspace(0, len(norms) - 1, 16).round().long()
+    assert scores_of(model).mean_square_norm() == pytest.approx(float(norms[rows].mean()), rel=1e-4)
+
+
+def test_nothing_of_vmap_outlives_it():
+    """The policy's last distribution is its own again; it can be copied and saved."""
+    model = played(BOX, BOX)
+    before = model.policy.action_dist.distribution
+    scores_of(model).of_steps(slice(0, 2))
+    assert model.policy.action_dist.distribution is before
+
+
+def test_frozen_parameters_have_no_score():
+    model = played(BOX, spaces.Discrete(2))
+    full = scores_of(model).n_parameters
+    model.policy.action_net.bias.requires_grad_(False)
+    assert scores_of(model).n_parameters == full - 2
