@@ -254,12 +254,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if self._baseline_state.get("baseline") == _full_name(self._baseline):
             self._baseline.load_state_dict(self._baseline_state["state"])
         if "values" in self._baseline.needs:
-            self._value_parameters = self._find_value_only_parameters()
-            if not self._value_parameters:
-                raise ValueError(
-                    f"baseline={self.baseline!r} needs a value network, but in {policy_class(self.policy).__name__} no "
-                    "parameter belongs to the value alone: give the policy a value head of its own, or choose another baseline"
-                )
+            self._value_parameters = self._value_only_parameters()
             own = set(self._value_parameters)
             # What else is in a shared extractor stays as the policy left it: batch norm keeps its statistics.
             self._value_modules = [
@@ -271,7 +266,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 **self.policy.optimizer_kwargs,  # type: ignore[call-arg]
             )
 
-    def _find_value_only_parameters(self) -> list[th.nn.Parameter]:
+    def _value_only_parameters(self) -> list[th.nn.Parameter]:
         """
         The parameters that V depends on and the policy does not, whatever the policy's class calls them: found by
         differentiating both at one observation.
@@ -293,7 +288,13 @@ class REINFORCE(OnPolicyAlgorithm):
             of_value = th.autograd.grad(self.policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
         finally:
             th.distributions.Distribution.set_default_validate_args(validate_args)
-        return [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
+        found = [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]
+        if not found:
+            raise ValueError(
+                f"baseline={self.baseline!r} needs a value network, but in {policy_class(self.policy).__name__} no parameter "
+                "belongs to the value alone: give the policy a value head of its own, or choose another baseline"
+            )
+        return found
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """

@@ -55,7 +55,7 @@ CASES = {
     "Discrete": (BOX, spaces.Discrete(3), {}, True),
     "MultiDiscrete": (BOX, spaces.MultiDiscrete([2, 3]), {}, True),
     "MultiBinary": (BOX, spaces.MultiBinary(2), {}, True),
-    "discrete observations": (spaces.Discrete(4), spaces.Discrete(2), {}, True),
+    "discrete observations": (spaces.Discrete(4), spaces.Discrete(2), {}, False),
     "gSDE": (BOX, BOX, dict(use_sde=True), True),
     "batch norm": (BOX, spaces.Discrete(2), dict(policy_kwargs=dict(features_extractor_class=BatchNorm)), True),
     "no vmap": (BOX, spaces.Discrete(2), dict(policy=Untraceable), False),
@@ -64,6 +64,7 @@ CASES = {
 
 def played(observation_space, action_space, policy="MlpPolicy", **kwargs) -> REINFORCE:
     env = DummyVecEnv([lambda: Random(observation_space, action_space)])
+    kwargs["policy_kwargs"] = dict(net_arch=[5], **kwargs.get("policy_kwargs", {}))
     return REINFORCE(policy, env, n_episodes=6, seed=0, device="cpu", **kwargs).learn(1)
 
 
@@ -123,7 +124,7 @@ def test_pieces_change_nothing(monkeypatch, piece, chunk_size):
 
 
 @pytest.mark.parametrize(("policy", "make_env"), [
-    ("CnnPolicy", lambda: FakeImageEnv(screen_height=36, screen_width=36, n_channels=1)),
+    ("CnnPolicy", lambda: FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=True)),
     ("MultiInputPolicy", lambda: SimpleMultiObsEnv(discrete_actions=True)),
 ])  # fmt: skip
 def test_images_and_dicts(policy, make_env):
@@ -151,8 +152,38 @@ def test_nothing_of_vmap_outlives_it():
     """The policy's last distribution is its own again; it can be copied and saved."""
     model = played(BOX, BOX)
     before = model.policy.action_dist.distribution
-    scores_of(model).of_steps(slice(0, 2))
+    next(scores_of(model).of_episodes(model._batch.lengths, th.ones(1, model._batch.n_steps)))
     assert model.policy.action_dist.distribution is before
+
+
+@pytest.mark.parametrize("name", ["Box", "batch norm"])
+def test_the_parameters_are_the_same_objects_as_before(name):
+    """torch's functional_call with tied weights would leave its own in an extractor that policy and value share."""
+    observation_space, action_space, kwargs, _ = CASES[name]
+    model = played(observation_space, action_space, **kwargs)
+    before = [module._parameters.copy() for module in model.policy.modules()]
+    scores_of(model).of_steps(slice(0, 2))
+    for module, parameters in zip(model.policy.modules(), before, strict=True):
+        assert all(module._parameters[key] is parameter for key, parameter in parameters.items())
+
+
+class Tied(BaseFeaturesExtractor):
+    """One layer's weight is another's, transposed or not: the same Parameter in two modules."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, observations):
+        return self.second(th.tanh(self.first(observations)))
+
+
+def test_tied_parameters():
+    model = played(BOX, spaces.Discrete(2), policy_kwargs=dict(features_extractor_class=Tied))
+    scores, expected = scores_of(model), by_hand(model)
+    assert not scores._by_single_steps
+    th.testing.assert_close(scores.of_steps(slice(0, 3)), expected[:3], atol=1e-5, rtol=1e-4)
 
 
 def test_frozen_parameters_have_no_score():
