@@ -36,7 +36,8 @@ GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
 
 def settings_of(env_id: str) -> dict[str, Any]:
     """The entry of an environment, as RL Zoo reads it: strings of code are evaluated."""
-    settings = yaml.safe_load((ROOT / "zoo_configs" / "reinforce.yml").read_text())[env_id]
+    entries = yaml.safe_load((ROOT / "zoo_configs" / "reinforce.yml").read_text())
+    settings = entries.get(env_id, entries["default"])
     for key in ("normalize", "policy_kwargs"):
         if isinstance(settings.get(key), str):
             settings[key] = eval(settings[key])

@@ -34,7 +34,7 @@ def greedy_returns(
     :return: R_t of the greedy episode at the same t, or at its last t where it was shorter, shape [S]
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
-    with _frozen_statistics(env):
+    with frozen_statistics(env):
         env.seed(seed)
         observations = env.reset()
         _warn_of_other_starts(model, observations, first_observations)
@@ -76,7 +76,8 @@ def _warn_of_other_starts(model: "REINFORCE", observations: Any, first_observati
 
 
 @contextmanager
-def _frozen_statistics(env: VecEnv) -> Iterator[None]:
+def frozen_statistics(env: VecEnv) -> Iterator[None]:
+    """Whatever ``VecNormalize`` is around the environments learns nothing inside."""
     frozen = []
     wrapper: Any = env
     while isinstance(wrapper, VecEnvWrapper):

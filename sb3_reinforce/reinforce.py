@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -389,7 +389,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self._steps_into_episode,
         )
         # Without a listener the callback's step would cost time for nothing.
-        listening = not (type(callback) is ConvertCallback and callback.callback is None)
+        listening = _listens(callback)
         is_box = isinstance(self.action_space, spaces.Box)
         n_steps = 0
         if self.use_sde:
@@ -928,6 +928,15 @@ class REINFORCE(OnPolicyAlgorithm):
 
 def _full_name(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def _listens(callback: BaseCallback) -> bool:
+    """Whether a callback does anything at each step: not so a missing one, nor one that says ``needs_steps = False``."""
+    if type(callback) is CallbackList:
+        return any(_listens(one) for one in callback.callbacks)
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return getattr(callback, "needs_steps", True)
 
 
 def _failed_environments(error: Exception, env: VecEnv) -> list[int]:

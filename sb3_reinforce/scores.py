@@ -45,8 +45,9 @@ class Scores:
     """
     The scores of a policy at given steps, in evaluation mode, by all its parameters laid end to end.
 
-    Parameters on which log pi does not depend, such as the value network's, are left out: their score is zero. Single scores come from
-    ``torch.func.vmap``, which is compared with plain autograd at first use; a policy that vmap cannot serve gets a loop.
+    Parameters on which log pi does not depend, such as the value network's, are left out: their score is zero. Single
+    scores come from ``torch.func.vmap``, which is compared with plain autograd at first use; a policy that vmap cannot
+    serve gets a loop.
 
     :param model: a REINFORCE
     :param observations: as the policy gets them, first axis S; a dict of tensors for Dict spaces

@@ -19,7 +19,7 @@ FORBIDDEN = {
         "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.sampling",
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
-    ("arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "vec_env"): [
+    ("arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "diagnostics", "vec_env"): [
         "wandb", "rl_zoo3", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
     ("tracking",): ["rl_zoo3", "sb3_reinforce.zoo"],

@@ -14,6 +14,7 @@ class Verb(NamedTuple):
 
     run: Callable[[Sequence[str]], int]
     summary: str
+    needs_zoo: bool = True
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -23,7 +24,16 @@ def _train(arguments: Sequence[str]) -> int:
     return train(arguments)
 
 
-VERBS = {"train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)")}
+def _compare(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.zoo.compare import compare
+
+    return compare(arguments)
+
+
+VERBS = {
+    "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
         return _refuse(f"unknown command {name!r}, did you mean {nearest!r}? `sb3-reinforce --help` lists them all")
-    if find_spec("rl_zoo3") is None:
+    if VERBS[name].needs_zoo and find_spec("rl_zoo3") is None:
         return _refuse(f'{name} needs RL Zoo: pip install "sb3-reinforce[zoo]"')
     return VERBS[name].run(rest)
 
@@ -52,7 +62,7 @@ def _refuse(message: str) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: sb3-reinforce COMMAND ...",

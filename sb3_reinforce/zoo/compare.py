@@ -1,0 +1,68 @@
+"""``sb3-reinforce compare-baselines``: which baseline has the least gradient variance on this environment?"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_reinforce.diagnostics import compare_baselines
+from sb3_reinforce.reinforce import REINFORCE
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """
+    Print and draw the gradient's variance under every baseline.
+
+    :param arguments: the command line after the verb
+    :return: the exit code: 0, or 2 for what cannot be compared
+    """
+    parser = argparse.ArgumentParser(prog="sb3-reinforce compare-baselines", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--env", required=True, metavar="ID", help="a registered environment")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a saved REINFORCE (default: a new policy)")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes to measure (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument(
+        "--vecnormalize",
+        type=Path,
+        metavar="FILE",
+        help="statistics that the model was trained with (default: vecnormalize.pkl beside the model, or in the folder "
+        "named like the environment beside it, where RL Zoo puts it)",
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: baselines-ID.png)")
+    options = parser.parse_args(arguments)
+    try:
+        env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)))
+        statistics = options.vecnormalize or _beside(options.model, options.env)
+        if statistics is not None:
+            env = VecNormalize.load(str(statistics), env)
+            print(f"Observations and rewards as in {statistics}")
+        model = None if options.model is None else REINFORCE.load(options.model, device="cpu")
+        comparison = compare_baselines(env, model, n_episodes=options.episodes, seed=options.seed)
+        env.close()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sb3-reinforce compare-baselines: error: {error}", file=sys.stderr)
+        return 2
+    print(comparison)
+    path = options.png or Path(f"baselines-{options.env.replace('/', '-')}.png")
+    try:
+        comparison.plot(path)
+    except ImportError:
+        print('Picture: not drawn, pip install "sb3-reinforce[plots]"')
+    else:
+        print(f"Picture: {path}")
+    return 0
+
+
+def _beside(model: Path | None, env_id: str) -> Path | None:
+    """
+    :param model: the model's file
+    :param env_id: its environment
+    :return: the statistics saved beside it, None if there are none
+    """
+    if model is None:
+        return None
+    candidates = (model.parent / "vecnormalize.pkl", model.parent / env_id / "vecnormalize.pkl")
+    return next((path for path in candidates if path.is_file()), None)
