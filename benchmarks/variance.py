@@ -91,7 +91,9 @@ def table() -> str:
         for stage in STAGES:
             own = {row["baseline"]: row for row in rows if (row["env"], row["stage"]) == (env_id, stage)}
             if own:
-                cells = [f"{float(own[n]['relative']):.2f} ({float(own[n]['low']):.2f}-{float(own[n]['high']):.2f})" for n in names]
+                cells = [
+                    f"{float(own[n]['relative']):.2f} ({float(own[n]['low']):.2f}-{float(own[n]['high']):.2f})" for n in names
+                ]
                 lines.append(f"| {env_id} | {int(own['none']['steps']):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

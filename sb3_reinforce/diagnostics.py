@@ -261,7 +261,7 @@ class BaselineComparison:
         rows = self.rows[::-1]
         relative = np.array([row.relative for row in rows])
         errors = np.abs(np.array([[row.low for row in rows], [row.high for row in rows]]) - relative)
-        axes.barh([row.name for row in rows], relative, xerr=errors, color="tab:blue", ecolor="black", capsize=3)
+        axes.errorbar(relative, [row.name for row in rows], xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
         axes.axvline(1.0, color="gray", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.set_xlabel("variance of the gradient, relative to no baseline (95 % interval)")
@@ -293,8 +293,11 @@ def compare_baselines(
     Two batches of ``n_episodes`` are played, and the greedy policy's episodes from the same resets. The first batch is
     the past: ``moving_average`` and a baseline of your own are updated by it, and V is fitted to it unless the model has
     learned one. The second is measured: per baseline trS of g_i = sum_t gamma^(c t) grad log pi (R - b), all episodes in
-    one batch (in smaller batches, baselines made of other episodes are noisier). A time limit ends the sum. Intervals: 95 %
-    by bootstrap over the episodes, with the mean gradient held fixed.
+    one batch (in smaller batches, baselines made of other episodes are noisier). Intervals: 95 % by bootstrap over the
+    episodes, with the mean gradient held fixed.
+
+    For all alike a time limit ends the sum (``truncation="terminal"``). Where most episodes end by one, returns fall towards
+    it, which ``per_step`` and ``greedy`` see and V(s) cannot; training with ``baseline="value"`` bootstraps there instead.
 
     :param env: id of an environment, of which 8 are made, or a VecEnv; statistics of ``VecNormalize`` are frozen meanwhile
     :param model: whose policy and gamma to take (and ``returns``, ``discount_state`` of a REINFORCE); None: a new REINFORCE
@@ -312,9 +315,9 @@ def compare_baselines(
     named = {(b if isinstance(b, str) else type(b).__name__): copy.deepcopy(make_baseline(b)) for b in ("none", *baselines)}
     vec_env = make_vec_env(env, min(8, n_episodes)) if isinstance(env, str) else env
     env_name = env if isinstance(env, str) else _env_name(env)
-    probe = _probe(vec_env, model, seed)
     n_rounds = -(-n_episodes // vec_env.num_envs)
     with frozen_statistics(vec_env):
+        probe = _probe(vec_env, model, seed)
         past, _ = _play(probe, n_rounds)
         learned = _has_learned_values(model)
         if not learned:

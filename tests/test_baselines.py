@@ -160,18 +160,26 @@ def test_make_baseline_refuses(baseline, message):
 UNBIASED = sorted(set(BASELINES) - {"mean"})
 
 
-@pytest.mark.parametrize("batches", [dict(), dict(n_steps=3), dict(returns="episode", n_episodes=2)], ids=str)
-@pytest.mark.parametrize("baseline", UNBIASED)
+WHOLE = dict(returns="episode", n_episodes=2)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "batches"),
+    [(b, dict()) for b in UNBIASED]
+    + [(b, dict(n_steps=3)) for b in ("none", "per_step", "optimal")]
+    + [(b, WHOLE) for b in ("leave_one_out", "optimal", "greedy")],
+    ids=str,
+)
 def test_no_bias_is_seen(baseline, batches):
-    report = check_unbiased(baseline, n_batches=3000, **batches)
+    report = check_unbiased(baseline, n_batches=2000, **batches)
     assert report.largest < 4.0
     assert str(report).startswith("no bias is seen")
 
 
-@pytest.mark.parametrize("batches", [dict(), dict(n_steps=3), dict(returns="episode", n_episodes=2)], ids=str)
+@pytest.mark.parametrize("batches", [dict(), WHOLE], ids=str)
 def test_bias_of_the_mean_is_seen(batches):
     report = check_unbiased("mean", n_batches=3000, **batches)
-    assert report.largest > 6.0
+    assert report.largest > 5.0
     assert str(report).startswith("BIASED")
 
 

@@ -255,10 +255,10 @@ def test_sampled_gradient(monkeypatch, returns, use_torch):
 
 def test_sampled_gradient_with_the_greedy_baseline():
     """
-    The greedy episodes share the reset and the environment's random numbers with the sampled ones, not the actor's: 8,000
+    The greedy episodes share the reset and the environment's random numbers with the sampled ones, not the actor's: 4,000
     episodes within 4 standard errors.
     """
-    updates, model = sampled_updates(2000, n_envs=4, n_episodes=4, baseline="greedy")
+    updates, model = sampled_updates(1000, n_envs=4, n_episodes=4, baseline="greedy")
     assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
 
 

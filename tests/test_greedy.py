@@ -29,9 +29,17 @@ def greedy_episode(model: REINFORCE, env_id: str, seed: int) -> th.Tensor:
     return reward_to_go(th.tensor(rewards, dtype=th.float64), th.tensor([len(rewards)]), model.gamma)
 
 
-@pytest.mark.parametrize("seed", [0, None])
-@pytest.mark.parametrize("make_env", [make_vec_env, lambda *a: make_vec_env(*a, vec_env_cls=SubprocVecEnv), vector_envs])
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    ("make_env", "seed", "env_id"),
+    [
+        (make_vec_env, 0, "CartPole-v1"),
+        (make_vec_env, None, "Pendulum-v1"),
+        (lambda *a: make_vec_env(*a, vec_env_cls=SubprocVecEnv), None, "CartPole-v1"),
+        (vector_envs, 0, "Pendulum-v1"),
+        (vector_envs, None, "CartPole-v1"),
+    ],
+    ids=["dummy-0", "dummy-None", "subprocesses", "adapter-0", "adapter-None"],
+)
 def test_from_the_same_resets(make_env, seed, env_id):
     env = make_env(env_id, 2)
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=2, seed=seed, device="cpu", learning_rate=0.0)

@@ -1,0 +1,324 @@
+"""The gradient's variance and its kin against closed forms: bandits whose every number is known."""
+
+import csv
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE, GradientDiagnostics, compare_baselines
+from sb3_reinforce.diagnostics import EpisodeGradients, actions_of, episode_gradients
+from sb3_reinforce.scores import Scores
+from sb3_reinforce.zoo.cli import main
+from tests.envs import RewardListEnv
+
+
+class Bandit(gym.Env):
+    """One step; the observation is 0, so that only the last layer's bias (and log_std) has a score."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, action_space, reward):
+        self.action_space, self.reward = action_space, reward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), float(self.reward(action)), True, False, {}
+
+
+# Softmax bandit of three actions: p(a), r(a)
+P, R = np.array([0.5, 0.3, 0.2]), np.array([1.0, 4.0, -2.0])
+# Gaussian bandit: a = MU + SIGMA eps, r = K a + C
+MU, SIGMA, K, C = 0.5, 0.8, 2.0, 3.0
+
+
+def softmax_bandit(n_episodes: int, **kwargs) -> REINFORCE:
+    env = DummyVecEnv([lambda: Bandit(spaces.Discrete(3), lambda a: R[a])])
+    model = REINFORCE("MlpPolicy", env, n_episodes=n_episodes, policy_kwargs=dict(net_arch=[]), seed=0, device="cpu", **kwargs)
+    with th.no_grad():
+        model.policy.action_net.bias.copy_(th.as_tensor(np.log(P)))
+    return model
+
+
+def gaussian_bandit(n_episodes: int, **kwargs) -> REINFORCE:
+    env = DummyVecEnv([lambda: Bandit(spaces.Box(-100, 100, (1,), np.float32), lambda a: K * a[0] + C)])
+    policy_kwargs = dict(net_arch=[], log_std_init=float(np.log(SIGMA)))
+    model = REINFORCE("MlpPolicy", env, n_episodes=n_episodes, policy_kwargs=policy_kwargs, seed=0, device="cpu", **kwargs)
+    with th.no_grad():
+        model.policy.action_net.bias.fill_(MU)
+    return model
+
+
+def softmax_truth(b: float) -> dict[str, float]:
+    """With the score s_a = e_a - p: g_a = (r_a - b) s_a, a sum over three actions."""
+    scores = np.eye(3) - P
+    squares = (scores**2).sum(1)
+    mean = (P * R) @ scores
+    return {
+        "mean_square": float(mean @ mean),
+        "variance": float(P @ ((R - b) ** 2 * squares) - mean @ mean),
+        "fisher": float(P @ squares),
+        "optimal": float(P @ (R * squares) / (P @ squares)),
+    }
+
+
+def gaussian_truth(b: float) -> dict[str, float]:
+    """
+    The score by mean and log std is (eps / sigma, eps^2 - 1). With m = K MU + C - b and R - b = m + K sigma eps:
+    E[g] = (K, 0); E abs(g)^2 = m^2 (1/sigma^2 + 2) + K^2 (E eps^4 + sigma^2 E[eps^2 (eps^2 - 1)^2]), where E eps^4 = 3 and
+    E[eps^6 - 2 eps^4 + eps^2] = 15 - 6 + 1 = 10. Fisher: 1/sigma^2 + E (eps^2 - 1)^2 = 1/sigma^2 + 2. Odd moments vanish, so
+    the optimal b is the mean reward.
+    """
+    fisher = 1 / SIGMA**2 + 2
+    return {
+        "mean_square": K**2,
+        "variance": (K * MU + C - b) ** 2 * fisher + K**2 * (3 + 10 * SIGMA**2) - K**2,
+        "fisher": fisher,
+        "optimal": K * MU + C,
+    }
+
+
+def played(model: REINFORCE) -> REINFORCE:
+    """After a rollout, before its update."""
+    _, callback = model._setup_learn(1)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+@pytest.mark.parametrize(("bandit", "truth"), [(softmax_bandit, softmax_truth), (gaussian_bandit, gaussian_truth)])
+def test_bandits_in_closed_form(bandit, truth):
+    """12,000 episodes of one step. The tolerances are some 4 standard errors of these heavy-tailed squares."""
+    n = 12_000
+    model = played(bandit(n, baseline="optimal"))
+    expected, without = truth(truth(0.0)["optimal"]), truth(0.0)
+    metrics = GradientDiagnostics().measure(model)
+    assert model._baseline_values.mean().item() == pytest.approx(expected["optimal"], rel=0.05)
+    assert metrics["variance"] == pytest.approx(expected["variance"], rel=0.1)
+    assert metrics["variance_reduction"] == pytest.approx(without["variance"] / expected["variance"], rel=0.1)
+    assert metrics["fisher_trace"] == pytest.approx(expected["fisher"], rel=0.05)
+    assert metrics["noise_scale"] == pytest.approx(expected["variance"] / expected["mean_square"], rel=0.15)
+    assert metrics["snr"] == pytest.approx(n * expected["mean_square"] / expected["variance"], rel=0.15)
+    assert abs(metrics["score_mean_z"]) < 4
+
+
+def test_score_mean_z_is_standard_normal_and_sees_a_wrong_score():
+    model = softmax_bandit(400, baseline="none", learning_rate=0.0)
+    callback = GradientDiagnostics()
+    z = [callback.measure(played(model))["score_mean_z"] for _ in range(50) if model.set_random_seed(_) is None]
+    # the mean of 50 standard normals is 0 +- 0.14, their std 1 +- 0.1
+    assert abs(np.mean(z)) < 0.6
+    assert np.std(z) == pytest.approx(1.0, abs=0.4)
+    # actions of a policy that is no longer the one that played: E[score] is not 0
+    with th.no_grad():
+        model.policy.action_net.bias += th.tensor([1.0, 0.0, -1.0])
+    assert abs(callback.measure(model)["score_mean_z"]) > 6
+
+
+def by_hand(model: REINFORCE) -> tuple[np.ndarray, np.ndarray]:
+    """Each episode's gradient with the advantages used and with the plain returns, by one backward pass each."""
+    parameters = list(model.policy.parameters())
+    used, plain, start = [], [], 0
+    next(model.rollout_buffer.get(1))
+    for length in model._batch.lengths.tolist():
+        data = model._samples(slice(start, start + length))
+        for vectors, weights in ((used, data.advantages), (plain, data.returns)):
+            log_prob = model._log_prob_and_entropy(data.observations, data.actions)[0]
+            gradient = th.autograd.grad((weights * log_prob).sum(), parameters, materialize_grads=True)
+            vectors.append(th.cat([g.flatten() for g in gradient]).double().numpy())
+        start += length
+    return np.array(used), np.array(plain)
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_definitions(normalize_advantage):
+    model = played(
+        REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=7, seed=0, device="cpu", normalize_advantage=normalize_advantage)
+    )
+    metrics = GradientDiagnostics(decay=0.0).measure(model)
+    g, plain = by_hand(model)
+    n = len(g)
+    variance = ((g - g.mean(0)) ** 2).sum() / (n - 1)
+    mean_square = (g.mean(0) ** 2).sum() - variance / n
+    assert metrics["variance"] == pytest.approx(variance, rel=1e-4)
+    assert metrics["snr"] == pytest.approx(n * mean_square / variance, rel=1e-3)
+    assert ("noise_scale" in metrics) == (mean_square > 0)
+    if mean_square > 0:
+        assert metrics["noise_scale"] == pytest.approx(variance / mean_square, rel=1e-3)
+    if not normalize_advantage:
+        reduction = ((plain - plain.mean(0)) ** 2).sum() / ((g - g.mean(0)) ** 2).sum()
+        assert metrics["variance_reduction"] == pytest.approx(reduction, rel=1e-4)
+    else:
+        # of the baseline alone: the scale of normalised advantages does not show
+        assert metrics["variance_reduction"] == pytest.approx(
+            GradientDiagnostics().measure(played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=7, seed=0, device="cpu")))[
+                "variance_reduction"
+            ]
+        )
+
+
+def test_averages_before_dividing():
+    """Variances 6 and 2, G2 of -1 and 3, decay 0.5: after two updates (6/4 + 2/2) / (-1/4 + 3/2) = 2.5 / 1.25."""
+    model = played(softmax_bandit(10, baseline="none"))
+    callback = GradientDiagnostics(decay=0.5)
+    callback._variance, callback._mean_square = 3.0, -0.5  # half of 6 and -1
+    metrics = callback.measure(model)
+    fresh = GradientDiagnostics(decay=0.0)
+    fresh.measure(model)
+    variance, mean_square = fresh._variance, fresh._mean_square
+    assert callback._variance == pytest.approx(1.5 + variance / 2)
+    assert callback._mean_square == pytest.approx(-0.25 + mean_square / 2)
+    assert metrics["snr"] == pytest.approx(10 * callback._mean_square / callback._variance)
+
+
+def test_halves_add_up_to_the_whole():
+    """What another process would send: sums of vectors, and scalars per episode."""
+    model = played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=6, seed=0, device="cpu"))
+    lengths, observations, actions = model._batch.lengths, model._episodes.observations, actions_of(model)
+    weights = th.stack([model._episodes.returns, th.ones(model._batch.n_steps, dtype=th.float64)])
+    whole = episode_gradients(Scores(model, observations, actions), lengths, weights)
+    cut = int(lengths[:2].sum())
+    parts = [
+        episode_gradients(Scores(model, observations[rows], actions[rows]), lengths[which], weights[:, rows])
+        for rows, which in ((slice(0, cut), slice(0, 2)), (slice(cut, None), slice(2, None)))
+    ]
+    joined = EpisodeGradients(parts[0].total + parts[1].total, th.cat([p.squares for p in parts]), None)
+    th.testing.assert_close(joined.variance, whole.variance, rtol=1e-5, atol=0)
+    th.testing.assert_close(joined.mean_square, whole.mean_square, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kwargs", [
+    dict(),
+    dict(use_sde=True, sde_sample_freq=1),
+    dict(baseline="optimal", n_episodes=4, n_epochs=2, batch_size=32),
+    dict(policy_kwargs=dict(optimizer_class=th.optim.SGD)),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("seed", [0, None])
+def test_training_is_not_changed(kwargs, seed):
+    env_id = "Pendulum-v1" if "use_sde" in kwargs else "CartPole-v1"
+    weights = []
+    for callback in (None, GradientDiagnostics(every_n_updates=1)):
+        th.manual_seed(5)
+        np.random.seed(5)
+        env = make_vec_env(env_id, 1, seed=7)
+        model = REINFORCE("MlpPolicy", env, **{"n_steps": 100, "seed": seed, "device": "cpu", **kwargs})
+        model.learn(300, callback)
+        weights.append(th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
+    assert th.equal(*weights)
+
+
+def test_every_n_updates_with_the_row_of_the_update(tmp_path):
+    env = DummyVecEnv([lambda: RewardListEnv([1.0, 2.0])])
+    model = REINFORCE("MlpPolicy", env, n_episodes=3, seed=0, device="cpu")
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    callback = GradientDiagnostics(every_n_updates=2)
+    model.learn(5 * 6, callback)
+    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert [row["train/n_updates"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [bool(row["gradient/variance"]) for row in rows] == [True, False, True, False, True]
+    assert callback.n_calls == 0  # no call per step
+
+
+def test_one_episode_has_no_variance():
+    env = DummyVecEnv([lambda: RewardListEnv([1.0, 2.0])])
+    model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0, device="cpu")
+    with pytest.warns(UserWarning, match="logs nothing of a batch of one episode.*raise n_steps or n_episodes") as caught:
+        model.learn(6, GradientDiagnostics(every_n_updates=1))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(every_n_updates=0), "every_n_updates must be a whole number >= 1, got 0"),
+        (dict(decay=1.5), r"decay must be a number in \[0, 1\], got 1.5"),
+        (dict(decay=1.0), "decay must be below 1, got 1"),
+    ],
+)
+def test_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GradientDiagnostics(**kwargs)
+
+
+def test_needs_a_reinforce():
+    with pytest.raises(ValueError, match=r"GradientDiagnostics needs a REINFORCE, .* got A2C"):
+        A2C("MlpPolicy", "CartPole-v1", device="cpu").learn(10, GradientDiagnostics())
+
+
+# --- compare_baselines ----------------------------------------------------------------------------------------------
+
+
+def test_comparison_of_a_bandit():
+    """trS with b over trS without, both in closed form: for the mean reward, the optimal b and the greedy action's r."""
+    model = softmax_bandit(1, baseline="none")
+    env = DummyVecEnv([lambda: Bandit(spaces.Discrete(3), lambda a: R[a])] * 100)
+    comparison = compare_baselines(env, model, n_episodes=3000, n_bootstrap=500)
+    rows = {row.name: row for row in comparison.rows}
+    none = softmax_truth(0.0)["variance"]
+    assert rows["none"].variance == pytest.approx(none, rel=0.1)
+    assert (rows["none"].relative, rows["none"].low, rows["none"].high) == pytest.approx((1, 1, 1))
+    mean = float(P @ R)
+    for name, b in dict(
+        leave_one_out=mean, moving_average=mean, per_step=mean, value=mean, optimal=softmax_truth(0)["optimal"], greedy=R[0]
+    ).items():
+        expected = softmax_truth(b)["variance"] / none
+        assert rows[name].low * 0.97 < expected < rows[name].high * 1.03, name
+        assert rows[name].relative == pytest.approx(expected, abs=0.05), name
+    assert 'Advice: baseline="' in str(comparison)
+
+
+def test_comparison_leaves_model_and_statistics_alone():
+    env = VecNormalize(make_vec_env("CartPole-v1", 2))
+    model = REINFORCE("MlpPolicy", env, seed=0, n_steps=64, device="cpu").learn(200)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    count, steps, training = env.obs_rms.count, model.num_timesteps, env.training
+    comparison = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
+    assert [row.name for row in comparison.rows] == ["none", "mean", "value", "greedy"]
+    assert "V as the model has learned it" in comparison.title
+    assert (env.obs_rms.count, model.num_timesteps, env.training) == (count, steps, training)
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    again = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
+    assert again == comparison
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(n_episodes=3), "n_episodes must be >= 4, .* got 3"),
+        (dict(n_episodes=0), "n_episodes must be a whole number >= 1, got 0"),
+        (dict(n_bootstrap=0), "n_bootstrap must be a whole number >= 1, got 0"),
+        (dict(baselines=["critic"]), "baseline must be one of 'none', .* got 'critic'"),
+    ],
+)
+def test_comparison_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        compare_baselines("CartPole-v1", **kwargs)
+
+
+def test_comparison_refuses_another_environment():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
+    with pytest.raises(ValueError, match="model and env must have the same spaces"):
+        compare_baselines("Pendulum-v1", model)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    env = VecNormalize(make_vec_env("CartPole-v1", 2))
+    REINFORCE("MlpPolicy", env, seed=0, n_steps=32, device="cpu").learn(64).save("model.zip")
+    (tmp_path / "CartPole-v1").mkdir()
+    env.save("CartPole-v1/vecnormalize.pkl")
+    assert main(["compare-baselines", "--env", "CartPole-v1", "--model", "model.zip", "--episodes", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "Observations and rewards as in CartPole-v1/vecnormalize.pkl" in out
+    assert "8 episodes of the given REINFORCE" in out
+    assert (tmp_path / "baselines-CartPole-v1.png").stat().st_size > 5000
+    assert main(["compare-baselines", "--env", "CartPole-v1", "--model", "no.zip"]) == 2
+    assert "no.zip" in capsys.readouterr().err
