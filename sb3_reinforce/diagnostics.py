@@ -115,7 +115,7 @@ class GradientDiagnostics(BaseCallback):
     # REINFORCE need not call it at each step.
     needs_steps = False
 
-    def __init__(self, every_n_updates: int = 10, decay: float = 0.9, verbose: int = 0):
+    def __init__(self, every_n_updates: int = 20, decay: float = 0.9, verbose: int = 0):
         super().__init__(verbose)
         check_count("every_n_updates", every_n_updates)
         check_fraction("decay", decay)

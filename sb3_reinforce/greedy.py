@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_reinforce.baselines import at_same_step
-from sb3_reinforce.buffers import Batch, EpisodeTracker, by_key
+from sb3_reinforce.buffers import EpisodeTracker, by_key
 
 if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
@@ -44,7 +44,7 @@ def greedy_returns(
             while tracker.goes_on(len(rewards)):
                 observations, reward, dones, infos = env.step(model._within_bounds(sampler.greedy(observations)))
                 model.num_timesteps += env.num_envs
-                rewards.append(reward)
+                rewards.append(np.array(reward))
                 tracker.end_episodes(len(rewards), dones, infos)
         except Exception as error:
             error.add_note(f"raised in step {len(rewards) + 1} of the greedy episodes")
@@ -56,8 +56,7 @@ def greedy_returns(
         raise ValueError(f"reward must be finite, got {bad} in an episode of the greedy policy: mend the environment")
     lengths = th.tensor([episode.length for episode in played])
     returns = model._returns_of(th.as_tensor(laid_end_to_end), lengths)
-    batch: Batch = model._batch
-    return at_same_step(returns, lengths, batch.lengths)
+    return at_same_step(returns, lengths, model._batch.lengths)
 
 
 def _warn_of_other_starts(model: "REINFORCE", observations: Any, first_observations: dict[Any, np.ndarray]) -> None:

@@ -22,7 +22,7 @@ PIECE = 2**24
 # episode is faster: vmap writes P numbers per step, a backward pass adds them up where they arise (measured on a CPU).
 SINGLE = 2**19
 # Numbers of the scores whose norms are averaged: all of them for a small policy, some steps for a large one
-NORMS = 2**22
+NORMS = 2**20
 
 
 # Whether vmap gives the scores that plain autograd gives, found out once per policy
@@ -171,14 +171,14 @@ class Scores:
         """
         The mean over the steps of abs(grad log pi(a|s))^2, an estimate of the trace of the Fisher information.
 
-        Over all steps, if they have no more than 2^22 numbers together; else over evenly spaced ones, 16 at least.
+        Over all steps, if they have no more than 2^20 numbers together; else over evenly spaced ones, 16 at least.
 
         :return: the mean
         """
         n = min(self.n_steps, max(16, NORMS // max(self.n_parameters, 1)))
         rows = th.linspace(0, self.n_steps - 1, n).round().long()
         size = max(1, PIECE // max(self.n_parameters, 1))
-        return sum(float(self.of_steps(part).double().square().sum()) for part in rows.split(size)) / n
+        return sum(float(self.of_steps(part).square().sum(dtype=th.float64)) for part in rows.split(size)) / n
 
 
 def _pieces(start: int, length: int, size: int) -> Iterator[slice]:
