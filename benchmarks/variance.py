@@ -71,8 +71,8 @@ def run(env_id: str, seed: int = 0) -> None:
         for row in comparison.rows:
             save_row(RESULTS, {
                 "env": env_id, "stage": stage, "steps": model.num_timesteps, "episodes": n_episodes, "baseline": row.name,
-                "variance": f"{row.variance:.5g}", "relative": f"{row.relative:.4f}", "low": f"{row.low:.4f}",
-                "high": f"{row.high:.4f}", "seed": seed, "seconds": f"{time.time() - start:.0f}", "versions": versions(),
+                "variance": f"{row.variance:.5g}", "relative": f"{row.relative:.4g}", "low": f"{row.low:.4g}",
+                "high": f"{row.high:.4g}", "seed": seed, "seconds": f"{time.time() - start:.0f}", "versions": versions(),
                 "date": time.strftime("%Y-%m-%d"),
             })  # fmt: skip
         print(f"{stage}, {model.num_timesteps} steps\n{comparison}\n", flush=True)
@@ -91,8 +91,10 @@ def table() -> str:
         for stage in STAGES:
             own = {row["baseline"]: row for row in rows if (row["env"], row["stage"]) == (env_id, stage)}
             if own:
+                for n in names:
+                    own[n]["relative"] = str(float(own[n]["variance"]) / float(own["none"]["variance"]))
                 cells = [
-                    f"{float(own[n]['relative']):.2f} ({float(own[n]['low']):.2f}-{float(own[n]['high']):.2f})" for n in names
+                    f"{float(own[n]['relative']):.2g} ({float(own[n]['low']):.2g}-{float(own[n]['high']):.2g})" for n in names
                 ]
                 lines.append(f"| {env_id} | {int(own['none']['steps']):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -102,6 +104,9 @@ def draw() -> None:
     from matplotlib.figure import Figure
 
     rows = read_rows(RESULTS)
+    none = {(row["env"], row["stage"]): float(row["variance"]) for row in rows if row["baseline"] == "none"}
+    for row in rows:
+        row["relative"] = str(float(row["variance"]) / none[row["env"], row["stage"]])
     env_ids = [env_id for env_id in RUNS if any(row["env"] == env_id for row in rows)]
     names = list(dict.fromkeys(row["baseline"] for row in rows))[1:]
     figure = Figure(figsize=(4 * len(env_ids), 3.6), layout="constrained")
@@ -109,13 +114,14 @@ def draw() -> None:
         for number, name in enumerate(names):
             own = [row for row in rows if (row["env"], row["baseline"]) == (env_id, name)]
             own.sort(key=lambda row: STAGES.index(row["stage"]))
-            y, low, high = ([float(row[key]) for row in own] for key in ("relative", "low", "high"))
+            y, low, high = ([max(float(row[key]), 1e-5) for row in own] for key in ("relative", "low", "high"))
             x = [STAGES.index(row["stage"]) + 0.05 * (number - len(names) / 2) for row in own]
-            errors = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+            errors = [[max(a - b, 0.0) for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
             axes.errorbar(x, y, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=name)
         axes.axhline(1.0, color="gray", linestyle="--", linewidth=1)
         axes.set_yscale("log")
         axes.set_xticks(range(len(STAGES)), STAGES)
+        axes.set_xlim(-0.4, len(STAGES) - 0.6)
         axes.set_title(env_id)
         axes.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("gradient variance relative to none")

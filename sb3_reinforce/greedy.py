@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sb3_reinforce.sampling import Sampler
 
 
-def greedy_returns(
+def play_greedy(
     model: "REINFORCE", env: VecEnv, sampler: "Sampler", seed: int, first_observations: dict[Any, np.ndarray]
 ) -> th.Tensor:
     """

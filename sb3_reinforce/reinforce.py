@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
 from sb3_reinforce.baselines import Baseline, Episodes, checked_prediction, make_baseline
 from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker, by_key, count_rows, map_arrays, stack_observations
-from sb3_reinforce.greedy import greedy_returns
+from sb3_reinforce.greedy import play_greedy
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
@@ -438,7 +438,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if "greedy" in self._baseline.needs:
             assert self._environment_seed is not None, "seeded by _next_rollout"
             first_observations = {key: stored[0] for key, stored in storage.observations.items()}
-            greedy = greedy_returns(self, env, sample_actions, self._environment_seed, first_observations)
+            greedy = play_greedy(self, env, sample_actions, self._environment_seed, first_observations)
         self._compute_returns_and_advantages(rollout_buffer, self._batch, greedy)
         self._record_rollout(self._batch)
 
