@@ -422,10 +422,13 @@ class REINFORCE(OnPolicyAlgorithm):
             last_obs = self._last_obs
             self._abandon_rollout()
             storage.check_finite(last_obs, [])
-            for index in _failed_environments(error, env):
-                error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
             if self.logger.name_to_value:
                 self.logger.dump(self.num_timesteps)  # nothing recorded is lost
+            if dead := _dead_workers(env):
+                named = ", ".join(f"environment {index} died (exit code {code})" for index, code in dead.items())
+                raise RuntimeError(f"{named} in step {n_steps} of the rollout: what it printed tells why") from error
+            for index in _failed_environments(error):
+                error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
             raise
 
         tracker.cut_episodes(n_steps, self._last_obs)
@@ -961,10 +964,15 @@ def _full_name(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
-def _failed_environments(error: Exception, env: VecEnv) -> list[int]:
-    """Indices of the environments that an error came from, as far as SB3's own vectorised environments show it."""
-    base = env.unwrapped
-    if isinstance(base, SubprocVecEnv):
-        return [index for index, process in enumerate(base.processes) if not process.is_alive()]
+def _dead_workers(env: VecEnv) -> dict[int, int | None]:
+    """Exit codes of the environments of a SubprocVecEnv whose process has ended; -9: killed, perhaps for want of memory."""
+    processes = env.unwrapped.processes if isinstance(env.unwrapped, SubprocVecEnv) else []
+    for process in processes:
+        process.join(0.1)  # one that has just closed its pipe is about to end
+    return {index: process.exitcode for index, process in enumerate(processes) if not process.is_alive()}
+
+
+def _failed_environments(error: Exception) -> list[int]:
+    """Indices of the environments of a DummyVecEnv that an error came from."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [frame.f_locals["env_idx"] for frame in frames if frame.f_code is DummyVecEnv.step_wait.__code__]
