@@ -339,7 +339,7 @@ def read_parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
             if MANIFEST not in names:
-                raise CheckpointError(f"it has no {MANIFEST}: a model file made by save() is read by load()")
+                raise CheckpointError(f"it has no {MANIFEST}: torn, or a model file, which load() reads")
             manifest = json.loads(archive.read(MANIFEST))
             if manifest.get("format") != FORMAT:
                 raise CheckpointError(f"it has the format {manifest.get('format')}, this version reads {FORMAT}")

@@ -32,7 +32,16 @@ from torch.nn import functional as F
 from sb3_reinforce import checkpoint
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
 from sb3_reinforce.baselines import Baseline, Episodes, make_baseline
-from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker, by_key, count_rows, map_arrays, stack_observations
+from sb3_reinforce.buffers import (
+    Batch,
+    EpisodeStorage,
+    EpisodeTracker,
+    by_key,
+    check_before_normalization,
+    count_rows,
+    map_arrays,
+    stack_observations,
+)
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
@@ -390,6 +399,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
+        normalized = self._vec_normalize_env
+        if normalized is not None:
+            check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
+
         try:
             while tracker.goes_on(n_steps):
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -404,6 +417,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
                 n_steps += 1
+                if normalized is not None:
+                    check_before_normalization(normalized, new_obs, rewards, n_steps)
 
                 if listening:
                     callback.update_locals(locals())

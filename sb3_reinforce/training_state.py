@@ -27,8 +27,6 @@ VEC_NORMALIZE_SETTINGS = (
 )
 # Links to other objects, and names for what passes by: no state of a callback's own.
 NOT_A_CALLBACKS_OWN = {"model", "locals", "globals", "parent"}
-# Of the model's plain attributes: what is about this process.
-NOT_THE_RUNS_OWN = {"start_time", "verbose"}
 
 
 class NotPlainError(TypeError):
@@ -133,6 +131,7 @@ def model_state(model: "REINFORCE") -> dict[str, Any]:
     :param model: a model between two updates
     :return: what its networks and optimisers do not hold of its run, copied
     """
+    about_the_process = {"start_time", "verbose", *model._excluded_save_params()}
     # One by one, because Monitor lets an environment put anything into them.
     infos = [_plain_items(info) for info in model.ep_info_buffer or ()]
     successes = [plain(success) for success in model.ep_success_buffer or () if _is_plain(success)]
@@ -140,7 +139,7 @@ def model_state(model: "REINFORCE") -> dict[str, Any]:
         "attributes": {
             name: value
             for name, value in vars(model).items()
-            if type(value) in (int, float, bool) and name not in NOT_THE_RUNS_OWN
+            if type(value) in (int, float, bool) and name not in about_the_process
         },
         "ep_info_buffer": infos,
         "ep_success_buffer": successes,

@@ -1,6 +1,8 @@
 """A training run in a folder, to be stopped and gone on with, and what of two runs must be equal."""
 
+import copy
 import csv
+import multiprocessing
 import os
 import random
 import signal
@@ -46,13 +48,17 @@ class TargetEnv(gym.Env):
         )
 
 
+# Processes are forked from one that has imported all this already.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.runs"])
+
+
 def make_env(actions: str = "discrete", vec: str = "dummy", normalize: bool = True, seed: int | None = None) -> VecEnv:
     """Three small environments with Monitor, within VecNormalize."""
 
     def one() -> gym.Env:
         return Monitor(MDPEnv(LARGER) if actions == "discrete" else TargetEnv())
 
-    env = DummyVecEnv([one] * N_ENVS) if vec == "dummy" else SubprocVecEnv([one] * N_ENVS, start_method="fork")
+    env = DummyVecEnv([one] * N_ENVS) if vec == "dummy" else SubprocVecEnv([one] * N_ENVS)
     env.seed(seed)
     return VecNormalize(env) if normalize else env
 
@@ -106,6 +112,8 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
     found = {}
     with (folder / "progress.csv").open(newline="") as file:
         for row in csv.DictReader(file):
+            if not row["time/total_timesteps"]:
+                continue  # what was recorded when an error came, of no update
             values = {k: v for k, v in row.items() if k not in ("time/fps", "time/time_elapsed") and v != ""}
             # an evaluation has a row of its own
             found[row["time/total_timesteps"] + ("e" if "eval/mean_reward" in values else "")] = values
@@ -115,7 +123,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 def results(model: REINFORCE) -> dict[str, Any]:
     """What must be the same, bit for bit."""
     env = model.get_vec_normalize_env()
-    return {
+    found = {
         "parameters": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict()["state"],
         "value_optimizer": model.value_optimizer.state_dict()["state"] if "values" in model._baseline.needs else {},
@@ -127,6 +135,7 @@ def results(model: REINFORCE) -> dict[str, Any]:
         "numpy": list(np.random.get_state()[1:3]),
         "python": list(random.getstate()[1]),
     }
+    return copy.deepcopy(found)
 
 
 def same(a: Any, b: Any) -> bool:

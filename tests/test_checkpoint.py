@@ -55,7 +55,7 @@ def check_equal_to_a_run_never_stopped(tmp_path: Path, stops: tuple[int, ...] = 
     resumed = play(tmp_path / "pieces", **arguments)
     assert differences(results(never_stopped), results(resumed)) == []
     assert rows(tmp_path / "whole") == rows(tmp_path / "pieces")
-    assert len(rows(tmp_path / "whole")) > 8
+    assert len(rows(tmp_path / "whole")) > 6
 
 
 # ---------------------------------------------------------------------------------------------------- bit for bit
@@ -83,7 +83,7 @@ def test_every_baseline(tmp_path, baseline, actions):
         pytest.param(dict(env=dict(actions="box"), use_sde=True, sde_sample_freq=1), id="gSDE"),
         pytest.param(dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.ReLU)), id="policy_kwargs"),
         pytest.param(dict(learn=dict(log_interval=3)), id="log_interval"),
-        pytest.param(dict(every=1, stops=(20, 21, 45, 46, 100)), id="many stops"),
+        pytest.param(dict(every=1, stops=(30, 31, 60, 61, 100)), id="many stops"),
     ],
 )
 def test_every_setting(tmp_path, arguments):
@@ -181,7 +181,7 @@ def test_callbacks_go_on_where_they_were(tmp_path):
 
 def test_the_state_of_a_callback_that_is_missing_is_told(tmp_path):
     play(tmp_path)
-    with pytest.warns(UserWarning, match="has the state of EvalCallback0, which learn"):
+    with pytest.warns(UserWarning, match="has the state of EvalCallback0, which this learn"):
         play(tmp_path, evaluate=False)
 
 
@@ -219,7 +219,6 @@ def killed_runs(folder: Path, kills: list[float | tuple[str, int]], arguments: d
     :return: the last one's results, and how many were killed before they were done
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.runs"])
     result, n_killed = folder / "result.pt", 0
     for kill in [*kills, None]:
         die_in_write = kill if isinstance(kill, tuple) else None
@@ -304,7 +303,7 @@ def test_torn_anywhere(run_folder, tmp_path):
     cuts = [*range(200), *range(directory - 200, len(whole)), *random.Random(0).sample(range(len(whole)), 60)]
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=f"{path.name} is no checkpoint to go on from: it is torn or damaged"):
+        with pytest.raises(CheckpointError, match=f"{path.name} is no checkpoint to go on from: it (is torn|has no manifest)"):
             checkpoint.read_parts(path)
 
 
@@ -387,7 +386,7 @@ def test_other_settings_of_vec_normalize(run_folder):
 
 def test_a_model_file_is_no_checkpoint(tmp_path):
     A2C("MlpPolicy", "CartPole-v1").save(tmp_path / "checkpoint_1_steps.zip")
-    with pytest.raises(CheckpointError, match=r"has no manifest\.json: a model file made by save\(\) is read by load\(\)"):
+    with pytest.raises(CheckpointError, match=r"has no manifest\.json: torn, or a model file, which load\(\) reads"):
         REINFORCE.resume(tmp_path, "CartPole-v1")
 
 
@@ -450,11 +449,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(
-        UserWarning, match=r"checkpoint .*_steps\.zip could not be written, training goes on without it: \w+Error"
-    ):
-        model = REINFORCE("MlpPolicy", make_env(), n_steps=16)
-        model.learn(300, callback=TrainingCheckpoint(tmp_path / "file" / "folder", every_n_updates=2))
+    model = REINFORCE("MlpPolicy", make_env(), n_steps=16)
+    callback = TrainingCheckpoint(tmp_path / "file" / "folder", every_n_updates=2)
+    with pytest.warns(UserWarning, match=r"_steps\.zip could not be written, training goes on without it: \w+Error"):
+        model.learn(300, callback=callback)
     assert model.num_timesteps >= 300
 
 
