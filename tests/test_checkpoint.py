@@ -72,7 +72,7 @@ def test_every_baseline(tmp_path, baseline, actions):
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(dict(env=dict(vec="subproc")), id="SubprocVecEnv"),
+        pytest.param(dict(env=dict(vec="subproc"), stops=(60,)), id="SubprocVecEnv"),
         pytest.param(dict(env=dict(normalize=False)), id="without VecNormalize"),
         pytest.param(dict(learning_rate="lin_1e-2", ent_coef="lin_0.1"), id="schedules by name"),
         pytest.param(
