@@ -107,9 +107,7 @@ def main() -> int:
     settled = watch.rows[len(watch.rows) // 4 :]
     growth = settled[-1][2] / settled[0][2] - 1
     more_files = settled[-1][3] - settled[0][3]
-    print(
-        f"{model.num_timesteps:,} steps, {model._n_updates:,} updates in {seconds:.0f} s: {model.num_timesteps / seconds:,.0f} steps/s"
-    )
+    print(f"{model.num_timesteps:,} steps, {model._n_updates:,} updates in {seconds:.0f} s")
     print(f"diagnostics: {'on' if optional else 'not in this version'}; {written:.1f} MiB in {dict(sizes)} files")
     print(f"from the first quarter's end: memory {100 * growth:+.1f} %, open files {more_files:+d}")
     print(f"{sum(said.values())} warnings, {len(said)} different: {dict(said.most_common(5))}")

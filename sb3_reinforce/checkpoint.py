@@ -115,6 +115,10 @@ class TrainingCheckpoint(BaseCallback):
         self._at_start: dict[str, dict[str, Any]] = {}
         self._boundary: dict[str, Any] | None = None
 
+    def can_resume(self) -> bool:
+        """:return: whether the folder has checkpoints, for :meth:`REINFORCE.resume`"""
+        return bool(checkpoints_in(self.path))
+
     def stop(self) -> None:
         """
         Ask ``learn`` to finish the update in progress, save, and return. Safe to be called by a signal handler::

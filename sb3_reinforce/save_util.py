@@ -38,7 +38,9 @@ def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """
-    Write a file so that it is there whole or not at all, whenever the machine stops.
+    Write a file so that it is there whole or not at all, whenever the process is killed.
+
+    Its bytes are on the disk before its name is there, so that after a power cut, too, the file or the one before is whole.
 
     :param path: the file, replaced if it is there
     :param data: its bytes
@@ -55,9 +57,3 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the name, too, is to outlast a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
