@@ -9,6 +9,6 @@ from sb3_reinforce.vec_env import VectorEnvAdapter
 __version__ = "0.1.0"
 
 __all__ = [
-    "REINFORCE", "Baseline", "Episodes", "GradientEstimate", "ScoreFunctionEstimator", "TrainingCheckpoint", "VectorEnvAdapter",
-    "__version__", "score_function_loss",
+    "REINFORCE", "Baseline", "Episodes", "GradientEstimate", "ScoreFunctionEstimator", "TrainingCheckpoint",
+    "VectorEnvAdapter", "__version__", "score_function_loss",
 ]  # fmt: skip

@@ -228,7 +228,7 @@ def killed_runs(folder: Path, kills: list[float | tuple[str, int]], arguments: d
         process.start()
         if isinstance(kill, float):
             time.sleep(kill)
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         process.join(600)
         assert process.exitcode in (0, -signal.SIGKILL)
         n_killed += process.exitcode != 0
