@@ -76,6 +76,16 @@ class StopAt(BaseCallback):
         return True
 
 
+class Draws(BaseCallback):
+    """Draws from the generators that no rollout seeds, as an environment or a callback of the user's may."""
+
+    def _on_step(self) -> bool:
+        np.random.random()
+        random.random()
+        self.model.action_space.sample()
+        return True
+
+
 def play(
     folder: Path,
     total: int = 450,
@@ -99,6 +109,7 @@ def play(
     if evaluate:
         actions = (env or {}).get("actions", "discrete")
         eval_env = make_env(actions, normalize=isinstance(made, VecNormalize), seed=1)
+        callbacks.append(Draws())
         callbacks.append(EvalCallback(eval_env, n_eval_episodes=2, eval_freq=25, verbose=0))
     try:
         model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=not there, **(learn or {}))
@@ -131,6 +142,7 @@ def results(model: REINFORCE) -> dict[str, Any]:
         "statistics": {} if env is None else {k: [v.mean, v.var, v.count] for k, v in vars(env).items() if k.endswith("_rms")},
         "counts": [model.num_timesteps, model._n_updates, model._n_rollouts, model._total_timesteps],
         "rewards": [info["r"] for info in model.ep_info_buffer],
+        "action_space": model.action_space.np_random.bit_generator.state["state"]["state"],
         "torch": th.get_rng_state(),
         "numpy": list(np.random.get_state()[1:3]),
         "python": list(random.getstate()[1]),
