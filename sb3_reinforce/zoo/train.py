@@ -215,10 +215,12 @@ def _run_zoo(
                 super().learn(model)
                 return
             kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
+            # an agent given by -i has played before, but not in this run
+            played = 0 if run is None else model.num_timesteps
             try:
                 with stopped_by_signals(self.checkpoint) as self.stopped_by:
                     model.learn(
-                        self.n_timesteps - model.num_timesteps,
+                        self.n_timesteps - played,
                         callback=self.callbacks,
                         reset_num_timesteps=run is None,
                         **kwargs,  # type: ignore[arg-type]
