@@ -5,6 +5,7 @@ While playing, row t of :class:`EpisodeStorage` holds step t of every environmen
 laid end to end, environment by environment and episode by episode, into a rollout buffer with one row per step.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.vec_env import VecNormalize
 
 FIRST_ROWS = 64  # steps that there is memory for at first
 
@@ -204,6 +206,25 @@ def _check_finite(name: str, played: np.ndarray, first_row: int, first_env: int 
             f"{name} must be finite, got {played[tuple(bad[0])]} from environment {env_index} at step {step} of the rollout: "
             "mend the environment (SB3's VecCheckNan finds the line that makes it)"
         )
+
+
+def check_before_normalization(env: VecNormalize, observations: Any, rewards: np.ndarray, n_steps: int) -> None:
+    """
+    Find the environment that a NaN comes from, while it is known: through its statistics VecNormalize spreads one to all.
+
+    :param env: the outermost VecNormalize
+    :param observations: what it returned in this step
+    :param rewards: likewise, shape [n_envs]
+    :param n_steps: steps played so far in this rollout, with this one
+    :raises ValueError: if a number is NaN or infinite before its normalisation; it names the environment and the step
+    """
+    sums = [rewards.sum()]
+    sums += [array.sum() for array in by_key(observations).values() if array.dtype.kind == "f"]
+    if all(map(math.isfinite, sums)):
+        return
+    _check_finite("reward", env.get_original_reward()[None], n_steps - 1)
+    for key, array in by_key(env.get_original_obs()).items():
+        _check_finite("observation" if key is None else f"observation {key!r}", array[None], n_steps)
 
 
 class EpisodeTracker:

@@ -30,9 +30,19 @@ from stable_baselines3.common.utils import explained_variance, update_learning_r
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
+from sb3_reinforce import checkpoint
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
 from sb3_reinforce.baselines import Baseline, Episodes, checked_prediction, make_baseline
-from sb3_reinforce.buffers import Batch, EpisodeStorage, EpisodeTracker, by_key, count_rows, map_arrays, stack_observations
+from sb3_reinforce.buffers import (
+    Batch,
+    EpisodeStorage,
+    EpisodeTracker,
+    by_key,
+    check_before_normalization,
+    count_rows,
+    map_arrays,
+    stack_observations,
+)
 from sb3_reinforce.greedy import play_greedy
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
@@ -228,6 +238,9 @@ class REINFORCE(OnPolicyAlgorithm):
         self._warned_of_discarded_steps = self._warned_of_other_starts = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
         self._environment_seed: int | None = None
+        # Of a checkpoint that this run goes on from: what learn() is to put back, and the file; see checkpoint.py.
+        self._resumed: dict[str, Any] | None = None
+        self._checkpoint: pathlib.Path | None = None
 
         if _init_setup_model:
             check_env(self)
@@ -395,6 +408,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
+        normalized = self._vec_normalize_env
+        if normalized is not None:
+            check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
+
         try:
             while tracker.goes_on(n_steps):
                 if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -406,6 +423,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
                 n_steps += 1
+                if normalized is not None:
+                    check_before_normalization(normalized, new_obs, rewards, n_steps)
 
                 if listening:
                     callback.update_locals(locals())
@@ -424,10 +443,13 @@ class REINFORCE(OnPolicyAlgorithm):
             last_obs = self._last_obs
             self._abandon_rollout()
             storage.check_finite(last_obs, [])
-            for index in _failed_environments(error, env):
-                error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
             if self.logger.name_to_value:
                 self.logger.dump(self.num_timesteps)  # nothing recorded is lost
+            if dead := _dead_workers(env):
+                named = ", ".join(f"environment {index} died (exit code {code})" for index, code in dead.items())
+                raise RuntimeError(f"{named} in step {n_steps} of the rollout: what it printed tells why") from error
+            for index in _failed_environments(error):
+                error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
             raise
 
         tracker.cut_episodes(n_steps, self._last_obs)
@@ -573,7 +595,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.rollout_buffer.log_probs[:, 0] = self._log_probs()
             self.policy.set_training_mode(True)
 
-        with self._parameters_put_back_on_failure():
+        with self._put_back_on_failure():
             steps = [
                 self._policy_step(rows, several_steps)
                 for _ in range(self.n_epochs)
@@ -581,7 +603,9 @@ class REINFORCE(OnPolicyAlgorithm):
             ]
             log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
             self._fit_baseline(rng)
-        self._n_updates += self.n_epochs
+            self._check_parameters()
+            # Last: a checkpoint taken after an interruption goes by this number.
+            self._n_updates += self.n_epochs
 
         self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
@@ -594,22 +618,38 @@ class REINFORCE(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
+    def _check_parameters(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            raise NotFiniteError("a parameter of the policy has become NaN or infinite")
+
     @contextmanager
-    def _parameters_put_back_on_failure(self) -> Iterator[None]:
+    def _put_back_on_failure(self) -> Iterator[None]:
         """
-        Whatever fails inside, the parameters are afterwards those from before.
+        Whatever fails inside, parameters, optimisers and the baseline are afterwards as they were before.
 
         :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
         """
-        state = self.policy.state_dict()
-        last_good = {name: tensor.clone() for name, tensor in state.items()}
+        parameters = self.policy.state_dict()
+        last_good = {name: tensor.clone() for name, tensor in parameters.items()}
+        optimizers = [self.policy.optimizer, *([self.value_optimizer] if "values" in self._baseline.needs else [])]
+        moments = [
+            {
+                parameter: {name: _copy(value) for name, value in moment.items()}
+                for parameter, moment in optimizer.state.items()
+            }
+            for optimizer in optimizers
+        ]
+        baseline_state, n_updates = copy.deepcopy(self._baseline.state_dict()), self._n_updates
         try:
             yield
-            if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-                raise NotFiniteError("a parameter of the policy has become NaN or infinite")
-        except Exception as error:
-            for name, tensor in state.items():
+        except BaseException as error:
+            for name, tensor in parameters.items():
                 tensor.copy_(last_good[name])
+            for optimizer, saved in zip(optimizers, moments, strict=True):
+                optimizer.state.clear()
+                optimizer.state.update(saved)
+            self._baseline.load_state_dict(baseline_state)
+            self._n_updates = n_updates
             # "Expected parameter ...": torch's distributions, of a mean or logit that is NaN
             if not isinstance(error, NotFiniteError) and not str(error).startswith("Expected parameter"):
                 raise
@@ -801,25 +841,33 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         check_arguments(self)
         check_env(self)
-        iteration = 0
+        if reset_num_timesteps:
+            self._resumed = self._checkpoint = None
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        iteration = checkpoint.begin_learning(self, callback, total_timesteps)
         assert self.env is not None
         if self.verbose >= 1:
             reason = needs_torch(self.policy)
             print("Sampling actions with NumPy" if reason is None else f"Sampling actions with torch: {reason}")
 
-        while self.num_timesteps < total_timesteps:
-            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
-                break
-            iteration += 1
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.train()
-            # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
-            if log_interval is not None and iteration % log_interval == 0:
-                self.dump_logs(iteration)
+        try:
+            while self.num_timesteps < total_timesteps:
+                if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                    break
+                iteration += 1
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self.train()
+                # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
+                if log_interval is not None and iteration % log_interval == 0:
+                    self.dump_logs(iteration)
+                if not checkpoint.update_ended(callback, iteration):
+                    break
+        except BaseException:
+            checkpoint.learning_failed(callback)
+            raise
 
         callback.on_training_end()
         return self
@@ -852,6 +900,7 @@ class REINFORCE(OnPolicyAlgorithm):
         return [
             *super()._excluded_save_params(),
             "_storage", "_baseline", "_baseline_values", "_batch", "_episodes", "_value_parameters", "_value_modules",
+            "_resumed", "_checkpoint",
         ]  # fmt: skip
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -891,6 +940,29 @@ class REINFORCE(OnPolicyAlgorithm):
         check_model_file(path)
         return super().load(path, *args, **kwargs)
 
+    @classmethod
+    def resume(
+        cls: type[SelfREINFORCE],
+        path: str | pathlib.Path,
+        env: GymEnv | str,
+        device: th.device | str | None = None,
+    ) -> SelfREINFORCE:
+        """
+        Go on from a checkpoint of :class:`~sb3_reinforce.checkpoint.TrainingCheckpoint`, as if training had never stopped.
+
+        Call ``learn(total - model.num_timesteps, reset_num_timesteps=False, callback=...)`` next, with the callbacks of the
+        first run: their counters and best scores are put back when it starts. With a seed, on the CPU, and with environments
+        whose past ``reset(seed)`` erases, parameters, statistics and logged rows are then bit for bit those of a run that was
+        never stopped.
+
+        :param path: the folder, whose newest good checkpoint is taken (a warning names those that are not), or one file
+        :param env: the environment, made and wrapped as in the first run; ``VecNormalize`` gets the saved statistics
+        :param device: None: that of the first run
+        :return: the model
+        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version or environment
+        """
+        return checkpoint.resume(cls, path, env, device)
+
     def set_parameters(
         self,
         load_path_or_dict: str | dict[str, Any],
@@ -926,6 +998,11 @@ class REINFORCE(OnPolicyAlgorithm):
         super().set_parameters(params, exact_match=exact_match, device=device)
 
 
+def _copy(value: Any) -> Any:
+    # deepcopy copies tensors, too, at ten times the cost
+    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)
+
+
 def _full_name(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
@@ -939,10 +1016,15 @@ def _listens(callback: BaseCallback) -> bool:
     return getattr(callback, "needs_steps", True)
 
 
-def _failed_environments(error: Exception, env: VecEnv) -> list[int]:
-    """Indices of the environments that an error came from, as far as SB3's own vectorised environments show it."""
-    base = env.unwrapped
-    if isinstance(base, SubprocVecEnv):
-        return [index for index, process in enumerate(base.processes) if not process.is_alive()]
+def _dead_workers(env: VecEnv) -> dict[int, int | None]:
+    """Exit codes of the environments of a SubprocVecEnv whose process has ended; -9: killed, perhaps for want of memory."""
+    processes = env.unwrapped.processes if isinstance(env.unwrapped, SubprocVecEnv) else []
+    for process in processes:
+        process.join(0.1)  # one that has just closed its pipe is about to end
+    return {index: process.exitcode for index, process in enumerate(processes) if not process.is_alive()}
+
+
+def _failed_environments(error: Exception) -> list[int]:
+    """Indices of the environments of a DummyVecEnv that an error came from."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [frame.f_locals["env_idx"] for frame in frames if frame.f_code is DummyVecEnv.step_wait.__code__]

@@ -1,8 +1,10 @@
-"""Model files: whether one is whole, and what of another algorithm's model can be taken over."""
+"""Files: written at once or not at all; whether a model file is whole, and what of another algorithm's can be taken over."""
 
 import io
+import os
 import pathlib
 import zipfile
+from contextlib import suppress
 from typing import Any
 
 MODEL_PARTS = {"data", "policy.pth", "policy.optimizer.pth"}
@@ -32,3 +34,26 @@ def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
     # A state without groups is damaged: torch says so when it is loaded.
     return "param_groups" not in saved or set(saved["param_groups"][0]) == set(own["param_groups"][0])
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """
+    Write a file so that it is there whole or not at all, whenever the process is killed.
+
+    Its bytes are on the disk before its name is there, so that after a power cut, too, the file or the one before is whole.
+
+    :param path: the file, replaced if it is there
+    :param data: its bytes
+    :raises OSError: if it cannot be written; what was there before is then still there
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise

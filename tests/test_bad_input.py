@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, Baseline
 from tests.envs import RewardListEnv
@@ -377,3 +377,20 @@ def test_an_environment_that_raises_is_named_and_no_log_is_lost(tmp_path):
         model.learn(100)
     assert "raised by environment 1 in step 2 of the rollout" in "".join(caught.value.__notes__)
     assert "of/an/earlier/update" in (tmp_path / "progress.csv").read_text()
+
+
+@pytest.mark.parametrize(("what", "step"), [("reward", 1), ("observation", 2), ("observation", 0)])
+def test_not_finite_before_normalization(what, step):
+    """VecNormalize would spread it to all environments, of which the first would be blamed."""
+
+    class Broken(RewardListEnv):
+        def _observation(self):
+            return super()._observation() * (float("nan") if what == "observation" and self.t == step else 1.0)
+
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            return observation, float("inf") if what == "reward" and self.t == step + 1 else reward, *rest
+
+    env = VecNormalize(DummyVecEnv([lambda: RewardListEnv([1.0] * 6), lambda: Broken([1.0] * 6)]))
+    with pytest.raises(ValueError, match=rf"{what} must be finite, got (nan|inf) from environment 1 at step {step} of"):
+        REINFORCE("MlpPolicy", env, n_steps=12).learn(100)

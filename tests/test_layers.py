@@ -14,12 +14,15 @@ FORBIDDEN = {
         "sb3_reinforce.schedules", "sb3_reinforce.buffers", "sb3_reinforce.sampling", "sb3_reinforce.reinforce",
         "sb3_reinforce.arguments", "sb3_reinforce.tracking", "sb3_reinforce.zoo", "sb3_reinforce.vec_env",
     ],
-    ("schedules", "save_util"): [
+    ("schedules", "save_util", "logs"): [
         "wandb", "rl_zoo3",
         "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.sampling",
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
-    ("arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "diagnostics", "vec_env"): [
+    (
+        "arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "diagnostics", "checkpoint", "training_state",
+        "vec_env",
+    ): [
         "wandb", "rl_zoo3", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
     ("tracking",): ["rl_zoo3", "sb3_reinforce.zoo"],

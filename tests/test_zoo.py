@@ -1,12 +1,16 @@
 """The command line, run as a user runs it: in a process of its own, from a directory of its own."""
 
 import os
+import random
 import select
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +208,8 @@ def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
     [
         (["--eval-final", "-3"], "--eval-final must be a number of episodes >= 0, got -3"),
         (["--wandb-mode", "of"], "invalid choice: 'of'"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every must be a number of updates >= 0, got -1"),
+        (["--resume", "nowhere"], "--resume must be the folder of a run of `sb3-reinforce train`, got nowhere, which has no"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )
@@ -212,6 +218,159 @@ def test_usage_errors_of_train(arguments: list[str], words: str, capsys: pytest.
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", *arguments])
     assert words in capsys.readouterr().err
+
+
+# --- stop and go on ---
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """What two equal runs have in common, Monitor's times apart."""
+    evaluations = np.load(folder / "evaluations.npz")
+    rows = [line.split(",")[:2] for line in (folder / "0.monitor.csv").read_text().splitlines()[1:]]
+    model = REINFORCE.load(folder / "CartPole-v1.zip")
+    return {
+        "steps": model.num_timesteps,
+        "episodes": rows,
+        **{name: evaluations[name].tolist() for name in evaluations},
+        **{name: value.tolist() for name, value in model.policy.state_dict().items()},
+    }
+
+
+def test_stopped_by_a_signal_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rl_zoo3")
+    from sb3_reinforce.zoo.checkpoints import RunCheckpoint
+
+    arguments = [
+        "train",
+        "--env",
+        "CartPole-v1",
+        "-n",
+        "5000",
+        "--seed",
+        "3",
+        "--eval-freq",
+        "1500",
+        "--checkpoint-every",
+        "2",
+    ]
+    monkeypatch.chdir(tmp_path)
+    whole, stopped = Path("logs/reinforce/CartPole-v1_1"), Path("logs/reinforce/CartPole-v1_2")
+    assert cli.main(arguments) == 0
+
+    def at_step_2500(callback: RunCheckpoint) -> bool:
+        if callback.n_calls == 2500:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "_on_step", at_step_2500)
+        capsys.readouterr()
+        assert cli.main(arguments) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved, go_on = capsys.readouterr().out.splitlines()[-2:]
+    newest = Path(saved.removeprefix("Saved:   "))
+    assert newest.parent == stopped / "checkpoints"
+    assert 2500 <= int(newest.stem.split("_")[1]) < 4000  # the update was finished
+    assert go_on.endswith(f"sb3-reinforce train --resume {stopped}")
+    # rows of a rollout that a crash has cut off, to be played again
+    with (stopped / "0.monitor.csv").open("a") as file:
+        file.write("1.0,1,99.0\n")
+
+    assert cli.main(["train", "--resume", str(stopped / "checkpoints"), "--eval-final", "2"]) == 0
+    assert last_lines(capsys.readouterr().out)["Model"] == str(stopped / "CartPole-v1.zip")
+    assert run_of(stopped) == run_of(whole)
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_workers_alone(tmp_path: Path):
+    """A terminal sends Ctrl-C to the environments' processes, too; a second one ends everything at once."""
+    pytest.importorskip("rl_zoo3")
+    arguments = ["--env", "CartPole-v1", "-n", "10000000", "--vec-env", "subproc", "--checkpoint-every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sb3_reinforce", "train", *arguments, "--eval-freq", "-1", "-params", "n_envs:2", "n_steps:64"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = tmp_path / "logs/reinforce/CartPole-v1_1/checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint_*.zip")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Finishing this update, then saving and leaving; once more to leave at once." in err
+    assert "Traceback" not in err
+    assert "Go on:" in out.splitlines()[-1]
+
+
+def test_the_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from sb3_reinforce.zoo.checkpoints import RunCheckpoint, stopped_by_signals
+
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    checkpoint = RunCheckpoint(tmp_path, 1)
+    with stopped_by_signals(checkpoint) as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (came, left) == ([signal.SIGINT], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left == [128 + signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path: Path):
+    """SIGKILL whenever it comes, and `--resume` until the run is done: as if it had never stopped."""
+    pytest.importorskip("rl_zoo3")
+    arguments = ["--env", "CartPole-v1", "-n", "150000", "--seed", "3", "--eval-freq", "10000"]
+    assert sb3_reinforce("train", *arguments, cwd=tmp_path).returncode == 0
+    folder, rng, n_killed = tmp_path / "logs/reinforce/CartPole-v1_2", random.Random(0), 0
+    for _ in range(30):
+        started = list((folder / "checkpoints").glob("checkpoint_*.zip"))
+        if not started:
+            shutil.rmtree(folder, ignore_errors=True)
+        again = ["--resume", str(folder)] if started else arguments
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sb3_reinforce", "train", *again],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.wait(timeout=5 + 4 * rng.random()) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            n_killed += 1
+    assert n_killed > 1
+    assert run_of(folder) == run_of(tmp_path / "logs/reinforce/CartPole-v1_1")
+
+
+def test_arguments_of_a_run_are_kept(tmp_path: Path):
+    from sb3_reinforce.zoo.checkpoints import Run, plain_hyperparams, read_run, without_resume, write_run
+
+    assert without_resume(["--resume", "a", "-n", "3", "--resume=b", "-P"]) == ["-n", "3", "-P"]
+    hyperparams = {
+        "n_timesteps": 1e5,
+        "policy": "MlpPolicy",
+        "normalize": "dict(norm_obs=True)",
+        "env_wrapper": [{"a": {"b": 1}}],
+    }
+    assert plain_hyperparams(hyperparams) == hyperparams
+    assert plain_hyperparams({"learning_rate": print}) is None
+    assert plain_hyperparams({"net_arch": (1, 2)}) is None  # JSON would make a list of it
+    write_run(Run(tmp_path, ["-n", "3"], hyperparams))
+    with pytest.raises(ValueError, match="has no checkpoint yet: start the run anew, sb3-reinforce train -n 3"):
+        read_run(tmp_path)
+    (tmp_path / "checkpoints/checkpoint_5_steps.zip").touch()
+    assert read_run(tmp_path) == read_run(tmp_path / "checkpoints") == Run(tmp_path, ["-n", "3"], hyperparams)
+    (tmp_path / "checkpoints/run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+        read_run(tmp_path)
 
 
 def test_unknown_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

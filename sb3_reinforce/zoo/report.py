@@ -162,13 +162,10 @@ def report_lines(
     elif tracker.run_dir is None:
         run = "none was kept"
     else:
-        run = (
-            tracker.run_url
-            or f"{_relative(tracker.run_dir)} (shown by: {_command('wandb')} leet {_relative(tracker.run_dir)})"
-        )
-    picture = _relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
+        run = tracker.run_url or f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
+    picture = relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
     env_id = experiment.env_name.gym_id
-    again = f"{_command('sb3-reinforce')} train --env {env_id} -P"
+    again = f"{command('sb3-reinforce')} train --env {env_id} -P"
     if experiment.algo == "reinforce":
         # what the project is about, seen on the user's own environment
         following = f"""the same without a baseline: {again} -params "baseline:'none'\""""
@@ -176,19 +173,20 @@ def report_lines(
         following = f"REINFORCE for comparison: {again}"
     return [
         f"Score:          {score or 'not evaluated, add --eval-final 100'}",
-        f"Model:          {_relative(model_file(experiment))}",
+        f"Model:          {relative(model_file(experiment))}",
         f"Learning curve: {picture}",
         f"W&B run:        {run}",
         f"Next:           {following}",
     ]
 
 
-def _relative(path: Path) -> str:
+def relative(path: Path) -> str:
+    """:return: the path from where the user stands, if it is below that"""
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _command(name: str) -> str:
+def command(name: str) -> str:
     """
     How to call one of our commands from here, also if the environment that it lives in is not activated.
 
@@ -199,4 +197,4 @@ def _command(name: str) -> str:
     found = shutil.which(name)
     if not here.is_file() or (found is not None and Path(found).samefile(here)):
         return name
-    return _relative(here)
+    return relative(here)

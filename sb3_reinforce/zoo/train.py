@@ -1,20 +1,35 @@
-"""``sb3-reinforce train``: RL Zoo's train, tracked by our callback, and a report of what came out."""
+"""``sb3-reinforce train``: RL Zoo's train, saved as it goes, tracked by our callback, and a report of what came out."""
 
 import argparse
+import copy
 import runpy
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from sb3_reinforce.tracking.callback import Mode, WandbCallback
 from sb3_reinforce.zoo import config_file, register
-from sb3_reinforce.zoo.report import draw_learning_curve, evaluate_saved, report_lines
+from sb3_reinforce.zoo.checkpoints import (
+    Run,
+    RunCheckpoint,
+    keyboard_left_to_us,
+    monitor_files,
+    plain_hyperparams,
+    read_run,
+    started_at,
+    stopped_by_signals,
+    without_resume,
+    write_run,
+)
+from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
 
 if TYPE_CHECKING:
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -32,8 +47,18 @@ def train(arguments: Sequence[str]) -> int:
         parser.print_help()
         print("\n--- RL Zoo's options (for --track and --wandb-*, those above apply) ---\n")
     options, zoo_arguments = parser.parse_known_args(arguments)
+    run = None
+    if options.resume is not None:
+        try:
+            run = read_run(options.resume)
+        except ValueError as error:
+            parser.error(f"--resume {error}")
+        arguments = [*run.arguments, *without_resume(arguments)]
+        options, zoo_arguments = parser.parse_known_args(arguments)
     if options.eval_final < 0:
         parser.error(f"--eval-final must be a number of episodes >= 0, got {options.eval_final}")
+    if options.checkpoint_every < 0:
+        parser.error(f"--checkpoint-every must be a number of updates >= 0, got {options.checkpoint_every}")
     defaults = ["--algo", "reinforce"]
     if _algo(arguments) == "reinforce":
         defaults += ["--conf-file", str(config_file())]
@@ -41,9 +66,12 @@ def train(arguments: Sequence[str]) -> int:
 
     exit_code = 1
     try:
-        experiment = _run_zoo([*defaults, *zoo_arguments], tracker)
-        lines = _results(experiment, tracker, options.eval_final) if experiment is not None else []
-        exit_code = 0
+        experiment = _run_zoo([*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every)
+        lines, exit_code = [], 0
+        if experiment is not None and experiment.stopped_by:  # type: ignore[attr-defined]
+            lines, exit_code = _how_to_go_on(experiment), 128 + experiment.stopped_by[0]  # type: ignore[attr-defined]
+        elif experiment is not None:
+            lines = _results(experiment, tracker, options.eval_final)
     finally:
         # before the report, so that nothing is printed below it
         if tracker is not None:
@@ -57,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sb3-reinforce train", add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--eval-final", metavar="N", type=int, default=0, help="play N episodes with the saved model (default: 0)"
+    )
+    parser.add_argument(
+        "--resume", metavar="FOLDER", help="go on with the run in this folder, with its own arguments and those given now"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        metavar="N",
+        type=int,
+        default=10,
+        help="save the run every N updates, to go on after a crash; 0: never (default: 10)",
     )
     parser.add_argument("--track", action="store_true", help="log to Weights & Biases")
     parser.add_argument(
@@ -98,24 +136,112 @@ def _tracker(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Wa
         parser.error(f"--track: {error}")
 
 
-def _run_zoo(arguments: list[str], tracker: WandbCallback | None) -> "ExperimentManager | None":
+def _run_zoo(
+    zoo_arguments: list[str],
+    tracker: WandbCallback | None,
+    arguments: Sequence[str],
+    run: Run | None,
+    checkpoint_every: int,
+) -> "ExperimentManager | None":
     """
     Run ``rl_zoo3.train`` in this process.
 
-    :param arguments: its command line
+    :param zoo_arguments: its command line
     :param tracker: callback to put beside the zoo's own
+    :param arguments: our own command line, to be kept with the checkpoints
+    :param run: the run to go on with; None: a new one
+    :param checkpoint_every: number of updates from one checkpoint to the next; 0: none
     :return: the experiment, if it saved a model (a hyperparameter search does not)
     """
     register()
-    from rl_zoo3 import exp_manager
+    from rl_zoo3 import ALGOS, exp_manager
+    from stable_baselines3.common.callbacks import ProgressBarCallback
+
+    from sb3_reinforce import REINFORCE
 
     saved: list[ExperimentManager] = []
 
-    class TrackedExperimentManager(exp_manager.ExperimentManager):
-        """The zoo's, with our callback, and known to us once it saved its model."""
+    class OurExperimentManager(exp_manager.ExperimentManager):
+        """The zoo's, with our callbacks, able to go on, and known to us once it saved its model."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.checkpoint: RunCheckpoint | None = None
+            self.stopped_by: list[int] = []
+            if run is not None:
+                self.save_path, self.params_path = str(run.folder), str(run.folder / self.env_name)
+                self.continue_training = True
+
+        def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+            if run is not None and run.hyperparams is not None:
+                return copy.deepcopy(run.hyperparams), copy.deepcopy(run.hyperparams)
+            return super().read_hyperparameters()
+
+        def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+            if run is None:
+                super()._save_config(saved_hyperparams)
+            if self.checkpoint is not None:
+                kept = [*without_resume(arguments), "--seed", str(self.seed)]
+                write_run(Run(Path(self.save_path), kept, plain_hyperparams(saved_hyperparams)))
+
+        def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
+            there = [] if run is None or eval_env or no_log else monitor_files(run.folder)
+
+            def make_vec_env(*args: Any, **kwargs: Any) -> "VecEnv":
+                kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}
+                return original_make_vec_env(*args, **kwargs)
+
+            original_make_vec_env = exp_manager.make_vec_env
+            with _replaced(exp_manager, "make_vec_env", make_vec_env), keyboard_left_to_us():
+                env = super().create_envs(n_envs, eval_env, no_log)
+            # Monitor counts seconds from the start that its file names
+            for index, file in enumerate(there):
+                env.env_method("set_wrapper_attr", "t_start", started_at(file), indices=index)
+            return env
+
+        def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
+            if run is None:
+                return super()._load_pretrained_agent(hyperparams, env)
+            model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
+            print(f"Going on from {model._checkpoint}, at {model.num_timesteps} of {self.n_timesteps} steps")
+            return model
+
+        def learn(self, model: "BaseAlgorithm") -> None:
+            if self.checkpoint is not None and model.unfinished == "bootstrap":  # type: ignore[attr-defined]
+                print('No checkpoints: with unfinished="bootstrap" a run cannot go on exactly')
+                self.callbacks.remove(self.checkpoint)
+                self.checkpoint = None
+            if self.checkpoint is None:
+                super().learn(model)
+                return
+            kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
+            # an agent given by -i has played before, but not in this run
+            played = 0 if run is None else model.num_timesteps
+            try:
+                with stopped_by_signals(self.checkpoint) as self.stopped_by:
+                    model.learn(
+                        self.n_timesteps - played,
+                        callback=self.callbacks,
+                        reset_num_timesteps=run is None,
+                        **kwargs,  # type: ignore[arg-type]
+                    )
+            except Exception as error:
+                if self.checkpoint.newest is not None:
+                    error.add_note("\n".join(_how_to_go_on(self)))
+                raise
+            finally:
+                for callback in self.callbacks:
+                    if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
+                        callback.on_training_end()
+                with suppress(EOFError, OSError):  # workers that died cannot be told to close
+                    assert model.env is not None
+                    model.env.close()
 
         def create_callbacks(self) -> None:
             super().create_callbacks()
+            if checkpoint_every and not self.optimize_hyperparameters and issubclass(ALGOS[self.algo], REINFORCE):
+                self.checkpoint = RunCheckpoint(Path(self.save_path), checkpoint_every)
+                self.callbacks.append(self.checkpoint)
             if tracker is None:
                 return
             if self.optimize_hyperparameters:
@@ -129,8 +255,8 @@ def _run_zoo(arguments: list[str], tracker: WandbCallback | None) -> "Experiment
             saved.append(self)
 
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
-    with _replaced(exp_manager, "ExperimentManager", TrackedExperimentManager):
-        with _replaced(sys, "argv", ["sb3-reinforce train", *arguments]):
+    with _replaced(exp_manager, "ExperimentManager", OurExperimentManager):
+        with _replaced(sys, "argv", ["sb3-reinforce train", *zoo_arguments]):
             runpy.run_module("rl_zoo3.train", run_name="__main__")
     return saved[-1] if saved else None
 
@@ -143,6 +269,16 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+def _how_to_go_on(experiment: Any) -> list[str]:
+    newest = experiment.checkpoint.newest
+    if newest is None:
+        return ["Stopped; nothing was saved to go on from."]
+    return [
+        f"Saved:   {relative(newest)}",
+        f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(experiment.save_path))}",
+    ]
 
 
 def _results(experiment: "ExperimentManager", tracker: WandbCallback | None, n_episodes: int) -> list[str]:

@@ -1,0 +1,173 @@
+"""Runs of the command line that stop and go on: what was asked for, the signals, and Monitor's files."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from sb3_reinforce.checkpoint import TrainingCheckpoint, checkpoints_in
+from sb3_reinforce.save_util import write_atomically
+
+FOLDER = "checkpoints"
+RUN_FILE = "run.json"
+
+
+class Run(NamedTuple):
+    """
+    A run that can go on.
+
+    :param folder: RL Zoo's folder of the run, such as ``logs/reinforce/CartPole-v1_1``
+    :param arguments: the command line that it was started with, behind the verb, its seed included
+    :param hyperparams: the config that it was started with; None where it holds more than plain values
+    """
+
+    folder: Path
+    arguments: list[str]
+    hyperparams: dict[str, Any] | None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / FOLDER
+
+
+def read_run(path: str | Path) -> Run:
+    """
+    :param path: the folder of a run, or that of its checkpoints
+    :return: the run
+    :raises ValueError: if there is nothing to go on from
+    """
+    folder = Path(path)
+    if folder.name == FOLDER:
+        folder = folder.parent
+    file = folder / FOLDER / RUN_FILE
+    if not file.is_file():
+        raise ValueError(f"must be the folder of a run of `sb3-reinforce train`, got {path}, which has no {FOLDER}/{RUN_FILE}")
+    try:
+        saved = json.loads(file.read_text())
+        run = Run(folder, list(saved["arguments"]), saved["hyperparams"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+    if not checkpoints_in(run.checkpoints):
+        raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {' '.join(run.arguments)}")
+    return run
+
+
+def write_run(run: Run) -> None:
+    """
+    Keep what a run was started with, beside its checkpoints.
+
+    :param run: the run
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    values = {"arguments": run.arguments, "hyperparams": run.hyperparams}
+    write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode())
+
+
+def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
+    """
+    :param hyperparams: a config as RL Zoo has read it
+    :return: a copy that JSON keeps as it is; None if there is none
+    """
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(hyperparams)))
+    except (TypeError, ValueError):
+        return None
+    return copied if copied == dict(hyperparams) else None
+
+
+def without_resume(arguments: Sequence[str]) -> list[str]:
+    """
+    :param arguments: a command line
+    :return: the same without ``--resume FOLDER``
+    """
+    kept: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--resume":
+            next(left, None)
+        elif not argument.startswith("--resume="):
+            kept.append(argument)
+    return kept
+
+
+class RunCheckpoint(TrainingCheckpoint):
+    """
+    The checkpoint of a run of the command line, which cuts Monitor's files back to where they were at the checkpoint: their
+    rows behind it are about to be written again, and nothing in them tells a row from its repetition.
+
+    :param run_folder: RL Zoo's folder of the run
+    :param every_n_updates: number of updates from one checkpoint to the next
+    """
+
+    def __init__(self, run_folder: Path, every_n_updates: int):
+        super().__init__(run_folder / FOLDER, every_n_updates)
+        self.run_folder = run_folder
+
+    def state_dict(self) -> dict[str, Any]:
+        """:return: when the next checkpoint is due, and the sizes of Monitor's files"""
+        sizes = {file.name: file.stat().st_size for file in monitor_files(self.run_folder)}
+        return {**super().state_dict(), "monitor_sizes": sizes}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """:param state_dict: what :meth:`state_dict` returned"""
+        super().load_state_dict(state_dict)
+        for name, size in state_dict["monitor_sizes"].items():
+            file = self.run_folder / name
+            if file.is_file() and file.stat().st_size > size:
+                os.truncate(file, size)
+
+
+def monitor_files(run_folder: Path) -> list[Path]:
+    """:return: Monitor's files in the folder of a run, by environment"""
+    return sorted(run_folder.glob("*.monitor.csv"), key=lambda path: int(path.name.split(".")[0]))
+
+
+def started_at(monitor_file: Path) -> float:
+    """:return: the time that a Monitor's file counts from, seconds since the epoch"""
+    with monitor_file.open() as file:
+        return float(json.loads(file.readline()[1:])["t_start"])
+
+
+@contextmanager
+def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
+    """
+    Inside, the first Ctrl-C or SIGTERM asks for a stop at the end of the update; the second exits at once.
+
+    :param checkpoint: what is asked to stop
+    :return: the signals that came
+    """
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h")  # the progress bar has hidden the cursor
+            os._exit(128 + number)
+        came.append(number)
+        checkpoint.stop()
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nFinishing this update, then saving and leaving; once more to leave at once.\n")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield came
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def keyboard_left_to_us() -> Iterator[None]:
+    """Processes started inside do not react to Ctrl-C: a terminal sends it to all, and the update is to be finished."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
