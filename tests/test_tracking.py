@@ -2,10 +2,8 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +18,11 @@ from stable_baselines3.common.logger import Figure, HParam, Image, Logger, confi
 
 wandb = pytest.importorskip("wandb")
 
-from wandb.proto.wandb_internal_pb2 import Record  # noqa: E402
 from wandb.sdk.lib import wbauth  # noqa: E402
 
 from sb3_reinforce import REINFORCE  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat  # noqa: E402
+from tests.wandb_file import artifacts, config, exit_codes, history, records, summary, updates  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -38,65 +36,6 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     wandb.teardown()
     wbauth.unauthenticate_session(update_settings=False)
-
-
-def records(run_dir: Path) -> list[Record]:
-    """Everything in the file of a finished run. ``finish`` may return shortly before the file's end is on disk."""
-    deadline = time.monotonic() + 20
-    while True:
-        found = parsed(run_dir)
-        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
-            return found
-        time.sleep(0.05)
-
-
-def parsed(run_dir: Path) -> list[Record]:
-    """
-    The records in the ``.wandb`` file of a run.
-
-    It is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB (the header is part of the first) holding chunks of
-    checksum, length and type; type 1 is a whole record, 2, 3 and 4 are a record's first, middle and last part.
-    """
-    (path,) = run_dir.glob("*.wandb")
-    data = path.read_bytes()
-    found: list[Record] = []
-    parts, position = b"", 7
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # too little room for a chunk's head: the block's end is padding
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        position += 7
-        parts += data[position : position + length]
-        position += length
-        if kind in (1, 4):
-            found.append(Record.FromString(parts))
-            parts = b""
-    return found
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows that were logged; nested keys joined by dots."""
-    return [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records(run_dir)
-        if record.WhichOneof("record_type") == "history"
-    ]
-
-
-def config(run_dir: Path) -> dict[str, Any]:
-    """The settings as they stood at the end."""
-    settings: dict[str, Any] = {}
-    for record in records(run_dir):
-        kind = record.WhichOneof("record_type")
-        if kind in ("run", "config"):
-            update = record.run.config if kind == "run" else record.config
-            settings |= {item.key: json.loads(item.value_json) for item in update.update if item.key}
-    return settings
-
-
-def exit_codes(run_dir: Path) -> list[int]:
-    return [record.exit.exit_code for record in records(run_dir) if record.WhichOneof("record_type") == "exit"]
 
 
 def run_dirs() -> list[Path]:
@@ -124,7 +63,7 @@ class StepsAtDump(BaseCallback):
 def test_rows_carry_the_time_step_and_sb3s_names():
     tracker, expected = WandbCallback(mode="offline", verbose=0), StepsAtDump()
     small_model(seed=0).learn(600, callback=[expected, tracker])
-    rows = history(tracker.run_dir)
+    rows = updates(tracker.run_dir)
     assert [row["global_step"] for row in rows] == expected.steps
     assert len(rows) >= 3
     for row in rows:
@@ -140,8 +79,8 @@ def test_rows_carry_the_time_step_and_sb3s_names():
 def test_learn_again_from_zero_is_a_run_of_its_own():
     tracker, model = WandbCallback(mode="offline", verbose=0), small_model()
     model.set_logger(Logger(None, []))  # a logger of the user's stays across learn(): no row may be written twice
-    first = history(tracker.run_dir) if model.learn(100, callback=tracker) and tracker.run_dir else []
-    second = history(tracker.run_dir) if model.learn(100, callback=tracker) and tracker.run_dir else []
+    first = updates(tracker.run_dir) if model.learn(100, callback=tracker) and tracker.run_dir else []
+    second = updates(tracker.run_dir) if model.learn(100, callback=tracker) and tracker.run_dir else []
     assert len(run_dirs()) == 2
     for rows in (first, second):
         steps = [row["global_step"] for row in rows]
@@ -161,7 +100,7 @@ def test_a_run_of_the_users_is_used_and_left_open():
     directory = Path(run.dir).parent
     run.finish()
     assert exit_codes(directory) == [0]
-    steps = [row["global_step"] for row in history(directory)]
+    steps = [row["global_step"] for row in updates(directory)]
     assert steps == sorted(set(steps))
     assert config(directory)["gamma"] == "kept"
 
@@ -193,7 +132,7 @@ def test_config_is_what_decides_the_result():
 def test_works_with_other_algorithms():
     tracker = WandbCallback(mode="offline", verbose=0)
     A2C("MlpPolicy", "CartPole-v1", device="cpu").learn(20, callback=tracker, log_interval=1)
-    assert [row["global_step"] for row in history(tracker.run_dir)] == [5, 10, 15, 20]
+    assert [row["global_step"] for row in updates(tracker.run_dir)] == [5, 10, 15, 20]
     assert config(tracker.run_dir)["gae_lambda"] == 1.0
 
 
@@ -206,13 +145,7 @@ def test_finish_keeps_the_exit_code_and_happens_once():
     tracker.finish(exit_code=0)
     tracker.on_training_end()  # RL Zoo calls this twice
     assert exit_codes(tracker.run_dir) == [4]
-    summary = {
-        item.key or ".".join(item.nested_key): json.loads(item.value_json)
-        for record in records(tracker.run_dir)
-        if record.WhichOneof("record_type") == "summary"
-        for item in record.summary.update
-    }
-    assert summary["eval/final_mean_reward"] == 7.5
+    assert summary(tracker.run_dir)["eval/final_mean_reward"] == 7.5
 
 
 def test_a_learn_that_raised_leaves_a_failed_run_and_not_a_mixed_one():
