@@ -22,6 +22,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.tracking.background import BackgroundRun
 from sb3_reinforce.tracking.metrics import STEP_KEY
 from sb3_reinforce.tracking.settings import masked_command, model_settings, plain
@@ -168,10 +169,10 @@ class WandbCallback(BaseCallback):
         self._reset_statistics()
 
     def _reset_statistics(self) -> None:
-        # Of the episodes since the last update row. REINFORCE does not use those that end while it waits for others:
-        # it tells at the end of a rollout which ones it used.
+        # Return and length of the episodes since the last update row. Those that end while REINFORCE waits for others are
+        # not used for the update, and not among them.
         self._episodes: deque[tuple[float, float]] = deque(maxlen=100_000)
-        self._used_episodes: list[tuple[float, float]] | None = None
+        self._gathers_episodes = False
         self._next_episode_row = 0.0
         self._n_update_rows = 0
         self._next_video = self._last_best = 0.0
@@ -199,17 +200,18 @@ class WandbCallback(BaseCallback):
             self._log_video()
 
     def _on_step(self) -> bool:
-        # At CartPole's speed a microsecond here is 1 % of training.
-        dones = self.locals.get("dones")
-        if dones is not None and np.count_nonzero(dones):
-            self._end_episodes(dones)
+        # At CartPole's speed a microsecond here is 1 % of training. REINFORCE knows its episodes at the end of the rollout.
+        if self._gathers_episodes or time.monotonic() >= self._next_episode_row:
+            dones = self.locals.get("dones")
+            if dones is not None and np.count_nonzero(dones):
+                self._end_episodes(dones)
         return True
 
     def _on_rollout_end(self) -> None:
-        tracker = self.locals.get("tracker")
-        if hasattr(tracker, "episodes"):
-            used = [e for e in tracker.episodes if not e.cut and e.first_step == 0 and e.total_reward is not None]
-            self._used_episodes = (self._used_episodes or []) + [(e.total_reward, e.length) for e in used]
+        if isinstance(self.model, REINFORCE) and self._writer is not None:
+            played = self.locals["tracker"].episodes
+            used = [e for e in played if not e.cut and e.total_reward is not None]
+            self._episodes.extend((e.total_reward, e.first_step + e.length) for e in used)
 
     def _on_training_end(self) -> None:
         if self.run is not None and not self._training_ended:
@@ -306,7 +308,7 @@ class WandbCallback(BaseCallback):
         if not self._resuming:
             self._first_row, self.best_mean_reward = 0, None
         self._n_rows = 0
-        self._next_video = self._next_episode_row = 0.0
+        self._next_video, self._next_episode_row = 0.0, 0.0 if self.episode_rate else float("inf")
         if self._owns_run:
             self.run = self._start_run()
             # Each learn() is a run of its own; that of a checkpoint is gone on with once.
@@ -332,6 +334,7 @@ class WandbCallback(BaseCallback):
         else:
             # setdefaults: what the user put there stays
             self._submit(lambda: run.config.setdefaults(settings), "the settings were not recorded")
+        self._gathers_episodes = not isinstance(self.model, REINFORCE)
         self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row)
         self.logger.output_formats.append(self._writer)
         if self._owns_run:
@@ -443,9 +446,10 @@ class WandbCallback(BaseCallback):
         monitored = [(float(episode["r"]), float(episode["l"])) for episode in ended if episode is not None]
         if not monitored or self._writer is None:
             return
-        self._episodes.extend(monitored)
+        if self._gathers_episodes:
+            self._episodes.extend(monitored)
         now = time.monotonic()
-        if self.episode_rate and now >= self._next_episode_row:
+        if now >= self._next_episode_row:
             self._next_episode_row = now + 1 / self.episode_rate
             total_reward, length = monitored[-1]
             row = {STEP_KEY: self.num_timesteps, "episode/return": total_reward, "episode/length": length}
@@ -462,10 +466,9 @@ class WandbCallback(BaseCallback):
             self._log_best()
 
     def _add_statistics(self, row: dict[str, Any]) -> None:
-        episodes = list(self._episodes) if self._used_episodes is None else self._used_episodes
+        columns = np.array(self._episodes, dtype=np.float64).reshape(-1, 2).T
         self._episodes.clear()
-        self._used_episodes = None
-        for name, values in zip(("return", "length"), np.array(episodes, dtype=np.float64).reshape(-1, 2).T, strict=True):
+        for name, values in zip(("return", "length"), columns, strict=True):
             if len(values):
                 for statistic in (np.mean, np.std, np.min, np.max):
                     row.setdefault(f"rollout/ep_{name}_{statistic.__name__.removeprefix('a')}", float(statistic(values)))
@@ -536,7 +539,8 @@ class WandbCallback(BaseCallback):
             import wandb
 
             artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
-            artifact.add_dir(str(folder))
+            for file in sorted(folder.iterdir()):
+                artifact.add_file(str(file))
             run.log_artifact(artifact, aliases=[alias])
             shutil.rmtree(folder)  # W&B has made a copy
 
