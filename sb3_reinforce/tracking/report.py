@@ -165,12 +165,18 @@ def _mean_and_band(
 
 
 def _at(x: np.ndarray, y: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Values at other steps: means over neighbours where there are many, else linear between two; NaN outside of x."""
+    """
+    Values at other steps: means over neighbours where there are many, else linear between two.
+
+    Runs of one setting begin and end at slightly different steps: the first and the last value hold a little further, so that
+    the mean does not jump where a run ends. NaN beyond.
+    """
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if not len(x):
         return np.full(len(steps), np.nan)
-    inside = (steps >= x[0]) & (steps <= x[-1])
+    margin = 0.05 * (steps[-1] - steps[0])
+    inside = (steps >= x[0] - margin) & (steps <= x[-1] + margin)
     if len(x) > len(steps) > 1:
         cells = np.searchsorted((steps[1:] + steps[:-1]) / 2, x)
         sums, counts = np.bincount(cells, y, len(steps)), np.bincount(cells, minlength=len(steps))
