@@ -58,7 +58,11 @@ def main() -> None:
     th.set_num_threads(1)
     warnings.simplefilter("error")  # an untracked run must not pass for a cheap one
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    print(f"{version('stable-baselines3')=} {version('wandb')=} {version('torch')=} {version('gymnasium')=}".replace("version", ""))
+    print(
+        f"{version('stable-baselines3')=} {version('wandb')=} {version('torch')=} {version('gymnasium')=}".replace(
+            "version", ""
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         pilot = seconds_per_step(10, tracked=False)
@@ -69,7 +73,9 @@ def main() -> None:
             for tracked in (False, True) if turn % 2 == 0 else (True, False):
                 measured[turn, int(tracked)] = seconds_per_step(updates, tracked)
             overhead = measured[turn, 1] / measured[turn, 0] - 1
-            print(f"turn {turn}: {1 / measured[turn, 0]:.0f} steps/s without, {1 / measured[turn, 1]:.0f} with: {overhead:+.1%}")
+            print(
+                f"turn {turn}: {1 / measured[turn, 0]:.0f} steps/s without, {1 / measured[turn, 1]:.0f} with: {overhead:+.1%}"
+            )
         n_files = len(list(Path("wandb").glob("offline-run-*/*.wandb")))
         os.chdir("/")
     ratios = measured[:, 1] / measured[:, 0] - 1

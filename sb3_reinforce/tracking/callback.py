@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -179,6 +179,7 @@ class WandbCallback(BaseCallback):
         self._pending_best: tuple[Path, dict[str, Any]] | None = None
         self._folder: Path | None = None
         self._warned: set[str] = set()
+        self._given_up = threading.Event()
 
     # ------------------------------------------------------------------------------------------- SB3 calls these
 
@@ -225,6 +226,11 @@ class WandbCallback(BaseCallback):
 
     # ------------------------------------------------------------------------------------------- for the caller
 
+    @property
+    def training_interrupted(self) -> bool:
+        """Whether ``learn`` has begun and not come to its end."""
+        return self.run is not None and not self._training_ended
+
     def log_summary(self, values: Mapping[str, float]) -> None:
         """
         Put single numbers, such as a final evaluation's, beside the run's name in W&B's table of runs.
@@ -255,18 +261,18 @@ class WandbCallback(BaseCallback):
         self.run = self._background = None
         if background is None or run is None:
             return
+        last = (lambda: run.finish(exit_code=exit_code)) if self._owns_run else None
+        in_time = False
         try:
-            if self._owns_run:
-                background.submit(lambda: run.finish(exit_code=exit_code))
-            in_time = background.close(timeout=self.finish_timeout + 10)
+            in_time = background.close(last, self.finish_timeout + 5)
         except Exception as error:
             self._warn("something was not logged", error)
-        else:
+        finally:
             if not in_time:
+                self._given_up.set()
+                self._warn(f"did not end within {self.finish_timeout:g} s, what was logged is in {self.run_dir}")
                 if self._owns_run:
                     _end_service()
-                self._warn(f"did not finish in {self.finish_timeout + 10:g} s, what was logged is in {self.run_dir}")
-        finally:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._reset_statistics()
@@ -274,9 +280,7 @@ class WandbCallback(BaseCallback):
     def __enter__(self) -> "WandbCallback":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.finish(exit_code_of(error))
 
     def state_dict(self) -> dict[str, Any]:
@@ -363,7 +367,8 @@ class WandbCallback(BaseCallback):
         settings = wandb.Settings(
             # the default limits are 90 s for the start and none for the end
             init_timeout=self.init_timeout,
-            finish_timeout=self.finish_timeout,
+            # the other half is for models that are still being uploaded
+            finish_timeout=self.finish_timeout / 2,
             # rows reach the file after so many seconds: what a killed process loses
             x_transaction_log_flush_interval=2.0,
             # the program's output and uncommitted changes may hold secrets
@@ -544,7 +549,7 @@ class WandbCallback(BaseCallback):
             run.log_artifact(artifact, aliases=[alias])
             shutil.rmtree(folder)  # W&B has made a copy
 
-        self._submit(log, "a model was not logged")
+        self._submit(log, "a model was not logged", upload=True)
 
     def _log_video(self) -> None:
         if self.run is None or self._writer is None:
@@ -573,18 +578,21 @@ class WandbCallback(BaseCallback):
 
     # ------------------------------------------------------------------------------------------- failures
 
-    def _submit(self, call: Callable[[], Any], consequence: str) -> None:
+    def _submit(self, call: Callable[[], Any], consequence: str, upload: bool = False) -> None:
         if self._background is None:
             return
+
+        given_up = self._given_up
 
         def guarded() -> None:
             try:
                 call()
             except Exception as error:
-                self._warn(consequence, error)
+                if not given_up.is_set():
+                    self._warn(consequence, error)
 
         try:
-            self._background.submit(guarded)
+            self._background.submit(guarded, upload)
         except Exception as error:
             # what the thread failed with before; the writer says so
             if self._writer is None:
@@ -669,9 +677,17 @@ def _end_service() -> None:
 
     W&B has no public way to it. Where the private one has changed nothing happens.
     """
+    import wandb
     from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import module
 
     connection = getattr(wandb_setup.singleton(), "_connection", None)
     process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if process is not None:
-        process.kill()
+    if process is None:
+        return
+    process.kill()
+    with suppress(Exception):
+        # so that the next run of this program starts a new one
+        connection._cleanup()
+        module.unset_globals()
+        wandb.teardown()

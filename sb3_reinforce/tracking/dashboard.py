@@ -108,7 +108,9 @@ def make_report(project: str, entity: str, name: str = TITLE, of_project: bool =
             wr.P(section.question),
             wr.PanelGrid(runsets=[wr.Runset(name="Runs", **runs)], panels=[_panel(metric) for metric in section.metrics]),
         ]
-    return wr.Report(project=project, entity=entity, title=name, description="Made by `sb3-reinforce dashboard`.", blocks=blocks)
+    return wr.Report(
+        project=project, entity=entity, title=name, description="Made by `sb3-reinforce dashboard`.", blocks=blocks
+    )
 
 
 def _panel(metric: Metric) -> Any:

@@ -159,7 +159,6 @@ def _take(record: Any, run: Run, rows: list[dict[str, Any]]) -> None:
     """Put what a record tells where it belongs."""
     kind = record.WhichOneof("record_type")
     if kind == "history":
-
         rows.append(_nested(record.history.item))
     elif kind == "summary":
         run.summary |= {k: v for k, v in _nested(record.summary.update).items() if not k.startswith("_")}
@@ -218,7 +217,8 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
     return {
-        key: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)], dtype=np.float64)) for key, at in points.items()
+        key: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)], dtype=np.float64))
+        for key, at in points.items()
     }
 
 

@@ -33,9 +33,7 @@ class WandbOutputFormat(KVWriter):
     :param add_to_row: called with each row before it is logged, to look at it or to add to it
     """
 
-    def __init__(
-        self, run: "wandb.Run | BackgroundRun", add_to_row: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, run: "wandb.Run | BackgroundRun", add_to_row: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.run = run
         self.add_to_row = add_to_row
         self._failed = False
