@@ -3,9 +3,9 @@ What tracking costs: CartPole-v1, 8 environments, default arguments, the same tr
 
     python benchmarks/tracking_overhead.py --seconds 60 --rounds 10
 
-Each turn plays so many updates as fill ``seconds / rounds`` without tracking. It is timed from the end of the first update to the
-end of the last one, so W&B's start and finish are left out; the untracked side has no callback at all. The order changes from
-turn to turn, so that a drift of the machine cancels out. Printed: the overhead of each turn, and over all turns together
+Each turn plays so many updates as fill ``seconds / rounds`` without tracking. It is timed from the end of the first update to
+the end of the last one, so W&B's start and finish are left out; the untracked side has no callback at all. The order changes
+from turn to turn, so that a drift of the machine cancels out. Printed: the overhead of each turn, and over all turns together
 (seconds with tracking over seconds without, minus one) with the standard error of the turns.
 """
 
@@ -58,11 +58,7 @@ def main() -> None:
     th.set_num_threads(1)
     warnings.simplefilter("error")  # an untracked run must not pass for a cheap one
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    print(
-        f"{version('stable-baselines3')=} {version('wandb')=} {version('torch')=} {version('gymnasium')=}".replace(
-            "version", ""
-        )
-    )
+    print(", ".join(f"{name} {version(name)}" for name in ("stable-baselines3", "wandb", "torch", "gymnasium")))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         pilot = seconds_per_step(10, tracked=False)
@@ -73,16 +69,15 @@ def main() -> None:
             for tracked in (False, True) if turn % 2 == 0 else (True, False):
                 measured[turn, int(tracked)] = seconds_per_step(updates, tracked)
             overhead = measured[turn, 1] / measured[turn, 0] - 1
-            print(
-                f"turn {turn}: {1 / measured[turn, 0]:.0f} steps/s without, {1 / measured[turn, 1]:.0f} with: {overhead:+.1%}"
-            )
+            without, with_tracking = 1 / measured[turn]
+            print(f"turn {turn}: {without:.0f} steps/s without, {with_tracking:.0f} with: {overhead:+.1%}", flush=True)
         n_files = len(list(Path("wandb").glob("offline-run-*/*.wandb")))
         os.chdir("/")
     ratios = measured[:, 1] / measured[:, 0] - 1
     total = measured[:, 1].sum() / measured[:, 0].sum() - 1
     spread = ratios.std(ddof=1) / np.sqrt(len(ratios)) if len(ratios) > 1 else float("nan")
-    print(f"overhead {total:+.2%} +- {spread:.2%} (standard error), median {np.median(ratios):+.2%}, {updates} updates a turn, "
-          f"{n_files} run files")  # fmt: skip
+    print(f"overhead {total:+.2%} +- {spread:.2%} (standard error), median {np.median(ratios):+.2%}; {updates} updates a turn")
+    assert n_files == options.rounds + 1, f"{n_files} run files were written"
 
 
 if __name__ == "__main__":

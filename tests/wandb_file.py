@@ -1,12 +1,30 @@
 """What is in the file of a W&B run, read by an independent reader: the tests do not ask the code that they test."""
 
 import json
+import os
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.lib import wbauth
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory of its own, nobody logged in; W&B remembers both for the life of the process if not torn down."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    wandb.teardown()
+    wbauth.unauthenticate_session(update_settings=False)
 
 
 def records(run_dir: Path) -> list[Record]:

@@ -125,20 +125,12 @@ class WandbServer:
             return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
         if operation == "CreateArtifact":
             self.artifacts.append(variables.get("input") or variables)
-            made = {
-                "id": f"artifact{len(self.artifacts)}",
-                "state": "PENDING",
-                "artifactSequence": {"id": "4", "latestArtifact": None},
-            }
+            sequence = {"id": "4", "latestArtifact": None}
+            made = {"id": f"artifact{len(self.artifacts)}", "state": "PENDING", "artifactSequence": sequence}
             return {"data": {"createArtifact": {"artifact": made}}}
         if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
-            file = {
-                "id": "5",
-                "name": "wandb_manifest.json",
-                "displayName": "m",
-                "uploadUrl": f"{self.url}/upload/manifest",
-                "uploadHeaders": [],
-            }
+            upload = {"uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
+            file = {"id": "5", "name": "wandb_manifest.json", "displayName": "m", **upload}
             key = operation[0].lower() + operation[1:]
             return {"data": {key: {"artifactManifest": {"id": "6", "file": file}}}}
         if operation == "CreateArtifactFiles":

@@ -133,7 +133,7 @@ class WandbCallback(BaseCallback):
             if not 0 < seconds < float("inf"):
                 raise ValueError(f"{argument} must be a number of seconds above 0, got {seconds!r}")
         try:
-            import wandb  # noqa: F401
+            import wandb
         except ImportError as error:
             raise ImportError('WandbCallback needs wandb: pip install "sb3-reinforce[wandb]"') from error
         self.project = project
@@ -484,7 +484,7 @@ class WandbCallback(BaseCallback):
 
     def _add_histograms(self, row: dict[str, Any]) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
-        names = ("returns", "advantages", "actions")
+        names: tuple[str, ...] = ("returns", "advantages", "actions")
         if buffer is None:
             buffer, names = getattr(self.model, "replay_buffer", None), ("actions",)
         n_rows = 0 if buffer is None else buffer.size()
@@ -683,7 +683,7 @@ def _end_service() -> None:
 
     connection = getattr(wandb_setup.singleton(), "_connection", None)
     process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if process is None:
+    if connection is None or process is None:
         return
     process.kill()
     with suppress(Exception):

@@ -56,7 +56,7 @@ def _push(options: argparse.Namespace) -> int:
         if not _mode_and_key()[1]:
             print("sb3-reinforce: error: --push needs an API key: wandb login", file=sys.stderr)
             return 1
-        entity = options.entity or wandb.Api(timeout=20).default_entity
+        entity = options.entity or wandb.Api(timeout=20).default_entity or ""
         workspace = make_workspace(options.project, entity, options.name)
         workspace.save()
         report = make_report(options.project, entity, options.name, of_project=True)

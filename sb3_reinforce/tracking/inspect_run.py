@@ -19,7 +19,9 @@ def inspect_run(arguments: Sequence[str]) -> int:
     :param arguments: the command line after the verb
     :return: the exit code: 0, or 1 if nothing could be read
     """
-    parser = argparse.ArgumentParser(prog="sb3-reinforce inspect-run", description=inspect_run.__doc__.split("\n")[1].strip())
+    parser = argparse.ArgumentParser(
+        prog="sb3-reinforce inspect-run", description="State, config, summary and last values of the runs below some folders."
+    )
     parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
     parser.add_argument("--json", action="store_true", help="as JSON, one object per run and line")
     options = parser.parse_args(arguments)

@@ -47,8 +47,8 @@ SECTIONS = (
     ),
     Section(
         "Gradient",
-        "How noisy is the estimate, and does the baseline help? Variance of the gradients of single episodes, signal to noise, "
-        "variance without the baseline over variance with it, and a test that the mean score is zero.",
+        "How noisy is the estimate, and does the baseline help? Variance of the gradients of single episodes, signal to "
+        "noise, variance without the baseline over variance with it, and a test that the mean score is zero.",
         (
             Metric("gradient/variance", "Variance of the episodes' gradients"),
             Metric("gradient/snr", "Signal-to-noise ratio"),

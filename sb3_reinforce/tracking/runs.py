@@ -91,7 +91,7 @@ def _below_a_link(path: Path, top: Path) -> bool:
 def _read_wandb(files: list[Path]) -> list[Run]:
     """:param files: ``.wandb`` files; those with one run's id are parts of it, in the order of their folders' times"""
     try:
-        from wandb.proto.wandb_internal_pb2 import Record
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
     except ImportError:
         if files:
             raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
@@ -134,7 +134,8 @@ def _records(file: Path) -> tuple[list[bytes], str | None]:
     data = file.read_bytes()
     if len(data) < 7 or data[:4] != b":W&B":
         return [], "not a W&B run file, or cut at its beginning"
-    records, parts, position = [], b"", 7
+    records: list[bytes] = []
+    parts, position = b"", 7
     while position < len(data):
         left = 32768 - position % 32768
         if left < 7:  # too little room for a chunk's head: the block's end is padding
@@ -216,9 +217,10 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 quantiles = _quantiles(value)
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
+    ordered = {key: sorted(at.items()) for key, at in points.items()}
     return {
-        key: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)], dtype=np.float64))
-        for key, at in points.items()
+        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=np.float64))
+        for key, pairs in ordered.items()
     }
 
 

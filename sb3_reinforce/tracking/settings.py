@@ -58,7 +58,7 @@ def masked_command(arguments: Sequence[str]) -> list[str]:
     mask_next = False
     for word in arguments:
         is_option = word.startswith("-") and not re.fullmatch(r"-[\d.eE+-]+", word)
-        name, separator, value = word.partition("=") if is_option or "=" in word else word.partition(":")
+        name, separator, _ = word.partition("=") if is_option or "=" in word else word.partition(":")
         if mask_next and not is_option:
             shown.append(MASK)
             mask_next = False
@@ -95,11 +95,12 @@ def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
         ),
         "versions": _versions(),
         "git_commit": _git_commit(),
-        "command": _command(),
+        "command": command_line(),
     }
 
 
-def _command() -> str:
+def command_line() -> str:
+    """:return: how this program was started, secrets masked"""
     program = Path(sys.argv[0] if sys.argv else "")
     # `python -m package` leaves the path of its __main__.py
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name

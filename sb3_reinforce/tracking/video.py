@@ -1,5 +1,7 @@
 """Videos of evaluation episodes."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -46,10 +48,15 @@ def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, 
         if frame is None:
             raise ValueError(f"video_env must have render_mode='rgb_array', got {env.render_mode!r}")
         frames.append(np.asarray(frame, dtype=np.uint8))
-        actions, state = model.predict(observations, state=state, episode_start=starts, deterministic=True)
+        actions, state = model.predict(
+            observations,  # type: ignore[arg-type]
+            state=state,
+            episode_start=starts,
+            deterministic=True,
+        )
         observations, rewards, starts, _ = env.step(actions)
         total_reward += float(rewards[0])
         if starts[0]:
             break
-    fps = int(env.metadata.get("render_fps", 30)) if isinstance(env.metadata, dict) else 30
-    return np.stack(frames).transpose(0, 3, 1, 2), fps, total_reward
+    fps: Any = (env.metadata or {}).get("render_fps", 30)
+    return np.stack(frames).transpose(0, 3, 1, 2), int(fps), total_reward

@@ -17,6 +17,7 @@ from sb3_reinforce.tracking.callback import (
     exit_code_of,
     trial_callback,
 )
+from sb3_reinforce.tracking.settings import command_line
 from sb3_reinforce.zoo import config_file, register
 from sb3_reinforce.zoo.checkpoints import (
     Run,
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=0,
-        help="film an evaluation episode every N steps (default: 0, never)",
+        help="film an episode every N steps (default: 0, never)",
     )
     parser.add_argument("-tags", "--wandb-tags", metavar="TAG", nargs="+", default=[], help="labels of the run")
     return parser
@@ -150,6 +151,7 @@ def _tracker(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Wa
             group=options.wandb_group,
             tags=options.wandb_tags,
             mode=options.wandb_mode,
+            config={"command": command_line()},  # while the zoo runs, sys.argv is the zoo's
             finish_at_end=False,  # the final evaluation belongs to the run, too
         )
     except ImportError as error:
