@@ -1,6 +1,7 @@
 """A headless Chromium, driven by its DevTools protocol over a pipe: no driver and no socket."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -34,17 +35,18 @@ class Browser:
         self._in, from_browser = os.pipe()
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
         arguments += [f"--user-data-dir={profile}", "--hide-scrollbars", "--force-device-scale-factor=1"]
-        # the browser reads commands on file 3 and writes on file 4
-        command = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        # the browser reads commands on file 3 and writes on file 4; high numbers first, so that neither overwrites the other
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (to_browser, from_browser)]
         self.process = subprocess.Popen(
-            ["sh", "-c", command, "sh", find_chromium(), *arguments],
-            pass_fds=(to_browser, from_browser),
+            [find_chromium(), *arguments],
+            preexec_fn=lambda: [os.dup2(end, number) for end, number in zip(ends, (3, 4), strict=True)] and None,
+            pass_fds=(3, 4),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser)
-        os.close(from_browser)
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
         os.set_blocking(self._in, False)
         self.events: list[dict[str, Any]] = []
         self._buffer, self._number = b"", 0

@@ -478,6 +478,7 @@ def test_as_a_context_manager_the_state_is_known():
         assert [artifact.aliases[-1] for artifact in artifacts(tracker.run_dir)] == ["last"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end, code", [("raise RuntimeError('stumbled')", 1), ("os.kill(os.getpid(), signal.SIGTERM)", 143)])
 def test_the_end_of_the_process_is_the_end_of_the_run(end: str, code: int, tmp_path: Path):
     program = f"""
@@ -568,6 +569,7 @@ def test_trials_are_runs_of_one_group():
 # --- W&B in trouble ---
 
 
+@pytest.mark.slow
 def test_a_stopped_process_of_wandbs_stops_nobody():
     """As with a hung disk: W&B's own calls would wait for ever."""
     tracker = WandbCallback(mode="offline", verbose=0, finish_timeout=2)
@@ -609,9 +611,10 @@ def test_a_process_of_wandbs_that_dies_costs_a_warning():
         model.learn(1000, callback=[tracker, KillService()])
     assert time.monotonic() - started < 40
     assert model.num_timesteps >= 1000
-    assert len([warning for warning in warned if "W&B" in str(warning.message)]) <= 2
+    assert len([warning for warning in warned if "W&B" in str(warning.message)]) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning(tmp_path: Path):
     """A limit on the size of files stands in for the disk: W&B's process cannot write more than 100 kB into its run's file."""
     program = """

@@ -165,7 +165,7 @@ class WandbCallback(BaseCallback):
         self._owns_run = False
         self._background: BackgroundRun | None = None
         self._writer: WandbOutputFormat | None = None
-        self._start_due = self._training_ended = False
+        self._start_due = self._training_ended = self._terminated = False
         self._reset_statistics()
 
     def _reset_statistics(self) -> None:
@@ -242,14 +242,14 @@ class WandbCallback(BaseCallback):
             kept = dict(values)
             self._submit(lambda: run.summary.update(kept), "the summary was not recorded")
 
-    def finish(self, exit_code: int | None = FINISHED) -> None:
+    def finish(self, exit_code: int = FINISHED) -> None:
         """
         End the run, if this callback started it. A second call does nothing.
 
         It returns within ``finish_timeout`` and some seconds, whatever the server does.
 
         :param exit_code: 0 for success; 255 (Ctrl-C) and 143 (SIGTERM) say that training was killed, anything else that it
-            failed; None leaves it to W&B, which knows what ends the process
+            failed
         """
         if self.run is not None and self._owns_run and not self._training_ended:
             self._training_ended = True
@@ -339,7 +339,7 @@ class WandbCallback(BaseCallback):
             # setdefaults: what the user put there stays
             self._submit(lambda: run.config.setdefaults(settings), "the settings were not recorded")
         self._gathers_episodes = not isinstance(self.model, REINFORCE)
-        self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row)
+        self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row, warn=self._warn)
         self.logger.output_formats.append(self._writer)
         if self._owns_run:
             # before W&B's own, which would wait without bound
@@ -357,7 +357,7 @@ class WandbCallback(BaseCallback):
                 return self._init(attempt)
             except Exception as error:
                 next_step = "the run is kept offline" if attempt == "online" else "this training is not tracked"
-                self._warn(f"could not start {attempt}, {next_step}", error)
+                self._warn(f"could not start {attempt}, {next_step}", error, about=f"start {attempt}")
         return None
 
     def _init(self, mode: str) -> "wandb.Run":
@@ -406,7 +406,7 @@ class WandbCallback(BaseCallback):
         try:
             wished, has_key = _mode_and_key()
         except Exception as error:
-            self._warn("the API key cannot be read, the run is kept offline", error)
+            self._warn("the API key cannot be read, the run is kept offline", error, about="key")
             return "offline"
         if self.mode == "auto" and wished in ("offline", "disabled"):
             return wished
@@ -424,7 +424,14 @@ class WandbCallback(BaseCallback):
         self._writer = None
 
     def _at_exit(self) -> None:
-        self.finish(exit_code=None)
+        # what ends the interpreter; a SystemExit is not kept
+        error = getattr(sys, "last_value", None)
+        if self._terminated:
+            self.finish(TERMINATED)
+        elif error is not None:
+            self.finish(exit_code_of(error))
+        else:
+            self.finish(FINISHED if self._training_ended else FAILED)
 
     def _notice_sigterm(self) -> None:
         """
@@ -432,16 +439,18 @@ class WandbCallback(BaseCallback):
 
         Only where nobody else listens to it.
         """
-        self._signal_set = (
-            threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        )
-        if self._signal_set:
-            signal.signal(signal.SIGTERM, _exit_terminated)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminate)
 
     def _restore_signal(self) -> None:
-        if getattr(self, "_signal_set", False) and signal.getsignal(signal.SIGTERM) is _exit_terminated:
+        # methods are equal, and not the same: each look-up makes a new one
+        if signal.getsignal(signal.SIGTERM) == self._terminate and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._signal_set = False
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        self._terminated = True
+        sys.exit(TERMINATED)
 
     # ------------------------------------------------------------------------------------------- rows
 
@@ -559,7 +568,7 @@ class WandbCallback(BaseCallback):
                 self.video_env = make_video_env(self.video_env, self.model)
             frames, fps, total_reward = record_episode(self.model, self.video_env)  # type: ignore[arg-type]
         except Exception as error:
-            self._warn("no videos are recorded", error)
+            self._warn("no videos are recorded", error, about="videos")
             self.video_env = None
             return
         caption = f"step {self.num_timesteps}, return {total_reward:g}"
@@ -570,7 +579,7 @@ class WandbCallback(BaseCallback):
             try:
                 return wandb.Video(frames, fps=fps, format="mp4", caption=caption)
             except Exception as error:
-                self._warn("a video was not encoded", error)
+                self._warn("a video was not encoded", error, about="videos")
                 return None
 
         # the thread encodes it, while training goes on
@@ -598,10 +607,10 @@ class WandbCallback(BaseCallback):
             if self._writer is None:
                 self._warn(consequence, error)
 
-    def _warn(self, consequence: str, error: Exception | None = None) -> None:
-        """Once for each consequence and run."""
-        if consequence not in self._warned:
-            self._warned.add(consequence)
+    def _warn(self, consequence: str, error: Exception | None = None, about: str = "run") -> None:
+        """Once per run about its start, the run and its videos: one trouble brings others after it."""
+        if about not in self._warned:
+            self._warned.add(about)
             reason = "" if error is None else f" ({type(error).__name__}: {error})"
             warnings.warn(f"W&B: {consequence}, training goes on{reason}", stacklevel=3)
 
@@ -633,10 +642,6 @@ def exit_code_of(error: BaseException | None) -> int:
         code = error.code
         return code if isinstance(code, int) else FINISHED if code is None else FAILED
     return FAILED
-
-
-def _exit_terminated(signum: int, frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
 
 
 @contextmanager
@@ -686,7 +691,7 @@ def _end_service() -> None:
     if connection is None or process is None:
         return
     process.kill()
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         # so that the next run of this program starts a new one
         connection._cleanup()
         module.unset_globals()

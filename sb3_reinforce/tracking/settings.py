@@ -26,7 +26,7 @@ _SECRET_NAME = re.compile(
 _SECRET_VALUE = re.compile(
     r"""
     (?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}
-    | eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+          # a JSON web token
+    | eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)+          # a JSON web token
     | (?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])  # W&B's keys, and others in hexadecimal digits
     | (?<![A-Za-z0-9+/_\-])(?=[A-Za-z+/_\-]*\d)(?=[A-Z\d+/_\-]*[a-z])(?=[a-z\d+/_\-]*[A-Z])[A-Za-z0-9+_\-]{32,}={0,2}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----

@@ -31,11 +31,18 @@ class WandbOutputFormat(KVWriter):
 
     :param run: the run to write to, started and finished by the caller
     :param add_to_row: called with each row before it is logged, to look at it or to add to it
+    :param warn: called with the consequence of a failure and the error; None: a warning of Python's
     """
 
-    def __init__(self, run: "wandb.Run | BackgroundRun", add_to_row: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        run: "wandb.Run | BackgroundRun",
+        add_to_row: Callable[[dict[str, Any]], None] | None = None,
+        warn: Callable[[str, Exception], None] | None = None,
+    ) -> None:
         self.run = run
         self.add_to_row = add_to_row
+        self.warn = warn
         self._failed = False
         self._warned_keys: set[str] = set()
         try:
@@ -88,6 +95,9 @@ class WandbOutputFormat(KVWriter):
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
+        if self.warn is not None:
+            self.warn("logging stops", error)
+            return
         warnings.warn(f"W&B: logging stops, training goes on ({type(error).__name__}: {error})", stacklevel=3)
 
 
