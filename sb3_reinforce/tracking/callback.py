@@ -41,6 +41,9 @@ FINISHED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 255, 143
 # More rows of single episodes would slow training, and nobody could tell them apart
 MAX_EPISODE_RATE = 10.0
 
+# A rollout that takes longer is watched step by step, so that its episodes are seen before its end
+_LONG_ROLLOUT = 1.0
+
 # A new best model within so many seconds of the last waits, so that early training does not upload one per evaluation
 _SECONDS_BETWEEN_BESTS = 60.0
 
@@ -110,7 +113,7 @@ class WandbCallback(BaseCallback):
         mode: Mode = "auto",
         config: Mapping[str, Any] | None = None,
         finish_at_end: bool = True,
-        episode_rate: float = MAX_EPISODE_RATE,
+        episode_rate: float = 4.0,
         histogram_freq: int = 10,
         save_models: bool = True,
         video_env: GymEnv | str | None = None,
@@ -165,14 +168,15 @@ class WandbCallback(BaseCallback):
         self._owns_run = False
         self._background: BackgroundRun | None = None
         self._writer: WandbOutputFormat | None = None
+        self._rollout_start = 0.0
         self._start_due = self._training_ended = self._terminated = False
         self._reset_statistics()
 
     def _reset_statistics(self) -> None:
-        # Return and length of the episodes since the last update row. Those that end while REINFORCE waits for others are
-        # not used for the update, and not among them.
+        # return and length of the episodes since the last update row
         self._episodes: deque[tuple[float, float]] = deque(maxlen=100_000)
-        self._gathers_episodes = False
+        #: whether REINFORCE is to call this callback at each step; other algorithms always do
+        self.needs_steps = True
         self._next_episode_row = 0.0
         self._n_update_rows = 0
         self._next_video = self._last_best = 0.0
@@ -199,20 +203,27 @@ class WandbCallback(BaseCallback):
         if self.video_env is not None and self.num_timesteps >= self._next_video:
             self._next_video = (self.num_timesteps // self.video_freq + 1) * self.video_freq
             self._log_video()
+        self._rollout_start = time.monotonic()
 
     def _on_step(self) -> bool:
-        # At CartPole's speed a microsecond here is 1 % of training. REINFORCE knows its episodes at the end of the rollout.
-        if self._gathers_episodes or time.monotonic() >= self._next_episode_row:
+        if self.needs_steps:
             dones = self.locals.get("dones")
             if dones is not None and np.count_nonzero(dones):
                 self._end_episodes(dones)
         return True
 
     def _on_rollout_end(self) -> None:
-        if isinstance(self.model, REINFORCE) and self._writer is not None:
-            played = self.locals["tracker"].episodes
-            used = [e for e in played if not e.cut and e.total_reward is not None]
-            self._episodes.extend((e.total_reward, e.first_step + e.length) for e in used)
+        if self._writer is None or not isinstance(self.model, REINFORCE):
+            return
+        # Not those that have ended while REINFORCE waited for others: short ones, and not used for the update.
+        used = [e for e in self.locals["tracker"].episodes if not e.cut and e.total_reward is not None]
+        self._episodes.extend((e.total_reward, e.first_step + e.length) for e in used)
+        if used and not self.needs_steps:
+            last = max(used, key=lambda episode: episode.end)
+            steps_since = (self.locals["n_steps"] - last.end) * self.model.n_envs
+            self._log_episode(last.total_reward, last.first_step + last.length, self.num_timesteps - steps_since)
+        # At CartPole's speed a microsecond in each step is 1 % of training, and a rollout is over within a tenth of a second.
+        self.needs_steps = time.monotonic() - self._rollout_start > _LONG_ROLLOUT
 
     def _on_training_end(self) -> None:
         if self.run is not None and not self._training_ended:
@@ -338,7 +349,7 @@ class WandbCallback(BaseCallback):
         else:
             # setdefaults: what the user put there stays
             self._submit(lambda: run.config.setdefaults(settings), "the settings were not recorded")
-        self._gathers_episodes = not isinstance(self.model, REINFORCE)
+        self.needs_steps = not isinstance(self.model, REINFORCE)
         self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row, warn=self._warn)
         self.logger.output_formats.append(self._writer)
         if self._owns_run:
@@ -460,14 +471,15 @@ class WandbCallback(BaseCallback):
         monitored = [(float(episode["r"]), float(episode["l"])) for episode in ended if episode is not None]
         if not monitored or self._writer is None:
             return
-        if self._gathers_episodes:
+        if not isinstance(self.model, REINFORCE):
             self._episodes.extend(monitored)
+        self._log_episode(*monitored[-1], self.num_timesteps)
+
+    def _log_episode(self, total_reward: float, length: float, step: int) -> None:
         now = time.monotonic()
-        if now >= self._next_episode_row:
+        if self._writer is not None and now >= self._next_episode_row:
             self._next_episode_row = now + 1 / self.episode_rate
-            total_reward, length = monitored[-1]
-            row = {STEP_KEY: self.num_timesteps, "episode/return": total_reward, "episode/length": length}
-            self._writer.log_row(row)
+            self._writer.log_row({STEP_KEY: step, "episode/return": total_reward, "episode/length": float(length)})
 
     def _add_to_row(self, row: dict[str, Any]) -> None:
         """What SB3's logger does not know, added to the row that it has dumped."""

@@ -101,7 +101,7 @@ class WandbOutputFormat(KVWriter):
         warnings.warn(f"W&B: logging stops, training goes on ({type(error).__name__}: {error})", stacklevel=3)
 
 
-def histogram(values: np.ndarray, discrete: bool = False, bins: int = 32) -> "wandb.Histogram | None":
+def histogram(values: np.ndarray, discrete: bool = False, bins: int = 20) -> "wandb.Histogram | None":
     """
     How values are distributed; NaN and infinity are left out.
 
