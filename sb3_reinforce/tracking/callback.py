@@ -324,11 +324,8 @@ class WandbCallback(BaseCallback):
             self._first_row, self.best_mean_reward = 0, None
         self._n_rows = 0
         self._next_video, self._next_episode_row = 0.0, 0.0 if self.episode_rate else float("inf")
-        if self._owns_run:
-            self.run = self._start_run()
-            # Each learn() is a run of its own; that of a checkpoint is gone on with once.
-        else:
-            self.run = wandb.run
+        self.run = self._start_run() if self._owns_run else wandb.run
+        # each learn() is a run of its own: that of a checkpoint is gone on with once
         self._resuming, resumed = False, self._resuming
         run = self.run
         if run is None:
@@ -349,7 +346,6 @@ class WandbCallback(BaseCallback):
         else:
             # setdefaults: what the user put there stays
             self._submit(lambda: run.config.setdefaults(settings), "the settings were not recorded")
-        self.needs_steps = not isinstance(self.model, REINFORCE)
         self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row, warn=self._warn)
         self.logger.output_formats.append(self._writer)
         if self._owns_run:
