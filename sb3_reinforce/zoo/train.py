@@ -76,7 +76,9 @@ def train(arguments: Sequence[str]) -> int:
 
     exit_code = 1
     try:
-        experiment = _run_zoo([*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every, options.wandb_video_freq)
+        experiment = _run_zoo(
+            [*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every, options.wandb_video_freq
+        )
         lines, exit_code = [], 0
         if experiment is not None and experiment.stopped_by:  # type: ignore[attr-defined]
             lines, exit_code = _how_to_go_on(experiment), 128 + experiment.stopped_by[0]  # type: ignore[attr-defined]
@@ -329,7 +331,7 @@ def _tracked_trial(tracker: WandbCallback, trial: "optuna.Trial", study: str) ->
         "verbose": 0,
         "finish_at_end": False,
     }
-    exit_code = 1
+    ended_by: BaseException | None = None
     try:
         yield
     except BaseException as error:
