@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make train      install into $(VENV), train $(ENV), evaluate it, draw its learning curve"
 	@echo "make test       install into $(VENV), then ruff, mypy and the tests"
-	@echo "make test-slow  the tests that take minutes each: learning runs, large samples"
+	@echo "make test-slow  the tests that take minutes each: learning runs, large samples, the report in Chromium (.ci/chromium)"
 	@echo "make lint | format | type | install   one step of these alone"
 
 install: $(STAMP)

@@ -561,6 +561,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.record("rollout/ep_return_max", np.max(returns))
         self.logger.record("rollout/n_episodes", len(complete))
         self.logger.record("rollout/discarded_steps", discarded)
+        self.logger.record("rollout/discarded_fraction", discarded / batch.played_steps)
         if complete:
             self.logger.record("rollout/truncated_fraction", np.mean([episode.truncated for episode in complete]))
         if discarded > 0.3 * batch.played_steps and not self._warned_of_discarded_steps:

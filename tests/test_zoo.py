@@ -203,6 +203,30 @@ def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
     assert last_lines(done.stdout)["Model"] == "logs/a2c/CartPole-v1_1/CartPole-v1.zip"
 
 
+@pytest.mark.slow
+def test_each_trial_of_a_search_is_a_run_of_one_group(tmp_path: Path):
+    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("wandb")
+    from sb3_reinforce.tracking.runs import find_runs
+
+    # the zoo has no search space of REINFORCE's own
+    search = ["--algo", "a2c", "--env", "CartPole-v1", "-n", "500", "-optimize", "--n-trials", "2", "--sampler", "random"]
+    tracking = ["--track", "--wandb-mode", "offline", "--wandb-group", "search", "--pruner", "none", "--no-optim-plots"]
+    done = sb3_reinforce("train", *search, *tracking, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = find_runs([tmp_path / "wandb"])
+    assert sorted((run.name, run.group, run.state) for run in runs) == [
+        ("trial-0", "search", "finished"),
+        ("trial-1", "search", "finished"),
+    ]
+    for run in runs:
+        assert "learning_rate" in run.config["trial_params"]
+        assert run.config["algo"] == "A2C"
+        assert run.config["command"].endswith("--no-optim-plots")
+        assert run.summary["trial/pruned"] == 0
+        assert len(run.metrics["eval/mean_reward"][0])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -210,6 +234,7 @@ def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
         (["--wandb-mode", "of"], "invalid choice: 'of'"),
         (["--checkpoint-every", "-1"], "--checkpoint-every must be a number of updates >= 0, got -1"),
         (["--resume", "nowhere"], "--resume must be the folder of a run of `sb3-reinforce train`, got nowhere, which has no"),
+        (["--wandb-video-freq", "-1"], "--wandb-video-freq must be a number of steps >= 0, got -1"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )

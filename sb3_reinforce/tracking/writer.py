@@ -2,18 +2,20 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Video, filter_excluded_keys
 
+from sb3_reinforce.tracking.background import BackgroundRun
+from sb3_reinforce.tracking.metrics import STEP_KEY
+
 if TYPE_CHECKING:
     import matplotlib.figure
     import PIL.Image
     import wandb
-
-STEP_KEY = "global_step"
 
 
 class WandbOutputFormat(KVWriter):
@@ -28,10 +30,19 @@ class WandbOutputFormat(KVWriter):
     quiet, so that tracking never stops training.
 
     :param run: the run to write to, started and finished by the caller
+    :param add_to_row: called with each row before it is logged, to look at it or to add to it
+    :param warn: called with the consequence of a failure and the error; None: a warning of Python's
     """
 
-    def __init__(self, run: "wandb.Run") -> None:
+    def __init__(
+        self,
+        run: "wandb.Run | BackgroundRun",
+        add_to_row: Callable[[dict[str, Any]], None] | None = None,
+        warn: Callable[[str, Exception], None] | None = None,
+    ) -> None:
         self.run = run
+        self.add_to_row = add_to_row
+        self.warn = warn
         self._failed = False
         self._warned_keys: set[str] = set()
         try:
@@ -61,10 +72,21 @@ class WandbOutputFormat(KVWriter):
                 continue
             if converted is not None:
                 row[key] = converted
-        if not row:
+        if row:
+            self.log_row({STEP_KEY: int(step), **row})
+
+    def log_row(self, row: dict[str, Any]) -> None:
+        """
+        Log values that did not come through SB3's logger.
+
+        :param row: plain numbers and W&B's media by their names, the step among them
+        """
+        if self._failed:
             return
         try:
-            self.run.log({STEP_KEY: int(step), **row})
+            if self.add_to_row is not None:
+                self.add_to_row(row)
+            self.run.log(row)
         except Exception as error:
             self._give_up(error)
 
@@ -73,7 +95,31 @@ class WandbOutputFormat(KVWriter):
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
+        if self.warn is not None:
+            self.warn("logging stops", error)
+            return
         warnings.warn(f"W&B: logging stops, training goes on ({type(error).__name__}: {error})", stacklevel=3)
+
+
+def histogram(values: np.ndarray, discrete: bool = False, bins: int = 20) -> "wandb.Histogram | None":
+    """
+    How values are distributed; NaN and infinity are left out.
+
+    :param values: numbers, any shape
+    :param discrete: whether they are small whole numbers, each of which then has a bin of its own
+    :param bins: number of bins otherwise
+    :return: W&B's histogram, None where there is no value
+    """
+    import wandb
+
+    finite = values[np.isfinite(values)].ravel()
+    if not finite.size:
+        return None
+    if discrete:
+        edges = np.arange(finite.min() - 0.5, finite.max() + 1)
+        if len(edges) <= 512:  # the most that W&B takes
+            return wandb.Histogram(np_histogram=np.histogram(finite, edges))
+    return wandb.Histogram(np_histogram=np.histogram(finite, bins))
 
 
 def _to_wandb(value: Any) -> Any:
@@ -107,8 +153,7 @@ def _to_wandb(value: Any) -> Any:
             return None
         if array.size == 1:
             return array.item()
-        finite = array[np.isfinite(array)]
-        return wandb.Histogram(finite) if finite.size else None  # np.histogram refuses NaN and infinity
+        return histogram(array, bins=64)
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, bool | int | float) else None

@@ -30,9 +30,30 @@ def _compare(arguments: Sequence[str]) -> int:
     return compare(arguments)
 
 
+def _dashboard(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.tracking.dashboard import dashboard
+
+    return dashboard(arguments)
+
+
+def _inspect_run(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.tracking.inspect_run import inspect_run
+
+    return inspect_run(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.tracking.report import report
+
+    return report(arguments)
+
+
 VERBS = {
     "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
+    "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
+    "inspect-run": Verb(_inspect_run, "print config, summary and last values of a run's folder", needs_zoo=False),
+    "report": Verb(_report, "one HTML page with the plots of W&B, TensorBoard or CSV runs", needs_zoo=False),
 }
 
 

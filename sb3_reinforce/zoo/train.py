@@ -4,13 +4,20 @@ import argparse
 import copy
 import runpy
 import sys
-import warnings
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sb3_reinforce.tracking.callback import Mode, WandbCallback
+from sb3_reinforce.tracking.callback import (
+    INTERRUPTED,
+    Mode,
+    WandbCallback,
+    exit_code_of,
+    trial_callback,
+)
+from sb3_reinforce.tracking.settings import command_line
 from sb3_reinforce.zoo import config_file, register
 from sb3_reinforce.zoo.checkpoints import (
     Run,
@@ -27,6 +34,7 @@ from sb3_reinforce.zoo.checkpoints import (
 from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
 
 if TYPE_CHECKING:
+    import optuna
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
@@ -59,6 +67,8 @@ def train(arguments: Sequence[str]) -> int:
         parser.error(f"--eval-final must be a number of episodes >= 0, got {options.eval_final}")
     if options.checkpoint_every < 0:
         parser.error(f"--checkpoint-every must be a number of updates >= 0, got {options.checkpoint_every}")
+    if options.wandb_video_freq < 0:
+        parser.error(f"--wandb-video-freq must be a number of steps >= 0, got {options.wandb_video_freq}")
     defaults = ["--algo", "reinforce"]
     if _algo(arguments) == "reinforce":
         defaults += ["--conf-file", str(config_file())]
@@ -66,16 +76,22 @@ def train(arguments: Sequence[str]) -> int:
 
     exit_code = 1
     try:
-        experiment = _run_zoo([*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every)
+        experiment = _run_zoo(
+            [*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every, options.wandb_video_freq
+        )
         lines, exit_code = [], 0
         if experiment is not None and experiment.stopped_by:  # type: ignore[attr-defined]
             lines, exit_code = _how_to_go_on(experiment), 128 + experiment.stopped_by[0]  # type: ignore[attr-defined]
         elif experiment is not None:
             lines = _results(experiment, tracker, options.eval_final)
+    except BaseException as error:
+        exit_code = exit_code_of(error)
+        raise
     finally:
         # before the report, so that nothing is printed below it
         if tracker is not None:
-            tracker.finish(exit_code)
+            # the zoo, where it trains without our checkpoints, keeps a Ctrl-C to itself
+            tracker.finish(INTERRUPTED if exit_code == 0 and tracker.training_interrupted else exit_code)
     print("\n".join(lines), flush=True)
     return exit_code
 
@@ -106,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--wandb-project-name", metavar="NAME", default="sb3-reinforce", help="default: sb3-reinforce")
     parser.add_argument("--wandb-entity", metavar="NAME", help="user or team that owns the project")
     parser.add_argument("--wandb-group", metavar="NAME", help="name that runs of one study share")
+    parser.add_argument(
+        "--wandb-video-freq",
+        metavar="N",
+        type=int,
+        default=0,
+        help="film an episode every N steps (default: 0, never)",
+    )
     parser.add_argument("-tags", "--wandb-tags", metavar="TAG", nargs="+", default=[], help="labels of the run")
     return parser
 
@@ -130,6 +153,7 @@ def _tracker(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Wa
             group=options.wandb_group,
             tags=options.wandb_tags,
             mode=options.wandb_mode,
+            config={"command": command_line()},  # while the zoo runs, sys.argv is the zoo's
             finish_at_end=False,  # the final evaluation belongs to the run, too
         )
     except ImportError as error:
@@ -142,15 +166,17 @@ def _run_zoo(
     arguments: Sequence[str],
     run: Run | None,
     checkpoint_every: int,
+    video_freq: int = 0,
 ) -> "ExperimentManager | None":
     """
     Run ``rl_zoo3.train`` in this process.
 
     :param zoo_arguments: its command line
-    :param tracker: callback to put beside the zoo's own
+    :param tracker: callback to put beside the zoo's own; in a hyperparameter search its settings serve the trials' own
     :param arguments: our own command line, to be kept with the checkpoints
     :param run: the run to go on with; None: a new one
     :param checkpoint_every: number of updates from one checkpoint to the next; 0: none
+    :param video_freq: steps from one video to the next; 0: no videos
     :return: the experiment, if it saved a model (a hyperparameter search does not)
     """
     register()
@@ -244,11 +270,31 @@ def _run_zoo(
                 self.callbacks.append(self.checkpoint)
             if tracker is None:
                 return
-            if self.optimize_hyperparameters:
-                warnings.warn("--track follows one training run; the trials of a search are not tracked", stacklevel=2)
-                return
             tracker.config.setdefault("env_id", str(self.env_name.gym_id))
-            self.callbacks.append(tracker)
+            if self.optimize_hyperparameters:
+                # the zoo takes callbacks of trials by their names, and makes them anew for each trial
+                own = self.specified_callbacks
+                own = list(own) if isinstance(own, list) else [own]
+                self.specified_callbacks = [*own, f"{__name__}.{tracker_of_trial.__name__}"]
+            else:
+                if video_freq:
+                    tracker.video_env, tracker.video_freq = self._video_env(), video_freq
+                self.callbacks.append(tracker)
+
+        def _video_env(self) -> "VecEnv":
+            own = self.eval_env_kwargs
+            self.eval_env_kwargs = {**own, "render_mode": "rgb_array"}
+            try:
+                return self.create_envs(1, eval_env=True, no_log=True)
+            finally:
+                self.eval_env_kwargs = own
+
+        def objective(self, trial: "optuna.Trial") -> float:
+            if tracker is None:
+                return super().objective(trial)
+            study = tracker.group or self.study_name or f"{self.algo}-{self.env_name.gym_id}"
+            with _tracked_trial(tracker, trial, study):
+                return super().objective(trial)
 
         def save_trained_model(self, model: "BaseAlgorithm") -> None:
             super().save_trained_model(model)
@@ -259,6 +305,50 @@ def _run_zoo(
         with _replaced(sys, "argv", ["sb3-reinforce train", *zoo_arguments]):
             runpy.run_module("rl_zoo3.train", run_name="__main__")
     return saved[-1] if saved else None
+
+
+# The trial that runs in this thread: the zoo runs several at once in threads (--n-jobs).
+_running = threading.local()
+
+
+@contextmanager
+def _tracked_trial(tracker: WandbCallback, trial: "optuna.Trial", study: str) -> Iterator[None]:
+    """
+    A W&B run for one trial of a hyperparameter search.
+
+    A trial that is pruned is a finished run with ``trial/pruned`` in its summary; one pruned because it has failed is a failed
+    run.
+
+    :param tracker: whose project, mode and so on the run takes over
+    :param trial: what the zoo is about to try
+    :param study: the runs' group
+    """
+    import optuna
+
+    _running.trial, _running.study, _running.tracker = trial, study, None
+    _running.settings = {
+        **{name: getattr(tracker, name) for name in ("project", "entity", "mode", "tags", "config")},
+        "verbose": 0,
+        "finish_at_end": False,
+    }
+    ended_by: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended_by = error
+        raise
+    finally:
+        if _running.tracker is not None:
+            pruned = isinstance(ended_by, optuna.exceptions.TrialPruned)
+            _running.tracker.log_summary({"trial/pruned": int(pruned)})
+            cause = ended_by.__cause__ if pruned and ended_by is not None else ended_by
+            _running.tracker.finish(exit_code_of(cause))
+
+
+def tracker_of_trial() -> WandbCallback:
+    """:return: the tracker of the trial that runs in this thread; the zoo calls this by its name"""
+    _running.tracker = trial_callback(_running.trial, _running.study, **_running.settings)
+    return _running.tracker
 
 
 @contextmanager

@@ -1,0 +1,297 @@
+"""
+Runs read back from their files, without a network: W&B's own, TensorBoard's, and the ``progress.csv`` of SB3's logger.
+
+What is torn is read as far as it goes, and a line says so.
+"""
+
+import json
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_reinforce.tracking.metrics import STEP_KEY
+
+# The x-axis of a row, the first one that it has
+STEP_KEYS = (STEP_KEY, "time/total_timesteps")
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass
+class Run:
+    """
+    One training run.
+
+    :param name: what it is called, unique within its folder
+    :param path: where it was read from
+    :param source: ``"wandb"``, ``"tensorboard"`` or ``"csv"``
+    :param config: settings by name
+    :param summary: single numbers by name
+    :param state: ``"finished"``, ``"failed"``, ``"killed"``, or ``""`` where the file does not say
+    :param group: what runs of one study have in common; None: not known
+    :param metrics: for each metric steps and values, shape [n] each; histograms have values of shape [n, 3], their quantiles
+    :param artifacts: files of models by name and aliases
+    :param problems: what could not be read, one line each
+    """
+
+    name: str
+    path: Path
+    source: str
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    state: str = ""
+    group: str | None = None
+    metrics: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    artifacts: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+class NoRunsError(ValueError):
+    """A folder in which there is no run that can be read."""
+
+
+def find_runs(paths: list[Path]) -> list[Run]:
+    """
+    All runs below some folders, in the order of their names.
+
+    :param paths: folders of runs, a run's own folder, or a file of one
+    :return: the runs; parts of one W&B run (it was stopped and gone on with) as one
+    :raises NoRunsError: if a path does not exist, or there is none below any of them
+    """
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise NoRunsError(f"no such file or folder: {', '.join(missing)}")
+    runs, parts = [], []
+    for path in paths:
+        # W&B has a link to the newest run beside the runs
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if not _below_a_link(p, path))
+        parts += [file for file in files if file.suffix == ".wandb"]
+        events = {file.parent for file in files if file.name.startswith("events.out.tfevents.")}
+        runs += [_read_tensorboard(folder, path) for folder in sorted(events)]
+        runs += [_read_csv(file, path) for file in files if file.name == "progress.csv"]
+    runs = _read_wandb(list(dict.fromkeys(parts))) + runs
+    if not runs:
+        where = ", ".join(str(path) for path in paths)
+        raise NoRunsError(
+            f"no run below {where}: looked for *.wandb (W&B), events.out.tfevents.* (TensorBoard) and progress.csv (SB3)"
+        )
+    return runs
+
+
+def _below_a_link(path: Path, top: Path) -> bool:
+    return any(part.is_symlink() for part in (path, *path.parents) if part != top and top in part.parents)
+
+
+# ------------------------------------------------------------------------------------------------ W&B
+
+
+def _read_wandb(files: list[Path]) -> list[Run]:
+    """:param files: ``.wandb`` files; those with one run's id are parts of it, in the order of their folders' times"""
+    try:
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+    except ImportError:
+        if files:
+            raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
+        return []
+    found: dict[str, Run] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
+        records, problem = _records(file)
+        parsed = []
+        for data in records:
+            try:
+                parsed.append(Record.FromString(data))
+            except Exception:
+                problem = problem or "a record that cannot be read"
+        started = [record.run for record in parsed if record.WhichOneof("record_type") == "run"]
+        run_id = started[0].run_id if started else file.stem.removeprefix("run-")
+        run = found.setdefault(run_id, Run(run_id, file.parent, "wandb"))
+        run.state = "killed or running"
+        run.path = file.parent
+        for record in parsed:
+            _take(record, run, rows.setdefault(run_id, []))
+        if problem is not None:
+            run.problems.append(f"{file}: {problem}, read {len(parsed)} records before it")
+    for run_id, run in found.items():
+        run.metrics = _columns(rows.get(run_id, []))
+        if not run.metrics:
+            run.problems.append(f"{run.path}: no metric was logged")
+    return list(found.values())
+
+
+def _records(file: Path) -> tuple[list[bytes], str | None]:
+    """
+    The records of a ``.wandb`` file.
+
+    It is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB (the header is part of the first) of chunks with checksum,
+    length and type; type 1 is a whole record, 2, 3 and 4 are a record's first, middle and last part.
+
+    :return: the records up to the first one that is torn, and what is wrong with that one
+    """
+    data = file.read_bytes()
+    if len(data) < 7 or data[:4] != b":W&B":
+        return [], "not a W&B run file, or cut at its beginning"
+    records: list[bytes] = []
+    parts, position = b"", 7
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # too little room for a chunk's head: the block's end is padding
+            position += left
+            continue
+        if position + 7 > len(data):
+            return records, "cut in the middle of a record"
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        position += 7
+        if kind not in (1, 2, 3, 4) or length > left - 7:
+            return records, f"damaged at byte {position - 7}"
+        if position + length > len(data):
+            return records, "cut in the middle of a record"
+        parts = (b"" if kind in (1, 2) else parts) + data[position : position + length]
+        position += length
+        if kind in (1, 4):
+            records.append(parts)
+    return records, None
+
+
+def _take(record: Any, run: Run, rows: list[dict[str, Any]]) -> None:
+    """Put what a record tells where it belongs."""
+    kind = record.WhichOneof("record_type")
+    if kind == "history":
+        rows.append(_nested(record.history.item))
+    elif kind == "summary":
+        run.summary |= {k: v for k, v in _nested(record.summary.update).items() if not k.startswith("_")}
+    elif kind in ("run", "config"):
+        update = record.run.config.update if kind == "run" else record.config.update
+        run.config |= {item.key: _value(item) for item in update if item.key and item.key != "_wandb"}
+        if kind == "run":
+            run.group = record.run.run_group or run.group
+            run.name = record.run.display_name or record.run.run_id or run.name
+    elif kind == "exit":
+        code = record.exit.exit_code
+        run.state = "finished" if code == 0 else "killed" if code in (255, 130, 143) else "failed"
+    elif kind == "artifact":
+        name = f"{record.artifact.name} ({', '.join(record.artifact.aliases)})"
+        run.artifacts[name] = [entry.path for entry in record.artifact.manifest.contents]
+
+
+def _value(item: Any) -> Any:
+    try:
+        return json.loads(item.value_json)
+    except ValueError:
+        return None
+
+
+def _nested(items: Any) -> dict[str, Any]:
+    """The values by name; those with a path of names as dicts."""
+    values: dict[str, Any] = {}
+    for item in items:
+        path = list(item.nested_key) or [item.key]
+        target = values
+        for part in path[:-1]:
+            target = target.setdefault(part, {}) if isinstance(target.get(part, {}), dict) else {}
+        target[path[-1]] = _value(item)
+    return values
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Steps and values of each metric, by increasing step.
+
+    Of two rows with the same step the last one counts: what was logged after the checkpoint that a run goes on from is logged
+    once more.
+    """
+    points: dict[str, dict[float, Any]] = {}
+    for row in rows:
+        step = next((row[key] for key in STEP_KEYS if _is_number(row.get(key))), None)
+        if step is None:
+            continue
+        for key, value in row.items():
+            if key.startswith("_") or key == STEP_KEY:
+                continue
+            if _is_number(value):
+                points.setdefault(key, {})[step] = float(value)
+            elif isinstance(value, dict) and value.get("_type") == "histogram":
+                quantiles = _quantiles(value)
+                if quantiles is not None:
+                    points.setdefault(key, {})[step] = quantiles
+    ordered = {key: sorted(at.items()) for key, at in points.items()}
+    return {
+        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=np.float64))
+        for key, pairs in ordered.items()
+    }
+
+
+def _is_number(value: Any) -> bool:
+    # W&B writes NaN and infinity as texts
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
+    """The 10 %, 50 % and 90 % points of a histogram of W&B, linear within its bins; None if it is empty or not understood."""
+    try:
+        counts = np.array(histogram["values"], dtype=np.float64)
+        packed = histogram.get("packedBins")
+        edges = (
+            packed["min"] + packed["size"] * np.arange(len(counts) + 1)
+            if packed
+            else np.array(histogram["bins"], dtype=np.float64)
+        )
+        total = counts.sum()
+        if total <= 0 or len(edges) != len(counts) + 1:
+            return None
+        return np.interp(QUANTILES, np.concatenate([[0.0], counts.cumsum() / total]), edges).tolist()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ TensorBoard and CSV
+
+
+def _name_below(folder: Path, top: Path) -> str:
+    relative = folder.relative_to(top) if folder != top else Path(folder.resolve().name)
+    return str(relative)
+
+
+def _group_of(name: str) -> str:
+    """``a2c/CartPole-v1_3`` -> ``a2c/CartPole-v1``: SB3 and the zoo number the runs of one setting."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def _read_tensorboard(folder: Path, top: Path) -> Run:
+    name = _name_below(folder, top if top.is_dir() else top.parent)
+    run = Run(name, folder, "tensorboard", group=_group_of(name))
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        run.problems.append(f"{folder}: TensorBoard's files need tensorboard: pip install tensorboard")
+        return run
+    try:
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1, "images": 1, "tensors": 1})
+        events.Reload()
+        for key in events.Tags()["scalars"]:
+            points = {event.step: event.value for event in events.Scalars(key)}
+            run.metrics[key] = np.array(sorted(points)), np.array([points[step] for step in sorted(points)], dtype=np.float64)
+    except Exception as error:
+        run.problems.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
+    if not run.metrics and not run.problems:
+        run.problems.append(f"{folder}: no metric was logged")
+    return run
+
+
+def _read_csv(file: Path, top: Path) -> Run:
+    import pandas as pd
+
+    name = _name_below(file.parent, top if top.is_dir() else top.parent)
+    run = Run(name, file.parent, "csv", group=_group_of(name))
+    try:
+        table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
+    except Exception as error:
+        run.problems.append(f"{file}: cannot be read ({type(error).__name__}: {error})")
+        return run
+    run.metrics = _columns([{k: v for k, v in row.items() if v == v} for row in table.to_dict("records")])
+    if not run.metrics:
+        run.problems.append(f"{file}: no metric with a column {' or '.join(STEP_KEYS)} was logged")
+    return run

@@ -1,0 +1,182 @@
+"""What is kept with a run: the settings that decide its result, and no secret."""
+
+import inspect
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+MASK = "***"
+
+# Of the constructor's arguments these are objects, or say nothing about the result
+_NOT_IN_CONFIG = {"self", "policy", "env", "verbose", "tensorboard_log", "_init_setup_model"}
+_LIBRARIES = ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy")
+
+# A name of which a part is one of these words holds a secret (`key` alone and `api_key`, but not `keyboard` or `monkey`)
+_SECRET_NAME = re.compile(
+    r"(?:^|[^a-zA-Z0-9])(?:key|apikey|token|secret|password|passwd|pwd|credentials?|auth|bearer)(?:$|[^a-zA-Z0-9])", re.I
+)
+_SECRET_VALUE = re.compile(
+    r"""
+    (?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}
+    | eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)+          # a JSON web token
+    | (?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])  # W&B's keys, and others in hexadecimal digits
+    | (?<![A-Za-z0-9+/_\-])(?=[A-Za-z+/_\-]*\d)(?=[A-Z\d+/_\-]*[a-z])(?=[a-z\d+/_\-]*[A-Z])[A-Za-z0-9+_\-]{32,}={0,2}
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    """,
+    re.X,
+)
+_URL_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+
+
+def masked_text(text: str) -> str:
+    """:return: the text with ``***`` for what looks like a key, and for user and password in an address"""
+    return _URL_PASSWORD.sub(MASK, _SECRET_VALUE.sub(MASK, text))
+
+
+def has_secret_name(name: str) -> bool:
+    """:return: whether a setting or an option of this name holds a secret, such as ``--api-key``"""
+    spread = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return _SECRET_NAME.search(spread.replace("_", "-")) is not None
+
+
+def masked_command(arguments: Sequence[str]) -> list[str]:
+    """
+    A command line that may be shown.
+
+    :param arguments: the words of the command line
+    :return: the same, with ``***`` in the place of what looks like a key, or follows an option that is called like one
+    """
+    shown: list[str] = []
+    mask_next = False
+    for word in arguments:
+        is_option = word.startswith("-") and not re.fullmatch(r"-[\d.eE+-]+", word)
+        name, separator, _ = word.partition("=") if is_option or "=" in word else word.partition(":")
+        if mask_next and not is_option:
+            shown.append(MASK)
+            mask_next = False
+        elif separator and has_secret_name(name):
+            shown.append(f"{name}{separator}{MASK}")
+        else:
+            shown.append(masked_text(word))
+            mask_next = is_option and has_secret_name(word)
+    return shown
+
+
+def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    What decides a result: the algorithm's arguments, the environment, the versions, the command.
+
+    :param model: the algorithm about to train
+    :return: names and plain values (numbers, strings, lists and dicts of them), secrets masked
+    """
+    arguments = {
+        name: getattr(model, name)
+        for name in inspect.signature(type(model)).parameters
+        if name not in _NOT_IN_CONFIG and hasattr(model, name)
+    }
+    return {
+        **plain(
+            {
+                "algo": type(model).__name__,
+                "policy": model.policy_class.__name__,
+                **arguments,
+                "device": str(model.device),
+                **_environment(model),
+                "n_envs": model.n_envs,
+            }
+        ),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "command": command_line(),
+    }
+
+
+def command_line() -> str:
+    """:return: how this program was started, secrets masked"""
+    program = Path(sys.argv[0] if sys.argv else "")
+    # `python -m package` leaves the path of its __main__.py
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return " ".join([name, *masked_command(sys.argv[1:])])
+
+
+def plain(value: Any) -> Any:
+    """
+    A setting as W&B can keep it.
+
+    :param value: an argument of an algorithm
+    :return: numbers and None as they are, strings with keys masked, containers of them likewise, all else by its name or
+        its repr
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return masked_text(value)
+    if isinstance(value, Mapping):
+        return {
+            str(key): MASK if isinstance(item, str) and has_secret_name(str(key)) else plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    # an object's address would differ from run to run, and runs of one setting could not be told to be so
+    return getattr(value, "__name__", None) or masked_text(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
+
+
+def _environment(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    The environment's id and arguments, where they can be had without risk, and its wrappers.
+
+    A worker of ``SubprocVecEnv`` would die of an ``EnvSpec`` that cannot be pickled, so only environments in this
+    process are asked.
+
+    :param model: the algorithm about to train
+    :return: ``env_id`` and ``env_kwargs`` if known, ``vec_env`` (classes, the outermost first), ``vec_normalize``
+    """
+    if model.env is None:
+        return {}
+    found: dict[str, Any] = {"vec_env": _vec_env_classes(model.env)}
+    env = model.env.unwrapped
+    spec = env.envs[0].spec if isinstance(env, DummyVecEnv) else None
+    if spec is not None:
+        found |= {"env_id": spec.id, "env_kwargs": spec.kwargs}
+    normalize = model.get_vec_normalize_env()
+    if isinstance(normalize, VecNormalize):
+        names = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+        found["vec_normalize"] = {name: getattr(normalize, name) for name in names}
+    return found
+
+
+def _vec_env_classes(env: VecEnv) -> list[str]:
+    inner = _vec_env_classes(env.venv) if isinstance(env, VecEnvWrapper) else []
+    return [type(env).__name__, *inner]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    """
+    The commit of the user's project, that is of the working directory.
+
+    :return: the full hash, or None outside a repository, before its first commit, or without git
+    """
+    try:
+        answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
