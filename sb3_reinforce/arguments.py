@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_reinforce.baselines import make_baseline
+from sb3_reinforce.distributed import world_size
 from sb3_reinforce.schedules import make_schedule
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def check_env(model: "REINFORCE") -> None:
             f"baseline={model.baseline!r} plays each reset twice, so every environment must play one episode per update, "
             f"got n_episodes={model.n_episodes} and n_envs={model.n_envs}: make them equal"
         )
-    if baseline.needs_others:
+    if baseline.needs_others and world_size() == 1:  # other ranks have other episodes
         if model.n_episodes is None and model.n_envs == 1:
             raise ValueError(
                 f"baseline={model.baseline!r} is made of other environments' episodes where n_steps sets the batch, "

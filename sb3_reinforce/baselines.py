@@ -7,8 +7,8 @@ episodes are free to be used as long as their *number* does not depend on the ow
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -73,6 +73,28 @@ class Episodes:
         """For each episode the number of its group, 0 to G - 1, see :attr:`groups`. Shape [N]."""
         groups = th.arange(len(self.lengths)) if self.fixed_count else self.env_indices
         return th.unique(groups, return_inverse=True)[1]
+
+
+def join_episodes(parts: Sequence[Episodes], n_envs: Sequence[int]) -> Episodes:
+    """
+    The episodes of several ranks as those of one.
+
+    :param parts: each rank's episodes
+    :param n_envs: number of each rank's environments, which are counted on from rank to rank
+    :return: all of them, in the order of the parts
+    """
+    joined = {field.name: _joined([getattr(part, field.name) for part in parts]) for field in fields(Episodes)}
+    first_envs = [sum(n_envs[:position]) for position in range(len(parts))]
+    joined["env_indices"] = th.cat([part.env_indices + first for part, first in zip(parts, first_envs, strict=True)])
+    return Episodes(**joined)
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], th.Tensor):
+        return th.cat(values)
+    if isinstance(values[0], dict):
+        return {key: _joined([value[key] for value in values]) for key in values[0]}
+    return values[0]
 
 
 def mean(returns: th.Tensor) -> th.Tensor:

@@ -16,6 +16,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_reinforce.baselines import Episodes
+
 FIRST_ROWS = 64  # steps that there is memory for at first
 
 
@@ -74,6 +76,42 @@ class Batch:
     def n_steps(self) -> int:
         """S, the number of steps that are used."""
         return int(self.lengths.sum())
+
+
+@dataclass
+class Share:
+    """
+    What one rank has played of a rollout; all ranks tell each other theirs. A plain run has a single one.
+
+    :param n_envs: number of its environments
+    :param planned_steps: ``n_steps * n_envs``
+    :param played_steps: environment steps of the rollout, discarded ones too
+    :param num_timesteps: what it has counted, from before the rollout on
+    :param stopped: whether a callback has asked to stop; then the fields below are empty
+    :param n_steps: number of steps that are used
+    :param n_episodes: number of episodes that they belong to
+    :param n_complete: of these, the episodes that have ended
+    :param n_truncated: of these, those that a time limit has ended
+    :param total_rewards: undiscounted returns of the complete episodes, where known
+    :param infos: Monitor's word on the episodes used: the step of the rollout, and what of ``info`` is for
+        ``ep_info_buffer`` and ``ep_success_buffer``
+    :param statistics: count, mean and variance of each running statistic of ``VecNormalize``
+    :param episodes: returns and more, where the baseline needs those of all ranks
+    """
+
+    n_envs: int
+    planned_steps: int
+    played_steps: int
+    num_timesteps: int
+    stopped: bool = False
+    n_steps: int = 0
+    n_episodes: int = 0
+    n_complete: int = 0
+    n_truncated: int = 0
+    total_rewards: list[float] = field(default_factory=list)
+    infos: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    statistics: dict[str, tuple[float, np.ndarray, np.ndarray]] = field(default_factory=dict)
+    episodes: Episodes | None = None
 
 
 class EpisodeStorage:

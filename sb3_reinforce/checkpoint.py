@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_reinforce import distributed
 from sb3_reinforce.arguments import check_count
 from sb3_reinforce.save_util import write_atomically
 from sb3_reinforce.training_state import (
@@ -136,6 +137,7 @@ class TrainingCheckpoint(BaseCallback):
         self._n_updates_seen = state_dict["n_updates_seen"]
 
     def _init_callback(self) -> None:
+        self.writes = self.writes and distributed.rank() == 0
         unfinished = getattr(self.model, "unfinished", None)
         if unfinished is None:
             raise ValueError(

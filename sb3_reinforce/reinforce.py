@@ -2,9 +2,11 @@
 
 import copy
 import io
+import math
 import pathlib
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -26,17 +29,28 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import explained_variance, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
-from sb3_reinforce import checkpoint
+from sb3_reinforce import checkpoint, distributed
 from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
-from sb3_reinforce.baselines import Baseline, Episodes, checked_prediction, make_baseline
+from sb3_reinforce.baselines import (
+    BASELINES,
+    Baseline,
+    Episodes,
+    GreedyBaseline,
+    NoBaseline,
+    ValueBaseline,
+    checked_prediction,
+    join_episodes,
+    make_baseline,
+)
 from sb3_reinforce.buffers import (
     Batch,
     EpisodeStorage,
     EpisodeTracker,
+    Share,
     by_key,
     check_before_normalization,
     count_rows,
@@ -54,6 +68,17 @@ SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 # Streams of random numbers within one rollout, see REINFORCE._random_stream.
 ACTOR, ENVIRONMENTS, SHUFFLING = range(3)
+
+# Baselines whose b depends on the own step alone: ranks need not tell each other their episodes. By exact type, because
+# a subclass may look at all of them.
+POINTWISE = (NoBaseline, ValueBaseline, GreedyBaseline)
+# What else than schedules and spaces must be the same on all ranks, so that they make the same updates. n_steps,
+# n_episodes and batch_size are each rank's own.
+SAME_ON_ALL_RANKS = (
+    "policy_class", "gamma", "returns", "discount_state", "normalize_advantage", "loss_reduction", "truncation",
+    "unfinished", "n_epochs", "n_value_epochs", "max_grad_norm", "use_sde",
+)  # fmt: skip
+COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
 
 
 class NotFiniteError(ValueError):
@@ -73,6 +98,9 @@ class REINFORCE(OnPolicyAlgorithm):
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies; V stands for what is
     missing only where a time limit cut an episode (see ``truncation``). While sampling, neither values nor
     log-probabilities are computed. ``rollout_buffer.advantages`` holds the weights gamma^(c t) (R - b) of the scores.
+
+    Under ``torchrun`` each process ("rank") plays episodes of its own, and the sums are over those of all ranks
+    (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are then per rank.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -203,6 +231,9 @@ class REINFORCE(OnPolicyAlgorithm):
         self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
+        device = distributed.start(device)
+        if distributed.rank() > 0:  # rank 0 alone prints and logs
+            verbose, tensorboard_log = 0, None
         if isinstance(env, (gym.Env, VecEnv)):
             check_spaces(env.observation_space, env.action_space)
         elif env is None and _init_setup_model:
@@ -246,6 +277,8 @@ class REINFORCE(OnPolicyAlgorithm):
             check_env(self)
             self._setup_model()
 
+    # VecNormalize's statistics at the last rollout's end, which all ranks had then
+    _statistics: dict[str, tuple[float, np.ndarray, np.ndarray]]
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
 
@@ -332,9 +365,13 @@ class REINFORCE(OnPolicyAlgorithm):
 
         :param stream: ACTOR, ENVIRONMENTS or SHUFFLING
         """
+        rank = distributed.rank()
         if self.seed is None:
-            return int(th.randint(2**31 - 1, ()))
-        rank = 0
+            drawn = int(th.randint(2**31 - 1, ()))
+            if distributed.world_size() == 1:
+                return drawn
+            # A user may have seeded the generator, and alike on all ranks.
+            return int(np.random.SeedSequence([drawn, rank]).generate_state(1)[0] >> 1)
         return int(np.random.SeedSequence([self.seed, self._n_rollouts, rank, stream]).generate_state(1)[0] >> 1)
 
     def _next_rollout(self, env: VecEnv) -> None:
@@ -362,7 +399,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.unfinished == "finish" or self._steps_into_episode is None:
             self._steps_into_episode = np.zeros(env.num_envs, dtype=np.int64)
         actor_seed = self._stream_seed(ACTOR)
-        if self.seed is not None:
+        if self.seed is not None or distributed.world_size() > 1:
             # For gSDE, dropout and whatever the torch sampler leaves to torch. Not th.manual_seed, which asks every kind of
             # accelerator in turn.
             th.default_generator.manual_seed(actor_seed)
@@ -382,7 +419,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
         :param rollout_buffer: Buffer to fill with rollouts
         :param n_rollout_steps: steps per environment after which the episodes in flight are the last ones
-        :return: False if the callback stopped training: what was played of this rollout is then dropped
+        :return: False if the callback stopped training, on any rank: what was played of this rollout is then dropped
         :raises ValueError: for a reward or an observation that is not finite, and for an episode without end
         """
         self.policy.set_training_mode(False)
@@ -407,6 +444,9 @@ class REINFORCE(OnPolicyAlgorithm):
         n_steps = 0
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
+        shared = distributed.world_size() > 1
+        before = (self.num_timesteps, list(self.ep_info_buffer or ()), list(self.ep_success_buffer or ()))
+        used_infos: list[tuple[int, dict[str, Any]]] = []
 
         normalized = self._vec_normalize_env
         if normalized is not None:
@@ -430,6 +470,7 @@ class REINFORCE(OnPolicyAlgorithm):
                     callback.update_locals(locals())
                     if not callback.on_step():
                         self._abandon_rollout()
+                        self._exchange(self._share(n_steps, used_infos, stopped=True), before, callback)
                         return False
 
                 storage.add(self._last_obs, actions, rewards)
@@ -438,6 +479,9 @@ class REINFORCE(OnPolicyAlgorithm):
                 if np.count_nonzero(dones):
                     for index in tracker.end_episodes(n_steps, dones, infos):
                         self._update_info_buffer([infos[index]], dones[[index]])
+                        if shared:
+                            kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
+                            used_infos.append((n_steps, kept))
         except Exception as error:
             # Where a NaN or an infinite number is the cause, that is the better message.
             last_obs = self._last_obs
@@ -461,8 +505,12 @@ class REINFORCE(OnPolicyAlgorithm):
             assert self._environment_seed is not None, "seeded by _next_rollout"
             first_observations = {key: stored[0] for key, stored in storage.observations.items()}
             greedy = play_greedy(self, env, sample_actions, self._environment_seed, first_observations)
-        self._compute_returns_and_advantages(rollout_buffer, self._batch, greedy)
-        self._record_rollout(self._batch)
+        self._compute_returns(rollout_buffer, self._batch, greedy)
+        if not self._exchange(self._share(n_steps, used_infos), before, callback):
+            self._abandon_rollout()
+            return False
+        self._compute_advantages(rollout_buffer)
+        self._record_rollout()
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -486,10 +534,56 @@ class REINFORCE(OnPolicyAlgorithm):
         returns_of = reward_to_go if self.returns == "reward_to_go" else episode_return
         return returns_of(rewards, lengths, self.gamma, last_values)
 
-    def _compute_returns_and_advantages(
-        self, rollout_buffer: RolloutBuffer, batch: Batch, greedy_returns: th.Tensor | None = None
-    ) -> None:
-        """Fill values, returns and advantages of the packed rollout: V before its fit, R, and gamma^(c t) (R - b)."""
+    def _share(self, n_steps: int, used_infos: list[tuple[int, dict[str, Any]]], stopped: bool = False) -> Share:
+        """
+        What the other ranks are to know of this rank's rollout.
+
+        :param n_steps: steps played by each environment
+        :param used_infos: see :class:`~sb3_reinforce.buffers.Share`
+        :param stopped: whether a callback has asked to stop
+        """
+        share = Share(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, stopped)
+        if distributed.world_size() > 1:
+            share.infos = used_infos[-self._stats_window_size :]
+            share.statistics = distributed.statistics_of(self._vec_normalize_env)
+        if stopped:
+            return share
+        complete = [episode for episode in self._batch.episodes if not episode.cut]
+        share.n_steps, share.n_episodes, share.n_complete = self._batch.n_steps, len(self._batch.episodes), len(complete)
+        share.n_truncated = sum(episode.truncated for episode in complete)
+        share.total_rewards = [episode.total_reward for episode in complete if episode.total_reward is not None]
+        if type(self._baseline) not in POINTWISE:
+            of_a_user = type(self._baseline) not in BASELINES.values()
+            share.episodes = self._episodes if of_a_user else replace(self._episodes, observations=None)
+        return share
+
+    def _exchange(self, share: Share, before: tuple[int, list[Any], list[Any]], callback: BaseCallback) -> bool:
+        """
+        Tell the other ranks what was played, and take over what holds for all of them. A plain run has nobody to tell.
+
+        :param share: this rank's
+        :param before: ``num_timesteps``, ``ep_info_buffer`` and ``ep_success_buffer`` from before the rollout
+        :param callback: of which progress bars go on by the others' steps
+        :return: False if a callback has asked to stop on any rank
+        """
+        self._shares = distributed.gather(share)
+        if len(self._shares) > 1:
+            num_timesteps, *info_buffers = before
+            own_steps = self.num_timesteps - num_timesteps
+            self.num_timesteps = num_timesteps + sum(other.num_timesteps - num_timesteps for other in self._shares)
+            distributed.advance_progress_bars(callback, self.num_timesteps - num_timesteps - own_steps)
+            self._statistics = {
+                name: distributed.merged_statistics(before, [other.statistics[name] for other in self._shares])
+                for name, before in self._statistics.items()
+            }
+            distributed.set_statistics(self._vec_normalize_env, self._statistics)
+            self.ep_info_buffer, self.ep_success_buffer = (deque(b, self._stats_window_size) for b in info_buffers)
+            for _, info in sorted((row for other in self._shares for row in other.infos), key=lambda row: row[0]):
+                self._update_info_buffer([info], np.ones(1, dtype=bool))
+        return not any(other.stopped for other in self._shares)
+
+    def _compute_returns(self, rollout_buffer: RolloutBuffer, batch: Batch, greedy_returns: th.Tensor | None = None) -> None:
+        """Values (V before its fit), returns and what else the baseline needs of the packed rollout."""
         observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), rollout_buffer.observations)
         values = self._values_of(observations, batch.n_steps) if "values" in self._baseline.needs else None
 
@@ -515,16 +609,27 @@ class REINFORCE(OnPolicyAlgorithm):
         if "scores" in self._baseline.needs:
             actions = th.as_tensor(rollout_buffer.actions[:, 0], dtype=th.float32)
             self._episodes = self._with_scores(self._episodes, actions)
-        self._baseline_values = checked_prediction(self._baseline, self._episodes)
-        advantages = returns - self._baseline_values
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        advantages = self._state_weights(self._episodes) * advantages
-
         rollout_buffer.returns[:, 0] = returns.numpy()
-        rollout_buffer.advantages[:, 0] = advantages.numpy()
         if values is not None:
             rollout_buffer.values[:, 0] = values.numpy()
+
+    def _compute_advantages(self, rollout_buffer: RolloutBuffer) -> None:
+        """Advantages of the packed rollout, gamma^(c t) (R - b), where b may be made of all ranks' episodes."""
+        parts = [share.episodes for share in self._shares if share.episodes is not None]
+        if len(parts) > 1:
+            self._all_episodes = join_episodes(parts, [share.n_envs for share in self._shares])
+            first = sum(share.n_steps for share in self._shares[: distributed.rank()])
+        else:
+            self._all_episodes, first = self._episodes, 0
+        own = slice(first, first + self._batch.n_steps)
+        self._baseline_values = checked_prediction(self._baseline, self._all_episodes)[own]
+        advantages = self._episodes.returns - self._baseline_values
+        if self.normalize_advantage:
+            [(n, mean, squares)] = distributed.moments(advantages)
+            if n > 1:
+                advantages = (advantages - mean) / (math.sqrt(squares / (n - 1)) + 1e-8)
+        advantages = self._state_weights(self._episodes) * advantages
+        rollout_buffer.advantages[:, 0] = advantages.numpy()
 
     def _state_weights(self, episodes: Episodes) -> th.Tensor:
         """gamma^(c t) of each step, shape [S], float64."""
@@ -550,24 +655,26 @@ class REINFORCE(OnPolicyAlgorithm):
                 values.append(self.policy.predict_values(chunk).flatten().double().cpu())
         return th.cat(values)
 
-    def _record_rollout(self, batch: Batch) -> None:
-        complete = [episode for episode in batch.episodes if not episode.cut]
-        returns = [episode.total_reward for episode in complete if episode.total_reward is not None]
-        discarded = batch.played_steps - batch.n_steps
+    def _record_rollout(self) -> None:
+        returns = [total for share in self._shares for total in share.total_rewards]
+        n_complete = sum(share.n_complete for share in self._shares)
+        played = sum(share.played_steps for share in self._shares)
+        discarded = played - sum(share.n_steps for share in self._shares)
         if returns:
             self.logger.record("rollout/ep_return_mean", np.mean(returns))
             self.logger.record("rollout/ep_return_std", np.std(returns))
             self.logger.record("rollout/ep_return_min", np.min(returns))
             self.logger.record("rollout/ep_return_max", np.max(returns))
-        self.logger.record("rollout/n_episodes", len(complete))
+        self.logger.record("rollout/n_episodes", n_complete)
         self.logger.record("rollout/discarded_steps", discarded)
-        self.logger.record("rollout/discarded_fraction", discarded / batch.played_steps)
-        if complete:
-            self.logger.record("rollout/truncated_fraction", np.mean([episode.truncated for episode in complete]))
-        if discarded > 0.3 * batch.played_steps and not self._warned_of_discarded_steps:
+        self.logger.record("rollout/discarded_fraction", discarded / played)
+        if n_complete:
+            n_truncated = sum(share.n_truncated for share in self._shares)
+            self.logger.record("rollout/truncated_fraction", n_truncated / n_complete)
+        if discarded > 0.3 * played and not self._warned_of_discarded_steps and distributed.rank() == 0:
             self._warned_of_discarded_steps = True
             warnings.warn(
-                f"{discarded} of {batch.played_steps} steps of a rollout were played by environments that waited for the "
+                f"{discarded} of {played} steps of a rollout were played by environments that waited for the "
                 "others' episodes to end, and are not used (rollout/discarded_steps; said once): use fewer environments, a "
                 f"larger n_steps or n_episodes (now n_steps={self.n_steps}, n_episodes={self.n_episodes}, "
                 f"{self.n_envs} environments)",
@@ -587,21 +694,21 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(self._stream_seed(SHUFFLING))
-        n_steps = self._batch.n_steps
         next(self.rollout_buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
 
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
-        several_steps = self.n_epochs > 1 or (self.batch_size or n_steps) < n_steps
+        several_steps = self.n_epochs > 1 or self._count_minibatches(self.batch_size) > 1
         if several_steps:
             self.rollout_buffer.log_probs[:, 0] = self._log_probs()
             self.policy.set_training_mode(True)
 
         with self._put_back_on_failure():
             steps = [
-                self._policy_step(rows, several_steps)
+                self._policy_step(rows, several_steps, n_rows)
                 for _ in range(self.n_epochs)
-                for rows in self._minibatches(self.batch_size, rng)
+                for rows, n_rows in self._minibatches(self.batch_size, rng)
             ]
+            distributed.broadcast_buffers(self.policy)
             log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
             self._fit_baseline(rng)
             self._check_parameters()
@@ -612,7 +719,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
         self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
         # E[(r - 1) - log r] >= 0, as SB3's PPO; source: Schulman, "Approximating KL divergence" (2020)
-        self.logger.record("train/approx_kl", float(np.mean(np.expm1(log_ratio) - log_ratio)))
+        self.logger.record("train/approx_kl", distributed.moments(np.expm1(log_ratio) - log_ratio)[0][1])
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if several_steps:
             self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
@@ -663,21 +770,22 @@ class REINFORCE(OnPolicyAlgorithm):
                 f"{np.abs(self.rollout_buffer.returns).max():.3g}), for example by VecNormalize"
             ) from error
 
-    def _policy_step(self, rows: slice | np.ndarray, several_steps: bool) -> dict[str, float]:
+    def _policy_step(self, rows: slice | np.ndarray, several_steps: bool, n_rows: int | None = None) -> dict[str, float]:
         """
         One optimiser step on the given rows of the rollout buffer: -1/D sum (A log pi) - ent_coef/D sum H.
 
         :param rows: a minibatch, or all rows
         :param several_steps: whether the parameters may have left those that sampled: then A log pi becomes PPO's
             min(A r, A clip(r)) with the importance ratio r = pi / pi_old
+        :param n_rows: size of the minibatch, all ranks' rows together; None: there are no other ranks
         :return: losses, gradient norm before clipping and fraction of clipped ratios
         :raises NotFiniteError: if the gradient is NaN or infinite; the parameters are then as they were
         """
         ent_coef = self._ent_coef_schedule(self._current_progress_remaining)
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
-        n_rows = count_rows(rows)
+        n_rows = n_rows or count_rows(rows)
         # A minibatch stands for the whole batch: its sum is scaled up by S / n_rows.
-        scale = self._batch.n_steps / n_rows / self._divisor()
+        scale = sum(share.n_steps for share in self._shares) / n_rows / self._divisor()
         policy_sum = entropy_sum = n_clipped = 0.0
 
         self.policy.optimizer.zero_grad()
@@ -705,6 +813,9 @@ class REINFORCE(OnPolicyAlgorithm):
             policy_sum += policy_loss.item()
             entropy_sum += entropy.detach().sum().item()
 
+        policy_sum, entropy_sum, n_clipped = distributed.sum_gradients(
+            self.policy.parameters(), (policy_sum, entropy_sum, n_clipped)
+        )
         max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
@@ -736,22 +847,24 @@ class REINFORCE(OnPolicyAlgorithm):
             in_one_piece = self.value_batch_size is None and self.chunk_size is None
             whole = self._samples(slice(0, self._batch.n_steps)) if in_one_piece else None
             for _ in range(self.n_value_epochs):
-                for rows in self._minibatches(self.value_batch_size, rng):
+                for rows, n_rows in self._minibatches(self.value_batch_size, rng):
                     self.value_optimizer.zero_grad()
                     loss_sum = 0.0
                     for chunk in self._chunks(rows):
                         data = whole or self._samples(chunk)
                         predicted = self.policy.predict_values(data.observations).flatten()
-                        loss = F.mse_loss(predicted, data.returns, reduction="sum") / count_rows(rows)
+                        loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
                         loss.backward(inputs=parameters)
                         loss_sum += loss.item()
+                    (loss_sum,) = distributed.sum_gradients(parameters, (loss_sum,))
                     if not np.isfinite(loss_sum):
                         raise NotFiniteError(f"the loss of the value network is {loss_sum}")
                     self.value_optimizer.step()
                     losses.append(loss_sum)
             self.logger.record("train/value_loss", np.mean(losses))
-            self.logger.record("train/explained_variance", explained_variance(values, returns))
-        self._baseline.update(self._episodes)
+            (*_, squares), (*_, unexplained) = distributed.moments(returns, returns - values)
+            self.logger.record("train/explained_variance", 1 - unexplained / squares if squares > 0 else np.nan)
+        self._baseline.update(self._all_episodes)
 
     def _bootstraps_truncated(self) -> bool:
         """Whether V counts where a time limit ended an episode; see ``truncation``."""
@@ -760,12 +873,12 @@ class REINFORCE(OnPolicyAlgorithm):
         return self.truncation == "bootstrap"
 
     def _divisor(self) -> float:
-        """D: episodes, or steps; see ``loss_reduction``."""
+        """D: episodes or steps of all ranks; see ``loss_reduction``."""
         reduction = self.loss_reduction or ("step" if self.n_episodes is None else "episode")
         if reduction == "episode":
-            return len(self._batch.episodes)
+            return sum(share.n_episodes for share in self._shares)
         # Fixed before the rollout where it can be: dividing by the steps that happened to be played is a ratio estimator.
-        return self.n_steps * self.n_envs if self.n_episodes is None else self._batch.n_steps
+        return sum(share.planned_steps if self.n_episodes is None else share.n_steps for share in self._shares)
 
     def _log_prob_and_entropy(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
@@ -801,24 +914,43 @@ class REINFORCE(OnPolicyAlgorithm):
     def _samples(self, rows: slice | np.ndarray) -> RolloutBufferSamples:
         return self.rollout_buffer._get_samples(rows)  # type: ignore[arg-type]
 
-    def _minibatches(self, batch_size: int | None, rng: np.random.Generator) -> Iterator[slice | np.ndarray]:
-        """All rows of the rollout buffer once: in order and at once, or shuffled in minibatches."""
-        n_steps = self._batch.n_steps
-        if batch_size is None or batch_size >= n_steps:
-            yield slice(0, n_steps)
+    def _count_minibatches(self, batch_size: int | None) -> int:
+        """The number of minibatches that a pass needs on the rank with most steps."""
+        return 1 if batch_size is None else max(-(-share.n_steps // batch_size) for share in self._shares)
+
+    def _minibatches(self, batch_size: int | None, rng: np.random.Generator) -> Iterator[tuple[slice | np.ndarray, int]]:
+        """
+        All rows of the rollout buffer once: in order and at once, or shuffled in minibatches; with each the number of rows
+        that all ranks together have in theirs.
+
+        All ranks make the same number of minibatches. Several ranks split their rows evenly among them, so that no
+        rank's steps weigh more than another's; of a rank with very few steps, some minibatches are then empty.
+        """
+        sizes = [share.n_steps for share in self._shares]
+        n_minibatches = self._count_minibatches(batch_size)
+        if n_minibatches == 1:
+            yield slice(0, self._batch.n_steps), sum(sizes)
             return
-        order = rng.permutation(n_steps)
-        for start in range(0, n_steps, batch_size):
-            yield order[start : start + batch_size]
+        order = rng.permutation(self._batch.n_steps)
+        if len(sizes) == 1:
+            assert batch_size is not None
+            parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        else:
+            parts = np.array_split(order, n_minibatches)
+        for position, part in enumerate(parts):
+            # np.array_split gives the first `size % n` parts one more
+            shared = sum(size // n_minibatches + (position < size % n_minibatches) for size in sizes)
+            yield part, len(part) if len(sizes) == 1 else shared
 
     def _chunks(self, rows: slice | np.ndarray) -> Iterator[slice | np.ndarray]:
         """The same rows, at most ``chunk_size`` of them at a time."""
         n_rows = count_rows(rows)
-        size = self.chunk_size or n_rows
+        size = self.chunk_size or max(n_rows, 1)
         for start in range(0, n_rows, size):
             stop = min(start + size, n_rows)
             yield slice(rows.start + start, rows.start + stop) if isinstance(rows, slice) else rows[start:stop]
 
+    @distributed.fails_for_all
     def learn(
         self: SelfREINFORCE,
         total_timesteps: int,
@@ -864,13 +996,14 @@ class REINFORCE(OnPolicyAlgorithm):
                 # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
-                if not checkpoint.update_ended(callback, iteration):
+                if distributed.any_rank(not checkpoint.update_ended(callback, iteration)):
                     break
         except BaseException:
             checkpoint.learning_failed(callback)
             raise
 
         callback.on_training_end()
+        distributed.any_rank(False)  # what rank 0 has to write is there when learn() returns
         return self
 
     def _setup_learn(
@@ -881,6 +1014,8 @@ class REINFORCE(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if distributed.world_size() > 1:
+            self._meet(total_timesteps, reset_num_timesteps)
         if self._last_obs is not None and len(next(iter(by_key(self._last_obs).values()))) != self.n_envs:
             self._last_obs = None  # of a model saved with another number of environments
         if reset_num_timesteps or self._last_obs is None:
@@ -889,7 +1024,54 @@ class REINFORCE(OnPolicyAlgorithm):
             self._steps_into_episode = None
             self._next_rollout(self.env)
             self._has_just_been_reset = True
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if distributed.rank() > 0:
+            self._logger = Logger(folder=None, output_formats=[])  # also in the place of a user's own
+        return learning
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if distributed.rank() > 0:
+            callback, progress_bar = distributed.callbacks_of_this_rank(callback), False
+        return super()._init_callback(callback, progress_bar)
+
+    def _meet(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
+        """
+        All ranks begin alike: with rank 0's parameters, optimisers, baseline, ``VecNormalize`` statistics and counters.
+
+        :raises ValueError: if arguments that must be the same are not
+        """
+        schedules = {
+            "learning_rate": self.lr_schedule, "value_learning_rate": self._value_lr_schedule,
+            "ent_coef": self._ent_coef_schedule, "clip_range": self._clip_range_schedule,
+        }  # fmt: skip
+        distributed.check_equal(
+            {
+                "total_timesteps": total_timesteps,
+                "reset_num_timesteps": reset_num_timesteps,
+                "baseline": _full_name(self._baseline),
+                "n_episodes is None": self.n_episodes is None,
+                "observation_space": self.observation_space,
+                "action_space": self.action_space,
+                **{name: getattr(self, name) for name in SAME_ON_ALL_RANKS},
+                **{f"{name} at start and end": (schedule(1.0), schedule(0.0)) for name, schedule in schedules.items()},
+            }
+        )
+        state = distributed.broadcast(
+            {
+                "parameters": self.get_parameters(),
+                "baseline": self._baseline.state_dict(),
+                "statistics": distributed.statistics_of(self._vec_normalize_env),
+                "counters": {name: getattr(self, name) for name in COUNTERS},
+            }
+        )
+        self._statistics = state["statistics"]
+        if distributed.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None  # once more: load() may have brought others
+            super().set_parameters(state["parameters"], device=self.device)
+            self._baseline.load_state_dict(state["baseline"])
+            distributed.set_statistics(self._vec_normalize_env, state["statistics"])
+            for name, value in state["counters"].items():
+                setattr(self, name, value)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last episodes run beyond total_timesteps; a schedule such as `lambda p: 1e-3 * p` must not turn negative.
@@ -900,7 +1082,8 @@ class REINFORCE(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_storage", "_baseline", "_baseline_values", "_batch", "_episodes", "_value_parameters", "_value_modules",
+            "_storage", "_baseline", "_baseline_values", "_batch", "_episodes", "_all_episodes", "_shares", "_statistics",
+            "_value_parameters", "_value_modules",
             "_resumed", "_checkpoint",
         ]  # fmt: skip
 
@@ -917,10 +1100,14 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Save all the attributes of the object and the model parameters in a zip-file, the baseline's state with them.
 
+        Under ``torchrun`` rank 0 alone writes, if ``path`` is no open file.
+
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
+        if distributed.rank() > 0 and isinstance(path, (str, pathlib.Path)):
+            return
         self._baseline_state = {"baseline": _full_name(self._baseline), "state": self._baseline.state_dict()}
         super().save(path, exclude, include)
 

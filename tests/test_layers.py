@@ -14,7 +14,7 @@ FORBIDDEN = {
         "sb3_reinforce.schedules", "sb3_reinforce.buffers", "sb3_reinforce.sampling", "sb3_reinforce.reinforce",
         "sb3_reinforce.arguments", "sb3_reinforce.tracking", "sb3_reinforce.zoo", "sb3_reinforce.vec_env",
     ],
-    ("schedules", "save_util", "logs"): [
+    ("schedules", "save_util", "distributed", "logs"): [
         "wandb", "rl_zoo3",
         "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.sampling",
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",

@@ -275,7 +275,7 @@ def test_minibatches_estimate_the_full_batch_loss():
     """The steps of all minibatches, each from the same parameters, average to the step on the whole batch."""
     model = collected(n_episodes=6)
     n_steps = model._batch.n_steps
-    minibatches = list(model._minibatches(5, np.random.default_rng(0)))
+    minibatches = [rows for rows, _ in model._minibatches(5, np.random.default_rng(0))]
     assert sorted(np.concatenate(minibatches)) == list(range(n_steps))
     average = sum(len(rows) * change(model, rows, several_steps=False) for rows in minibatches) / n_steps
     whole = change(model, slice(0, n_steps), several_steps=False)

@@ -103,6 +103,9 @@ class WandbCallback(BaseCallback):
     :raises ValueError: if the mode is none of the four, or for a rate or frequency out of range
     """
 
+    # one run for all processes of torchrun
+    rank_zero_only = True
+
     def __init__(
         self,
         project: str = "sb3-reinforce",

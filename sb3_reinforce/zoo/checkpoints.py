@@ -1,15 +1,17 @@
 """Runs of the command line that stop and go on: what was asked for, the signals, and Monitor's files."""
 
 import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from sb3_reinforce import distributed
 from sb3_reinforce.checkpoint import TrainingCheckpoint, checkpoints_in
 from sb3_reinforce.save_util import write_atomically
 
@@ -24,11 +26,13 @@ class Run(NamedTuple):
     :param folder: RL Zoo's folder of the run, such as ``logs/reinforce/CartPole-v1_1``
     :param arguments: the command line that it was started with, behind the verb, its seed included
     :param hyperparams: the config that it was started with; None where it holds more than plain values
+    :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.distributed.launch_id`
     """
 
     folder: Path
     arguments: list[str]
     hyperparams: dict[str, Any] | None
+    launch: str | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -50,12 +54,26 @@ def read_run(path: str | Path) -> Run:
         raise ValueError(f"must be the folder of a run of `sb3-reinforce train`, got {path}, which has no {FOLDER}/{RUN_FILE}")
     try:
         saved = json.loads(file.read_text())
-        run = Run(folder, list(saved["arguments"]), saved["hyperparams"])
+        run = Run(folder, list(saved["arguments"]), saved["hyperparams"], saved.get("launch"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
     if not checkpoints_in(run.checkpoints):
         raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {' '.join(run.arguments)}")
     return run
+
+
+def run_of_launch(log_folder: str | Path, launch: str | None) -> Run | None:
+    """
+    :param log_folder: RL Zoo's ``--log-folder``
+    :param launch: a launch of torchrun
+    :return: the newest run that it started; None: there is none, or it has no checkpoint yet
+    """
+    files = Path(log_folder).glob(f"*/*/{FOLDER}/{RUN_FILE}")
+    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError):  # another run's file that cannot be read
+            if launch is not None and json.loads(file.read_text()).get("launch") == launch:
+                return read_run(file.parent) if checkpoints_in(file.parent) else None
+    return None
 
 
 def write_run(run: Run) -> None:
@@ -65,7 +83,7 @@ def write_run(run: Run) -> None:
     :param run: the run
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    values = {"arguments": run.arguments, "hyperparams": run.hyperparams}
+    values = {"arguments": run.arguments, "hyperparams": run.hyperparams, "launch": run.launch}
     write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode())
 
 
@@ -99,7 +117,7 @@ def without_resume(arguments: Sequence[str]) -> list[str]:
 class RunCheckpoint(TrainingCheckpoint):
     """
     The checkpoint of a run of the command line, which cuts Monitor's files back to where they were at the checkpoint: their
-    rows behind it are about to be written again, and nothing in them tells a row from its repetition.
+    rows behind it are about to be written again, and nothing in them tells a row from its repetition. Each rank cuts its own.
 
     :param run_folder: RL Zoo's folder of the run
     :param every_n_updates: number of updates from one checkpoint to the next
@@ -117,8 +135,10 @@ class RunCheckpoint(TrainingCheckpoint):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """:param state_dict: what :meth:`state_dict` returned"""
         super().load_state_dict(state_dict)
-        for name, size in state_dict["monitor_sizes"].items():
-            file = self.run_folder / name
+        first = distributed.rank() * self.model.n_envs
+        for number in range(first, first + self.model.n_envs):
+            file = self.run_folder / f"{number}.monitor.csv"
+            size = state_dict["monitor_sizes"].get(file.name, math.inf)
             if file.is_file() and file.stat().st_size > size:
                 os.truncate(file, size)
 
@@ -152,7 +172,8 @@ def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
         came.append(number)
         checkpoint.stop()
         # not print: the signal may have come in the middle of one
-        os.write(2, b"\nFinishing this update, then saving and leaving; once more to leave at once.\n")
+        if distributed.rank() == 0:
+            os.write(2, b"\nFinishing this update, then saving and leaving; once more to leave at once.\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, handle) for number in numbers]

@@ -2,14 +2,19 @@
 
 import argparse
 import copy
+import os
 import runpy
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
+from sb3_reinforce import distributed
 from sb3_reinforce.tracking.callback import (
     INTERRUPTED,
     Mode,
@@ -26,6 +31,7 @@ from sb3_reinforce.zoo.checkpoints import (
     monitor_files,
     plain_hyperparams,
     read_run,
+    run_of_launch,
     started_at,
     stopped_by_signals,
     without_resume,
@@ -47,6 +53,8 @@ def train(arguments: Sequence[str]) -> int:
     Tracking and the final evaluation are ours, see ``--help``; every other option goes to the zoo unchanged. ``--algo
     reinforce`` and our config file are put in front of them: of an option given twice the last counts, the user's own.
 
+    Under ``torchrun`` every rank runs this: rank 0 chooses folder and seed, evaluates, saves, tracks and reports.
+
     :param arguments: the command line after the verb
     :return: the exit code
     """
@@ -55,13 +63,13 @@ def train(arguments: Sequence[str]) -> int:
         parser.print_help()
         print("\n--- RL Zoo's options (for --track and --wandb-*, those above apply) ---\n")
     options, zoo_arguments = parser.parse_known_args(arguments)
-    run = None
-    if options.resume is not None:
-        try:
-            run = read_run(options.resume)
-        except ValueError as error:
-            parser.error(f"--resume {error}")
-        arguments = [*run.arguments, *without_resume(arguments)]
+    zoo_options = _zoo_options(arguments)
+    if distributed.launched():
+        zoo_arguments += _join_ranks(zoo_options, parser)
+    run = _run_to_go_on_with(options.resume, zoo_options.log_folder, parser)
+    if run is not None:
+        # begun again by torchrun: the command line is the same
+        arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
         options, zoo_arguments = parser.parse_known_args(arguments)
     if options.eval_final < 0:
         parser.error(f"--eval-final must be a number of episodes >= 0, got {options.eval_final}")
@@ -70,15 +78,16 @@ def train(arguments: Sequence[str]) -> int:
     if options.wandb_video_freq < 0:
         parser.error(f"--wandb-video-freq must be a number of steps >= 0, got {options.wandb_video_freq}")
     defaults = ["--algo", "reinforce"]
-    if _algo(arguments) == "reinforce":
+    if _zoo_options(arguments).algo == "reinforce":
         defaults += ["--conf-file", str(config_file())]
-    tracker = _tracker(options, parser) if options.track else None
+    tracker = _tracker(options, parser) if options.track and distributed.rank() == 0 else None
 
     exit_code = 1
     try:
-        experiment = _run_zoo(
-            [*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every, options.wandb_video_freq
-        )
+        with _silent(distributed.rank() > 0):
+            experiment = _run_zoo(
+                [*defaults, *zoo_arguments], tracker, arguments, run, options.checkpoint_every, options.wandb_video_freq
+            )
         lines, exit_code = [], 0
         if experiment is not None and experiment.stopped_by:  # type: ignore[attr-defined]
             lines, exit_code = _how_to_go_on(experiment), 128 + experiment.stopped_by[0]  # type: ignore[attr-defined]
@@ -92,7 +101,8 @@ def train(arguments: Sequence[str]) -> int:
         if tracker is not None:
             # the zoo, where it trains without our checkpoints, keeps a Ctrl-C to itself
             tracker.finish(INTERRUPTED if exit_code == 0 and tracker.training_interrupted else exit_code)
-    print("\n".join(lines), flush=True)
+    if lines:
+        print("\n".join(lines), flush=True)
     return exit_code
 
 
@@ -133,16 +143,72 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _algo(arguments: Sequence[str]) -> str:
+def _zoo_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
-    The algorithm that the zoo will train.
+    Those of the zoo's options that decide what is done around it.
 
     :param arguments: the command line after the verb
-    :return: its name in ``rl_zoo3.ALGOS``; of several the last, as argparse takes them
+    :return: their values; of several the last, as argparse takes them
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="reinforce")
-    return str(peek.parse_known_args(arguments)[0].algo)
+    peek.add_argument("--device", default="auto")
+    peek.add_argument("--seed", type=int, default=-1)
+    peek.add_argument("-f", "--log-folder", default="logs")
+    peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
+    return peek.parse_known_args(arguments)[0]
+
+
+def _run_to_go_on_with(folder: str | None, log_folder: str, parser: argparse.ArgumentParser) -> Run | None:
+    """
+    The run to go on with, as rank 0 finds it.
+
+    :param folder: the one that the user names; None: that of this launch of torchrun, if it has failed and begins again
+    :param log_folder: where runs are
+    :param parser: for usage errors
+    :return: the run; None: a new one
+    """
+    run = None
+    if distributed.rank() == 0 and folder is not None:
+        try:
+            run = read_run(folder)
+        except ValueError as error:
+            parser.error(f"--resume {error}")
+    elif distributed.rank() == 0 and distributed.restarted():
+        run = run_of_launch(log_folder, distributed.launch_id())
+    return distributed.broadcast(run)
+
+
+def _join_ranks(zoo_options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """
+    Start the group of ranks.
+
+    :param zoo_options: what the user asked for
+    :param parser: for usage errors
+    :return: more options for the zoo: the seed that rank 0 has drawn, where none is given
+    """
+    if zoo_options.algo != "reinforce":
+        parser.error(f"torchrun trains --algo reinforce, got {zoo_options.algo!r}: run it without torchrun")
+    if zoo_options.optimize_hyperparameters:
+        parser.error(
+            "a search is not for torchrun: start the same command once per worker, without torchrun, with one "
+            "--study-name and --storage (a database's address or a journal's file)"
+        )
+    distributed.start(zoo_options.device)
+    if zoo_options.seed >= 0:
+        return []
+    return ["--seed", str(distributed.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
+
+
+@contextmanager
+def _silent(silent: bool) -> Iterator[None]:
+    """Without standard output and warnings, if ``silent``."""
+    if not silent:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _tracker(options: argparse.Namespace, parser: argparse.ArgumentParser) -> WandbCallback:
@@ -188,7 +254,7 @@ def _run_zoo(
     saved: list[ExperimentManager] = []
 
     class OurExperimentManager(exp_manager.ExperimentManager):
-        """The zoo's, with our callbacks, able to go on, and known to us once it saved its model."""
+        """The zoo's, with our callbacks, able to go on, known to us once it saved its model, one folder for all ranks."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -203,18 +269,29 @@ def _run_zoo(
                 return copy.deepcopy(run.hyperparams), copy.deepcopy(run.hyperparams)
             return super().read_hyperparameters()
 
+        def create_log_folder(self) -> None:
+            if distributed.rank() == 0:
+                super().create_log_folder()
+            self.save_path, self.params_path = distributed.broadcast((self.save_path, self.params_path))
+
         def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+            if distributed.rank() > 0:
+                return
             if run is None:
                 super()._save_config(saved_hyperparams)
             if self.checkpoint is not None:
                 kept = [*without_resume(arguments), "--seed", str(self.seed)]
-                write_run(Run(Path(self.save_path), kept, plain_hyperparams(saved_hyperparams)))
+                write_run(Run(Path(self.save_path), kept, plain_hyperparams(saved_hyperparams), distributed.launch_id()))
 
         def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
-            there = [] if run is None or eval_env or no_log else monitor_files(run.folder)
+            # Monitor's files are numbered over all ranks; on another machine there may be no such folder
+            first = distributed.rank() * n_envs
+            no_log = no_log or not os.path.isdir(self.save_path)
+            there = [] if run is None or eval_env or no_log else monitor_files(run.folder)[first : first + n_envs]
 
             def make_vec_env(*args: Any, **kwargs: Any) -> "VecEnv":
                 kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}
+                kwargs["start_index"] = first
                 return original_make_vec_env(*args, **kwargs)
 
             original_make_vec_env = exp_manager.make_vec_env
@@ -228,6 +305,8 @@ def _run_zoo(
         def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
             if run is None:
                 return super()._load_pretrained_agent(hyperparams, env)
+            if not run.checkpoints.is_dir():  # on another machine: learn() begins with what rank 0 has
+                return ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **hyperparams)
             model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
             print(f"Going on from {model._checkpoint}, at {model.num_timesteps} of {self.n_timesteps} steps")
             return model
@@ -240,6 +319,7 @@ def _run_zoo(
             if self.checkpoint is None:
                 super().learn(model)
                 return
+            model.num_timesteps = distributed.broadcast(model.num_timesteps)
             kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
             # an agent given by -i has played before, but not in this run
             played = 0 if run is None else model.num_timesteps
@@ -251,6 +331,7 @@ def _run_zoo(
                         reset_num_timesteps=run is None,
                         **kwargs,  # type: ignore[arg-type]
                     )
+                self.stopped_by = [number for numbers in distributed.gather(self.stopped_by) for number in numbers]
             except Exception as error:
                 if self.checkpoint.newest is not None:
                     error.add_note("\n".join(_how_to_go_on(self)))
@@ -264,6 +345,13 @@ def _run_zoo(
                     model.env.close()
 
         def create_callbacks(self) -> None:
+            # in steps of all ranks
+            self.save_freq, self.eval_freq = (
+                max(freq // distributed.world_size(), 1) if freq > 0 else freq for freq in (self.save_freq, self.eval_freq)
+            )
+            if distributed.rank() > 0:
+                self.show_progress, self.save_freq, self.eval_freq = False, -1, -1
+                self.callbacks = [c for c in self.callbacks if distributed.callbacks_of_this_rank(c) is not None]
             super().create_callbacks()
             if checkpoint_every and not self.optimize_hyperparameters and issubclass(ALGOS[self.algo], REINFORCE):
                 self.checkpoint = RunCheckpoint(Path(self.save_path), checkpoint_every)
@@ -297,6 +385,8 @@ def _run_zoo(
                 return super().objective(trial)
 
         def save_trained_model(self, model: "BaseAlgorithm") -> None:
+            if distributed.rank() > 0:
+                return
             super().save_trained_model(model)
             saved.append(self)
 

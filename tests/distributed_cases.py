@@ -1,0 +1,299 @@
+"""
+What test_distributed.py has several processes do: run by torchrun, one process per rank, and imported by the tests.
+
+``python distributed_cases.py CASE FOLDER``: each rank leaves what it found in FOLDER/CASE-rank.pkl.
+"""
+
+import os
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from envs import SMALL, NoCallback, RewardListEnv, ScriptedEnv, scripted_sampler, tabular_model
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, distributed, reinforce
+from sb3_reinforce.baselines import BASELINES
+
+# The trajectories that each environment plays, by number; the last environment is rank 1's. Different lengths, so that
+# the ranks have unequal numbers of episodes and of steps.
+SCRIPTS = ([0, 5, 7], [3, 1], [9, 2, 4, 6])
+ENVS_OF_RANK = {0: (0, 1), 1: (2,), None: (0, 1, 2)}  # None: one process with all of them
+
+
+class LooksAtAll(Baseline):
+    """A user's own: needs everything that episodes have, of all ranks."""
+
+    needs = frozenset({"values"})
+
+    def __init__(self) -> None:
+        self.past = 0.0
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        assert len(episodes.observations) == len(episodes.values) == len(episodes.returns) == episodes.lengths.sum()
+        # every environment counts, by its number over all ranks
+        level = self.past + (episodes.env_indices * episodes.lengths).sum() / 100
+        return level + 0.1 * episodes.observations.double().mean() + 0.2 * episodes.values.flip(0)
+
+    def update(self, episodes: Episodes) -> None:
+        self.past = episodes.returns.max().item()
+
+
+GRADIENT_CASES: dict[str, dict[str, Any]] = {
+    f"{baseline}-{reduction}-{mode}": dict(baseline=baseline, loss_reduction=reduction, mode=mode)
+    for baseline in (*BASELINES, "own")
+    if baseline != "greedy"  # plays the environments again, which scripted ones cannot do
+    for reduction in ("episode", "step")
+    for mode in ("n_steps", "n_episodes")
+} | {
+    "normalize_advantage": dict(baseline="mean", normalize_advantage=True, mode="n_steps"),
+    "discount_state": dict(baseline="leave_one_out", discount_state=True, mode="n_steps"),
+    "returns": dict(baseline="per_step", returns="episode", mode="n_episodes"),
+    "entropy": dict(baseline="none", ent_coef=0.3, mode="n_steps"),
+    "clipping": dict(baseline="none", max_grad_norm=0.1, mode="n_steps"),
+    "several epochs": dict(baseline="value", n_epochs=3, n_value_epochs=3, mode="n_steps"),
+    "chunks": dict(baseline="value", chunk_size=2, mode="n_steps"),
+    "cut": dict(baseline="value", unfinished="bootstrap", truncation="bootstrap", mode="n_steps"),
+}
+
+
+def updated(case: str, rank: int | None) -> dict[str, Any]:
+    """
+    Two updates on scripted episodes, observations and rewards normalised by frozen statistics.
+
+    :param case: a key of GRADIENT_CASES
+    :param rank: whose episodes; None: those of all
+    :return: parameters, loss, and what baseline and logs say
+    """
+    arguments = dict(GRADIENT_CASES[case])
+    indices = ENVS_OF_RANK[rank]
+    if arguments.pop("mode") == "n_episodes":
+        arguments["n_episodes"] = 2 * len(indices)
+    else:
+        arguments["n_steps"] = 4
+    if arguments["baseline"] == "own":
+        arguments["baseline"] = LooksAtAll()
+    env = DummyVecEnv([lambda: ScriptedEnv(SMALL) for _ in indices])
+    for scripted, index in zip(env.envs, indices, strict=True):
+        scripted.script = [SMALL.trajectories()[number] for number in SCRIPTS[index]]
+    normalized = VecNormalize(env, training=False)
+    normalized.obs_rms.mean, normalized.obs_rms.var = np.array([0.3, 0.1]), np.array([0.5, 0.7])
+    normalized.ret_rms.var = np.array(1.7)
+    model = tabular_model(normalized, **arguments)
+    original, reinforce.make_sampler = reinforce.make_sampler, scripted_sampler(env)
+    try:
+        callback = NoCallback()
+        callback.init_callback(model)
+        n_updates = 1 if arguments.get("unfinished") == "bootstrap" else 2
+        for _ in range(n_updates):
+            assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+            model.train()
+    finally:
+        reinforce.make_sampler = original
+    logged = {key: float(value) for key, value in model.logger.name_to_value.items() if not key.startswith("time/")}
+    parameters = {name: tensor.numpy().copy() for name, tensor in model.policy.state_dict().items()}
+    return {"parameters": parameters, "logged": logged, "state": model._baseline.state_dict()}
+
+
+class Watch(BaseCallback):
+    """Notes what a callback sees; stops where it is told to."""
+
+    def __init__(self, stop_at: int | None = None):
+        super().__init__()
+        self.seen: list[int] = []
+        self.at_rollout_end: list[tuple[int, bytes]] = []
+        self.first_observation: np.ndarray | None = None
+        self.stop_at = stop_at
+
+    def _on_rollout_start(self) -> None:
+        parameters = b"".join(tensor.numpy().tobytes() for tensor in self.model.policy.state_dict().values())
+        self.at_rollout_end.append((self.model.num_timesteps, parameters))
+
+    def _on_step(self) -> bool:
+        self.seen.append(self.num_timesteps)
+        if self.first_observation is None:
+            self.first_observation = self.locals["new_obs"].copy()
+        return self.n_calls != self.stop_at
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Learns CartPole with running normalisation, other numbers of environments on each rank."""
+    rank = distributed.rank()
+    env = VecNormalize(make_vec_env("CartPole-v1", n_envs=1 + rank))
+    model = REINFORCE(
+        "MlpPolicy",
+        env,
+        n_steps=100 + 50 * rank,
+        seed=3,
+        policy_kwargs=dict(net_arch=[8]),
+        batch_size=64,
+        n_epochs=2,
+        value_batch_size=32,
+        normalize_advantage=True,
+        verbose=1,
+    )
+    with th.no_grad():  # learn begins with rank 0's parameters
+        model.policy.action_net.bias.fill_(float(rank))
+    model.set_logger(configure(str(folder / f"log{rank}"), ["csv"]))
+    own = Watch()
+    evaluation = EvalCallback(make_vec_env("CartPole-v1"), eval_freq=1, best_model_save_path=str(folder / f"best{rank}"))
+    evaluation.eval_env = VecNormalize(evaluation.eval_env, training=False, norm_reward=False)
+    shown = EveryNTimesteps(400, evaluation)
+    print(f"rank {rank} speaks before learn")
+    model.learn(2_000, callback=[own, shown])
+    model.save(folder / f"model{rank}")
+    return {
+        "parameters": {name: tensor.numpy() for name, tensor in model.policy.state_dict().items()},
+        "statistics": distributed.statistics_of(env),
+        "infos": [(info["r"], info["l"]) for info in model.ep_info_buffer],
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "seen": own.seen,
+        "at_rollout_end": own.at_rollout_end,
+        "first_observation": own.first_observation,
+        "own_steps": len(own.seen) * env.num_envs,
+        "evaluations": evaluation.n_calls,
+    }
+
+
+def unseeded() -> np.ndarray:
+    """The first actions of a model without a seed, in a process whose generators a user has seeded."""
+    env = DummyVecEnv([lambda: RewardListEnv([0.0] * 30)])
+    model = REINFORCE("MlpPolicy", env, n_steps=1)
+    th.manual_seed(7)
+    model.learn(1)
+    return model.rollout_buffer.actions.flatten()
+
+
+def stopping() -> dict[str, Any]:
+    """Rank 1 stops in the third rollout; rank 0 has nobody who would."""
+    rank = distributed.rank()
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0)
+    model.learn(10_000, callback=Watch(stop_at=45 if rank == 1 else None))
+    return {"num_timesteps": model.num_timesteps, "n_updates": model._n_updates}
+
+
+def asked_to_stop(folder: Path) -> dict[str, Any]:
+    """A signal on rank 1 asks its TrainingCheckpoint to stop, in the third rollout: all finish that update and save."""
+
+    class Signal(NoCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 45 and distributed.rank() == 1:
+                saving.stop()
+            return True
+
+    saving = TrainingCheckpoint(folder / "checkpoints")
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0).learn(10_000, callback=[saving, Signal()])
+    again = REINFORCE.resume(folder / "checkpoints", env)
+    return {
+        "num_timesteps": (model.num_timesteps, again.num_timesteps),
+        "n_updates": model._n_updates,
+        "newest": str(saving.newest),
+    }
+
+
+def greedy() -> int:
+    """A baseline that plays steps of its own, which count: 2 environments, 10 steps drawn and 10 greedy ones."""
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)] * 2)
+    return REINFORCE("MlpPolicy", env, n_episodes=2, baseline="greedy", seed=0).learn(81).num_timesteps
+
+
+def refusal() -> str:
+    """What learn says where the ranks were given different arguments; it ends the group."""
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    try:
+        REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=1 + distributed.rank()).learn(20)
+    except ValueError as error:
+        message = str(error)
+    try:
+        REINFORCE("MlpPolicy", env)
+    except distributed.LostRankError as error:
+        return f"{message}; then: {error}"
+    return message
+
+
+def exchanges() -> dict[str, Any]:
+    """The exchanges by themselves, on values that say whose they are."""
+    rank = distributed.rank()
+    parameters = [th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(1, 1))]
+    parameters[0].grad = th.tensor([1.0, 10.0]) * (rank + 1)
+    if rank == 1:
+        parameters[2].grad = th.tensor([[5.0]])
+    sums = distributed.sum_gradients(parameters, (rank + 1, 0.5))
+    norm = th.nn.BatchNorm1d(1)
+    norm.running_mean.fill_(rank + 4)
+    distributed.broadcast_buffers(norm)
+    return {
+        "gather": distributed.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
+        "broadcast": distributed.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
+        "grads": [None if p.grad is None else p.grad.tolist() for p in parameters],
+        "sums": sums,
+        "buffer": norm.running_mean.item(),
+        # rank 0 has 1, 2; rank 1 has 6
+        "moments": distributed.moments(np.array([1.0, 2.0]) if rank == 0 else th.tensor([6.0]), np.full(1 + rank, 7.0)),
+    }
+
+
+def all_of_them(folder: Path) -> dict[str, Any]:
+    """Everything that does not end the processes."""
+    REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # a constructor starts the group
+    rank = distributed.rank()
+    assert distributed.world_size() == 2
+    found: dict[str, Any] = {"exchanges": exchanges()}
+    found["gradients"] = {case: updated(case, rank) for case in GRADIENT_CASES}
+    found["training"] = training(folder)
+    found["unseeded"] = unseeded()
+    found["stopping"] = stopping()
+    found["asked_to_stop"] = asked_to_stop(folder)
+    found["greedy"] = greedy()
+    found["refusal"] = refusal()
+    return found
+
+
+class Trouble(gym.Wrapper):
+    """Rewards turn into NaN after some steps."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.n_steps = 0
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.n_steps += 1
+        if self.n_steps > 300:
+            reward = float("nan")
+        return observation, reward, terminated, truncated, info
+
+
+def trouble(kind: str, folder: Path) -> None:
+    """Learns without end; with "nan" rank 1 gets into trouble by itself."""
+    env = gym.make("CartPole-v1")
+    if kind == "nan" and os.environ["RANK"] == "1":
+        env = Trouble(env)
+    model = REINFORCE("MlpPolicy", env, n_steps=100, seed=0)
+    (folder / f"started{distributed.rank()}").write_text(str(os.getpid()))
+    try:
+        model.learn(10**9)
+    except Exception as error:
+        (folder / f"error{distributed.rank()}").write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    case, folder = sys.argv[1], Path(sys.argv[2])
+    warnings.simplefilter("error", RuntimeWarning)
+    if case == "all":
+        results = all_of_them(folder)
+        (folder / f"all-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
+    else:
+        trouble(case, folder)
