@@ -121,6 +121,16 @@ def test_the_two_optimisers_move_parameters_of_their_own(shared):
     assert {n for n, p in model.policy.named_parameters() if not th.equal(p, after_policy[n])} == of_value
 
 
+def test_value_fit_begins_with_the_mean_of_the_returns():
+    """With next to no learning rate: after one update the mean of V over the batch is the mean of R."""
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu", value_learning_rate=1e-12).learn(1)
+    buffer = model.rollout_buffer
+    assert abs(buffer.values.mean() - buffer.returns.mean()) > 5
+    with th.no_grad():
+        values = model.policy.predict_values(th.as_tensor(buffer.observations))
+    assert values.mean().item() == pytest.approx(buffer.returns.mean(), abs=1e-3)
+
+
 def test_value_network_is_fitted_to_the_returns():
     """Returns of [1, 1] with gamma 0.5 are 1.5 and 1: after many fits V is them, whatever the policy does."""
     env = DummyVecEnv([lambda: RewardListEnv([1, 1])])

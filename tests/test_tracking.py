@@ -423,7 +423,6 @@ def test_evaluations_best_and_last_model(tmp_path: Path):
 
 
 def test_videos_of_episodes():
-    pytest.importorskip("moviepy")
     tracker = WandbCallback(mode="offline", verbose=0, video_env="CartPole-v1", video_freq=200)
     model = REINFORCE("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 1)), n_steps=100, seed=0, device="cpu")
     model.learn(300, callback=tracker)
