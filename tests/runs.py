@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,15 +170,39 @@ def kill_self(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(folder: Path, result: Path, die_in_write: tuple[str, int] | None, arguments: dict[str, Any]) -> None:
-    """
-    ``play`` in a process of its own, which may kill itself while it writes a checkpoint.
+class KillAfter(BaseCallback):
+    """SIGKILL so many seconds after so many calls of this process: anywhere in a rollout, an update or an evaluation."""
 
-    :param die_in_write: where ("half": with half the file written, "before" or "after" the renaming), at which write
+    def __init__(self, n_calls: int, seconds: float):
+        super().__init__()
+        self.calls_left, self.timer = [n_calls], threading.Timer(seconds, kill_self)
+
+    def _on_step(self) -> bool:
+        self.calls_left[0] -= 1
+        if self.calls_left[0] == 0:
+            self.timer.start()
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+Kill = tuple[int, float] | tuple[str, int]
+
+
+def child(folder: Path, result: Path, kill: Kill | None, arguments: dict[str, Any]) -> None:
+    """
+    ``play`` in a process of its own, which may kill itself.
+
+    :param kill: after so many calls of the callbacks and seconds, see ``KillAfter``; or in the writing of a checkpoint: where
+        ("half": with half the file written, "before" or "after" the renaming), at which write; None: not at all
     """
     th.set_num_threads(1)
-    if die_in_write is not None:
-        where, number = die_in_write
+    if kill is not None and isinstance(kill[0], str):
+        where, number = kill
         count = [0]
         real_fsync, real_replace = os.fsync, os.replace
 
@@ -196,5 +221,6 @@ def child(folder: Path, result: Path, die_in_write: tuple[str, int] | None, argu
                 kill_self()
 
         os.fsync, os.replace = fsync, replace
-    model = play(folder, **arguments)
+    more: list[BaseCallback] = [KillAfter(*kill)] if kill is not None and isinstance(kill[0], int) else []
+    model = play(folder, more=more, **arguments)
     th.save(results(model), result)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -34,7 +33,7 @@ from sb3_reinforce.checkpoint import CheckpointError, checkpoints_in
 from sb3_reinforce.logs import appending_logger
 from sb3_reinforce.training_state import callbacks_by_name, equal, from_json, plain, to_json
 from tests.envs import RewardListEnv
-from tests.runs import N_ENVS, StopAt, child, differences, make_env, play, results, rows
+from tests.runs import N_ENVS, Kill, StopAt, child, differences, make_env, play, results, rows
 
 
 class Stopped(Exception):
@@ -214,21 +213,17 @@ def test_plain_values_survive():
 # ------------------------------------------------------------------------------------------------- killed processes
 
 
-def killed_runs(folder: Path, kills: list[float | tuple[str, int]], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def killed_runs(folder: Path, kills: list[Kill], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """
-    Let processes play the run, each killed: after so many seconds, or while it writes a checkpoint; then one to its end.
+    Let processes play the run, each killed somewhere (see ``child``); then one to its end.
 
     :return: the last one's results, and how many were killed before they were done
     """
     context = multiprocessing.get_context("forkserver")
     result, n_killed = folder / "result.pt", 0
     for kill in [*kills, None]:
-        die_in_write = kill if isinstance(kill, tuple) else None
-        process = context.Process(target=child, args=(folder, result, die_in_write, arguments))
+        process = context.Process(target=child, args=(folder, result, kill, arguments))
         process.start()
-        if isinstance(kill, float):
-            time.sleep(kill)
-            process.kill()
         process.join(600)
         assert process.exitcode in (0, -signal.SIGKILL)
         n_killed += process.exitcode != 0
@@ -256,17 +251,16 @@ def test_killed_while_it_writes(tmp_path):
     ],
 )
 def test_killed_at_twenty_random_moments(tmp_path, arguments):
-    started = time.monotonic()
     expected = results(play(tmp_path / "whole", **arguments))
-    seconds = time.monotonic() - started
     rng = random.Random(0)
     places = ("half", "before", "after")
-    # A process needs about a second to start; a fifth of the kills come while a checkpoint is written.
-    kills = [
-        (rng.choice(places), rng.randint(2, 9)) if rng.random() < 0.2 else 1 + rng.random() * seconds / 8 for _ in range(20)
+    # A fifth of the kills come while a checkpoint is written. An update is about 20 calls, so 20 kills leave calls to play.
+    kills: list[Kill] = [
+        (rng.choice(places), rng.randint(2, 4)) if rng.random() < 0.2 else (rng.randint(1, 120), 0.02 * rng.random())
+        for _ in range(20)
     ]
     result, n_killed = killed_runs(tmp_path / "killed", kills, arguments)
-    assert n_killed > 10
+    assert n_killed == 20
     assert differences(expected, result) == []
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
 

@@ -3,7 +3,6 @@
 import os
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -351,27 +350,25 @@ def test_killed_again_and_again(tmp_path: Path):
     pytest.importorskip("rl_zoo3")
     arguments = ["--env", "CartPole-v1", "-n", "150000", "--seed", "3", "--eval-freq", "10000"]
     assert sb3_reinforce("train", *arguments, cwd=tmp_path).returncode == 0
-    folder, rng, n_killed = tmp_path / "logs/reinforce/CartPole-v1_2", random.Random(0), 0
-    for _ in range(30):
-        started = list((folder / "checkpoints").glob("checkpoint_*.zip"))
-        if not started:
-            shutil.rmtree(folder, ignore_errors=True)
-        again = ["--resume", str(folder)] if started else arguments
+    folder, rng = tmp_path / "logs/reinforce/CartPole-v1_2", random.Random(0)
+    for n_killed in range(4):
+        before = set((folder / "checkpoints").glob("checkpoint_*.zip"))
         process = subprocess.Popen(
-            [sys.executable, "-m", "sb3_reinforce", "train", *again],
+            [sys.executable, "-m", "sb3_reinforce", "train", *(["--resume", str(folder)] if before else arguments)],
             cwd=tmp_path,
             env=environment(tmp_path),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        try:
-            assert process.wait(timeout=5 + 4 * rng.random()) == 0
+        if n_killed == 3:
+            assert process.wait(timeout=300) == 0
             break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            n_killed += 1
-    assert n_killed > 1
+        while set((folder / "checkpoints").glob("checkpoint_*.zip")) <= before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5 * rng.random())
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert run_of(folder) == run_of(tmp_path / "logs/reinforce/CartPole-v1_1")
 
 
