@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,9 @@ def test_the_report_in_chromium(tmp_path: Path):
         # and nothing sticks out to the side, on a phone neither
         for width in (1280, 400):
             browser.resize(width, 900)
+            deadline = time.monotonic() + 30  # the plots follow when the browser comes to it
+            while browser.evaluate("document.documentElement.scrollWidth") > width and time.monotonic() < deadline:
+                time.sleep(0.1)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert len(browser.screenshot()) > 20_000
 
