@@ -197,7 +197,7 @@ class REINFORCE(OnPolicyAlgorithm):
         chunk_size: int | None = None,
         ent_coef: float | str | Schedule = 0.0,
         value_learning_rate: float | str | Schedule = 1e-2,
-        n_value_epochs: int = 5,
+        n_value_epochs: int = 4,
         value_batch_size: int | None = None,
         max_grad_norm: float | None = 0.5,
         use_sde: bool = False,
