@@ -23,7 +23,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_count, check_fraction
-from sb3_reinforce.baselines import BASELINES, Baseline, Episodes, checked_prediction, make_baseline
+from sb3_reinforce.baselines import BASELINES, Baseline, Episodes, checked_prediction, join_episodes, make_baseline
 from sb3_reinforce.buffers import map_arrays
 from sb3_reinforce.greedy import frozen_statistics
 from sb3_reinforce.reinforce import REINFORCE
@@ -389,25 +389,15 @@ def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, th.Tensor]:
     """Rollouts as one batch of independent episodes, and their actions, shape [S, action dimensions]."""
     callback = ConvertCallback(None)
     callback.init_callback(probe)
+    env = probe.env
+    assert env is not None
     parts, actions = [], []
     for _ in range(n_rounds):
-        assert probe.env is not None
-        probe.collect_rollouts(probe.env, callback, probe.rollout_buffer, probe.n_steps)
+        probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
         # The buffer is used again by the next rollout.
         parts.append(replace(probe._episodes, observations=map_arrays(th.clone, probe._episodes.observations)))
         actions.append(actions_of(probe).clone())
-    joined = {
-        name: th.cat([getattr(part, name) for part in parts])
-        for name in ("returns", "lengths", "greedy_returns", "first_steps")
-    }
-    observations: Any = [part.observations for part in parts]
-    observations = (
-        {key: th.cat([o[key] for o in observations]) for key in observations[0]}
-        if isinstance(observations[0], dict)
-        else th.cat(observations)
-    )
-    episodes = Episodes(env_indices=th.arange(len(joined["lengths"])), fixed_count=True, observations=observations, **joined)
-    return episodes, th.cat(actions)
+    return join_episodes(parts, [env.num_envs] * n_rounds), th.cat(actions)
 
 
 def _with_values(probe: REINFORCE, episodes: Episodes) -> Episodes:
