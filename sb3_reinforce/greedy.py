@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_reinforce.baselines import at_same_step
 from sb3_reinforce.buffers import EpisodeTracker, by_key
+from sb3_reinforce.training_state import wrappers
 
 if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
@@ -77,13 +78,9 @@ def _warn_of_other_starts(model: "REINFORCE", observations: Any, first_observati
 @contextmanager
 def frozen_statistics(env: VecEnv) -> Iterator[None]:
     """Whatever ``VecNormalize`` is around the environments learns nothing inside."""
-    frozen = []
-    wrapper: Any = env
-    while isinstance(wrapper, VecEnvWrapper):
-        if isinstance(wrapper, VecNormalize) and wrapper.training:
-            frozen.append(wrapper)
-            wrapper.training = False
-        wrapper = wrapper.venv
+    frozen = [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize) and wrapper.training]
+    for wrapper in frozen:
+        wrapper.training = False
     try:
         yield
     finally:
