@@ -145,6 +145,41 @@ def test_steps_as_trained(trained: Path, tmp_path: Path):
     assert hyperparams["n_timesteps"] == rl_zoo3.get_saved_hyperparams(str(folder))[0]["n_timesteps"]
 
 
+# --- add_config_env_kwargs ---
+
+
+@pytest.fixture
+def run_with_env_kwargs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[dict]]:
+    """Arguments that name a run whose config has env_kwargs; and what environments are then made with."""
+    import rl_zoo3.utils
+
+    made_with = []
+
+    def create_test_env(*_, env_kwargs: dict, **__) -> None:
+        made_with.append(env_kwargs)
+        raise ValueError("enough")
+
+    shutil.copytree(trained / "logs", tmp_path / "logs")
+    with (tmp_path / "logs/reinforce/CartPole-v1_2/CartPole-v1/config.yml").open("a") as file:
+        file.write("  - - env_kwargs\n    - {sutton_barto_reward: true}\n")
+    monkeypatch.setattr(rl_zoo3.utils, "create_test_env", create_test_env)
+    return [*MODEL, "-f", str(tmp_path / "logs")], made_with
+
+
+def test_config_env_kwargs_alone(run_with_env_kwargs, monkeypatch: pytest.MonkeyPatch):
+    arguments, made_with = run_with_env_kwargs
+    with pytest.raises(ValueError, match="enough"):
+        the_zoo_alone("record_video", arguments, monkeypatch)
+    assert made_with == [{"render_mode": "rgb_array"}], "delete add_config_env_kwargs"
+
+
+def test_config_env_kwargs(run_with_env_kwargs):
+    arguments, made_with = run_with_env_kwargs
+    assert cli.main(["record-video", *arguments]) == 2
+    assert cli.main(["push", *arguments, "-orga", "me", "--env-kwargs", "sutton_barto_reward:False"]) == 2
+    assert made_with == [{"render_mode": "rgb_array", "sutton_barto_reward": value} for value in (True, False)]
+
+
 # --- hub_metadata, card_with_our_commands ---
 
 

@@ -5,6 +5,7 @@ A mend finds out for itself whether it is needed, and is undone when the command
 each that RL Zoo alone still fails: where that is no longer so the test says which mend to delete.
 """
 
+import argparse
 import importlib
 import os
 import re
@@ -116,6 +117,20 @@ def steps_as_trained() -> Iterator[None]:
     with replaced(rl_zoo3.utils, original.__name__, get_saved_hyperparams):
         with replaced(rl_zoo3, original.__name__, get_saved_hyperparams):
             yield
+
+
+def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
+    """
+    ``record_video`` and ``push_to_hub`` know the environment's arguments from the command line of ``train``, not those of its
+    config. Here they come to the command's own, which are known to be the last word.
+
+    :param options: parsed arguments of the command
+    :param run_folder: where the model is
+    """
+    from rl_zoo3.utils import get_saved_hyperparams
+
+    saved = get_saved_hyperparams(os.path.join(run_folder, options.env))[0].get("env_kwargs") or {}
+    options.env_kwargs = {**saved, **(options.env_kwargs or {})}
 
 
 @contextmanager

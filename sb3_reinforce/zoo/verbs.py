@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.mends import MENDS, replaced
+from sb3_reinforce.zoo.mends import MENDS, add_config_env_kwargs, replaced
 
 USAGE_ERROR = 2
 LOGS = "logs"
@@ -151,15 +151,17 @@ def _check_model(options: argparse.Namespace) -> None:
     check_env(options.env.gym_id, getattr(options, "gym_packages", ()))
     if "rl-trained-agents" in options.folder and hasattr(options, "reward_log"):
         return  # enjoy downloads what is not in that folder
-    _find_model(options, options.load_best, options.load_checkpoint, options.load_last_checkpoint)
+    run_folder = _run_folder(options, options.load_best, options.load_checkpoint, options.load_last_checkpoint)
+    add_config_env_kwargs(options, run_folder)
 
 
-def _find_model(options: argparse.Namespace, *which: Any) -> None:
+def _run_folder(options: argparse.Namespace, *which: Any) -> str:
+    """:raises ValueError: if there is no such model in it"""
     from rl_zoo3.utils import get_model_path
 
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)
+            return get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
     except (AssertionError, ValueError) as error:
         train = f"sb3-reinforce train --algo {options.algo} --env {options.env.gym_id} -f {options.folder}"
         raise ValueError(f"{error}; -f names the folder with the runs, `{train}` makes one") from error
@@ -177,11 +179,11 @@ def _check_record_training(options: argparse.Namespace) -> None:
     models = ((False, None, False), (True, None, False), (False, None, True))  # final, best, last checkpoint
     for which in models:
         try:
-            _find_model(options, *which)
+            _run_folder(options, *which)
             break
         except ValueError:
             if which == models[-1]:
-                _find_model(options, *models[0])
+                _run_folder(options, *models[0])
     if options.output_folder is None:
         return
     folder = Path(options.output_folder).absolute()
