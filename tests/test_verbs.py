@@ -1,5 +1,6 @@
 """RL Zoo's commands as a user runs them: the installed wheel, a process each, a directory that is not the checkout."""
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -313,6 +314,21 @@ def test_runs_that_a_plot_leaves_out_are_named(tmp_path: Path, monkeypatch, caps
     assert "runs with fewer evaluations than the longest are left out, 1 of 3 stay; -max 20 would keep all" in out
     assert cli.main([*arguments, "-max", "20"]) == 0
     assert "CartPole-v1-REINFORCE-logs: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_nothing_is_rendered_without_a_display(display: str, trained: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_sb3 import EnvironmentName
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    options = argparse.Namespace(
+        env=EnvironmentName("CartPole-v1"), algo="reinforce", folder=str(trained / "logs"), exp_id=1, no_render=False,
+        load_best=False, load_checkpoint=None, load_last_checkpoint=False, env_kwargs=None, gym_packages=[],
+    )  # fmt: skip
+    ZOO_VERBS["enjoy"].check(options)
+    assert options.no_render == (not display)
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
