@@ -71,10 +71,8 @@ def check_arguments(model: "REINFORCE") -> None:
         check_count(name, getattr(model, name), optional=True)
     check_fraction("gamma", model.gamma)
     check_positive("max_grad_norm", model.max_grad_norm)
-    for name in ("learning_rate", "ent_coef", "value_learning_rate"):
+    for name in ("learning_rate", "ent_coef", "value_learning_rate", "clip_range"):
         make_schedule(name, getattr(model, name))
-    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
-        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
 
     _check_natural_gradient(model)
 
@@ -118,6 +116,17 @@ def _check_natural_gradient(model: "REINFORCE") -> None:
             "natural_gradient=True takes one step on the whole batch, as long as target_kl says, so n_epochs must be 1 and "
             f"batch_size None, got n_epochs={model.n_epochs} and batch_size={model.batch_size}"
         )
+
+
+def check_clip_range(model: "REINFORCE") -> None:
+    """
+    For training only: RL Zoo's enjoy puts a clip range of 0 into the model that it loads.
+
+    :param model: a REINFORCE about to be trained, or made for it
+    :raises ValueError: for a clip range that would undo the first update
+    """
+    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
+        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
 
 
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):

@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce import checkpoint, distributed
-from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
+from sb3_reinforce.arguments import check_arguments, check_clip_range, check_env, check_spaces
 from sb3_reinforce.baselines import (
     BASELINES,
     Baseline,
@@ -251,6 +251,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
+        check_clip_range(self)
         device = distributed.start(device)
         if distributed.rank() > 0:  # rank 0 alone prints and logs
             verbose, tensorboard_log = 0, None
@@ -1010,6 +1011,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
         """
         check_arguments(self)
+        check_clip_range(self)
         check_env(self)
         if reset_num_timesteps:
             self._resumed = self._checkpoint = None
