@@ -28,7 +28,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 from torch import nn  # noqa: F401  named in policy_kwargs of configs
 
 from sb3_reinforce import REINFORCE
@@ -113,7 +113,7 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     if normalize:
         kwargs = normalize if isinstance(normalize, dict) else {}
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
-        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
     every = max(suite.steps[env_id] // N_EVALUATIONS // n_envs, 1)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
@@ -123,7 +123,7 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
         model = agent.algorithm(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps, callback=evaluation)
     seconds = time.time() - start
     if normalize:
-        eval_env.obs_rms = env.obs_rms
+        sync_envs_normalization(env, eval_env)
     final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
     key = {"env": env_id, "agent": agent_name, "seed": seed}
     curve = [
