@@ -24,6 +24,12 @@ def _train(arguments: Sequence[str]) -> int:
     return train(arguments)
 
 
+def _tune(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.zoo.train import tune
+
+    return tune(arguments)
+
+
 def _compare(arguments: Sequence[str]) -> int:
     from sb3_reinforce.zoo.compare import compare
 
@@ -50,6 +56,7 @@ def _report(arguments: Sequence[str]) -> int:
 
 VERBS = {
     "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "tune": Verb(_tune, "search hyperparameters in a study that several workers share, write the best as a config"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
     "inspect-run": Verb(_inspect_run, "print config, summary and last values of a run's folder", needs_zoo=False),
