@@ -53,7 +53,8 @@ def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
 def _read(file: str) -> Mapping[str, Any]:
     try:
         if file.endswith((".yml", ".yaml")):
-            entries = yaml.safe_load(Path(file).read_text())
+            with open(file) as stream:
+                entries = yaml.safe_load(stream)
         elif file.endswith(".py"):
             variables: dict[str, Any] = {}
             exec(Path(file).read_text(), variables)

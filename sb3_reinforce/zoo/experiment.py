@@ -227,18 +227,22 @@ class Experiment(exp_manager.ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
         run = self.plan.run
+        if run is not None and not run.checkpoints.is_dir():  # on another machine: learn() begins with what rank 0 has
+            return ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **hyperparams)
+        try:
+            if run is None:
+                model = super()._load_pretrained_agent(hyperparams, env)
+            else:
+                model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
+        except ValueError as error:
+            raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
         if run is None:
-            model = super()._load_pretrained_agent(hyperparams, env)
             self.first_step = model.num_timesteps
             statistics = Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl"
             if self.normalize and not statistics.is_file():
                 print(f"There is no {statistics}: VecNormalize starts afresh, on what the agent was not trained with")
-            print(f"Going on from {self.trained_agent}, at {self.first_step} steps, for {self.n_timesteps} more")
-            return model
-        if not run.checkpoints.is_dir():  # on another machine: learn() begins with what rank 0 has
-            return ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **hyperparams)
-        model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
-        print(f"Going on from {model._checkpoint}, at {model.num_timesteps} of {self.first_step + self.n_timesteps} steps")
+        start = self.trained_agent if run is None else model._checkpoint  # type: ignore[attr-defined]
+        print(f"Going on from {start}, at {model.num_timesteps} of {self.first_step + self.n_timesteps} steps")
         return model
 
     def learn(self, model: "BaseAlgorithm") -> None:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import numpy as np
 
@@ -171,11 +171,16 @@ def _sampled(text: str) -> dict[str, Any]:
     return sampled
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def _parser(verb: str) -> argparse.ArgumentParser:
     # no abbreviations: `--eval` would take the zoo's `--eval-freq` away
-    parser = argparse.ArgumentParser(
-        prog=f"sb3-reinforce {verb}", epilog=f"example: {EXAMPLES[verb]}", add_help=False, allow_abbrev=False
-    )
+    parser = _Parser(prog=f"sb3-reinforce {verb}", epilog=f"example: {EXAMPLES[verb]}", add_help=False, allow_abbrev=False)
     if verb == "train":
         _add_options_of_training(parser)
     else:
