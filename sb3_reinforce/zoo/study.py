@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import optuna.storages.journal
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from torch import nn
 
@@ -58,7 +58,7 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
             return optuna.create_study(storage=where, study_name=study_name, load_if_exists=True, direction="maximize")
         return optuna.load_study(storage=where, study_name=study_name)
     except KeyError as error:
-        known = ", ".join(optuna.get_all_study_names(where)) or "none"
+        known = ", ".join(sorted(optuna.get_all_study_names(where))) or "none"
         raise UsageError(f"--study-name {study_name!r} is not in {storage}, which has: {known}") from error
     except Exception as error:  # whatever a database's driver raises
         raise UsageError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
@@ -101,7 +101,8 @@ def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
 def _range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return str(list(distribution.choices))
-    return str(distribution)
+    assert isinstance(distribution, FloatDistribution | IntDistribution), "Optuna has no other"
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else ''}"
 
 
 class Results:
