@@ -306,6 +306,7 @@ def test_a_study_with_other_ranges(in_folder: Path, capsys: pytest.CaptureFixtur
             "--storage must be a journal's file, whose name ends in .log, or a database's address",
         ),
         (["tune", "--storage", "no://where"], "--storage no://where cannot be used: "),
+        (["tune", "-params", "n_epochs:0"], "n_epochs must be a whole number >= 1, got 0 (hyperparameters from"),
         (["tune", "--algo", "crossq"], "RL Zoo has no search space for crossq; it has for a2c"),
         (["train", "--trial-id", "0"], "--storage logs/reinforce/CartPole-v1-study.log: there is no such journal"),
         (["train", "--sampled", '{"gama": 0.9}'], "--sampled: reinforce has no hyperparameter 'gama', did you mean 'gamma'?"),

@@ -290,8 +290,13 @@ class Experiment(exp_manager.ExperimentManager):
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: "VecEnv"
     ) -> dict[str, Any]:
+        hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
         self._can_normalize = _can_normalize(env.observation_space)
-        return super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        if self.optimize_hyperparameters and self.algo == "reinforce":
+            # what is wrong with the config is wrong with every trial, and said now
+            first = {name: values[0] for name, values in search_space(self.n_envs, normalization=False).items()}
+            REINFORCE(env=env, device=self.device, **{**hyperparams, **HYPERPARAMS_CONVERTER[self.algo](first)})
+        return hyperparams
 
     def hyperparameters_optimization(self) -> None:
         if self.algo not in HYPERPARAMS_SAMPLER:
