@@ -219,8 +219,9 @@ def test_what_breaks_a_trial_is_not_taken_for_an_empty_study(in_folder: Path, mo
         raise ValueError("out of order")
 
     monkeypatch.setattr(exp_manager, "TrialEvalCallback", broken)
-    with pytest.raises(ValueError, match="out of order"):
-        cli.main(["tune", *SHORT, "--n-trials", "1"])
+    for n_jobs in ("1", "2"):
+        with pytest.raises(ValueError, match="out of order"):
+            cli.main(["tune", *SHORT, "--n-trials", "2", "--n-jobs", n_jobs])
 
 
 def test_normalization_of_a_trial(in_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -245,6 +246,11 @@ def test_normalization_of_a_trial(in_folder: Path, monkeypatch: pytest.MonkeyPat
     assert len(set(seen)) == 3, "choose another seed"
 
 
+def test_trials_in_threads(in_folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["tune", *SHORT, "--n-trials", "3", "--n-jobs", "2", "--no-optim-plots"]) == 0
+    assert "3 finished, 0 pruned, 0 failed" in capsys.readouterr().out
+
+
 def test_normalization_is_searched_where_it_can_be():
     from gymnasium import spaces
 
@@ -265,6 +271,19 @@ def test_another_algorithm(in_folder: Path, capsys: pytest.CaptureFixture[str]):
     capsys.readouterr()
     assert cli.main(["train", "--algo", "a2c", *SHORT, "--conf-file", str(config), "--eval-freq", "-1"]) == 0
     assert "Model:          logs/a2c/CartPole-v1_1/CartPole-v1.zip" in capsys.readouterr().out
+
+
+def test_a_python_config(in_folder: Path, capsys: pytest.CaptureFixture[str]):
+    """What YAML can hold of it is in the best trial's; what it cannot is refused before the search, not after."""
+    lines = "from stable_baselines3.common.buffers import RolloutBuffer\nfrom torch import nn\n"
+    lines += "hyperparams = {'CartPole-v1': dict(n_timesteps=300, policy='MlpPolicy', KWARGS)}\n"
+    Path("mine.py").write_text(lines.replace("KWARGS", "policy_kwargs=dict(activation_fn=nn.ELU, net_arch=[8])"))
+    assert cli.main(["tune", "--algo", "ars", "--conf-file", "mine.py", *SHORT, "--n-trials", "1", "--no-optim-plots"]) == 0
+    entry = yaml.safe_load(Path("logs/ars/ars-CartPole-v1/best.yml").read_text())["CartPole-v1"]
+    assert entry["policy_kwargs"] == "dict(activation_fn=nn.ELU, net_arch=[8])"
+    Path("mine.py").write_text(lines.replace("KWARGS", "policy_kwargs='dict()', rollout_buffer_class=RolloutBuffer"))
+    assert cli.main(["tune", "--conf-file", "mine.py", *SHORT, "--n-trials", "1"]) == 2
+    assert "error: the best trial is written as YAML, which cannot hold <class 'stable" in capsys.readouterr().err
 
 
 # --- bad input ---

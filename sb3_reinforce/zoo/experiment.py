@@ -170,9 +170,12 @@ class Experiment(exp_manager.ExperimentManager):
         self.save_path, self.params_path = distributed.broadcast((self.save_path, self.params_path))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
+        if self.optimize_hyperparameters:
+            # no files, and trials may run in threads, where neither signals nor a module's names are to be changed
+            return super().create_envs(n_envs, eval_env, no_log=True)
         # Monitor's files are numbered over all ranks; on another machine there may be no such folder
         first = distributed.rank() * n_envs
-        no_log = no_log or self.optimize_hyperparameters or not os.path.isdir(self.save_path)
+        no_log = no_log or not os.path.isdir(self.save_path)
         run = self.plan.run
         there = [] if run is None or eval_env or no_log else monitor_files(run.folder)[first : first + n_envs]
 
@@ -301,24 +304,27 @@ class Experiment(exp_manager.ExperimentManager):
     def hyperparameters_optimization(self) -> None:
         if self.algo not in HYPERPARAMS_SAMPLER:
             raise UsageError(f"RL Zoo has no search space for {self.algo}; it has for {', '.join(HYPERPARAMS_SAMPLER)}")
+        entry = plain_entry(self.entry)
         study = self._study(create=True)
         if self.algo == "reinforce":
             check_ranges(study, search_space(self.n_envs, self._can_normalize))
         plots = not self.no_optim_plots
         self.no_optim_plots = True  # of the zoo, which would open a browser
-        self._failed_by: Exception | None = None
+        self._failures: list[Exception] = []  # of trials in threads Optuna does not raise all
         try:
             super().hyperparameters_optimization()
-        except ValueError as error:
-            # the zoo asks for the best trial, and there may be none
-            if error is self._failed_by or Results(study, Path()).n_finished:
+        except ValueError:
+            if Results(study, Path()).n_finished:
                 raise
+            # the zoo has asked for the best trial, and there is none
+            if self._failures:
+                raise self._failures[0] from None
         results = Results(study, Path(self.log_path) / study.study_name.replace("/", "-"))
         if results.n_finished == 0:
             self.plan.found_nothing, self.plan.found = True, [results.nothing()]
             return
         best = self._converted(study.best_trial.params, f"trial {study.best_trial.number}")
-        config = results.write_config(self.env_name.gym_id, {**self.entry, **best})
+        config = results.write_config(self.env_name.gym_id, {**entry, **best})
         pictures = results.draw() if plots else []
         self.plan.found = results.lines(self.env_name.gym_id, self.algo, config, pictures, self.storage or "")
 
@@ -334,7 +340,7 @@ class Experiment(exp_manager.ExperimentManager):
                 trial.set_user_attr("error", str(pruned.__cause__))
             raise
         except Exception as error:
-            self._failed_by = error
+            self._failures.append(error)
             raise
 
     def _normalizing_as(self, trial: "optuna.Trial") -> "Experiment":

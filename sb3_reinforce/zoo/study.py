@@ -191,10 +191,21 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param hyperparams: what RL Zoo's converters make of a trial
+    :param hyperparams: a config's entry, or what RL Zoo's converters make of a trial
     :return: the same as it can stand in a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
+    :raises UsageError: if it holds other objects
     """
-    return {key: _as_python(value) if key == "policy_kwargs" else value for key, value in hyperparams.items()}
+    entry = {
+        key: _as_python(value) if key == "policy_kwargs" and not isinstance(value, str) else value
+        for key, value in hyperparams.items()
+    }
+    try:
+        yaml.safe_dump(entry)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"the best trial is written as YAML, which cannot hold {' '.join(str(error.args[-1]).split())}"
+        ) from error
+    return entry
 
 
 def _as_python(value: Any) -> str:

@@ -75,13 +75,13 @@ def _train(verb: str, arguments: Sequence[str]) -> int:
     from sb3_reinforce.zoo.experiment import Plan, how_to_go_on
 
     plan = Plan(
-        arguments,
-        tracker,
-        run,
-        options.checkpoint_every,
-        options.wandb_video_freq,
-        zoo_options.conf_file is not None,
-        options.sampled,
+        arguments=arguments,
+        tracker=tracker,
+        run=run,
+        checkpoint_every=options.checkpoint_every,
+        video_freq=options.wandb_video_freq,
+        conf_file_given=zoo_options.conf_file is not None,
+        sampled=options.sampled,
     )
     exit_code = 1
     try:
