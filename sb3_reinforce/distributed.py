@@ -295,6 +295,14 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
     return rest[len(parameters) :]
 
 
+def sum_over_ranks(tensor: th.Tensor) -> th.Tensor:
+    """:return: the sum of the tensors of all ranks, in place"""
+    if world_size() > 1:
+        with _lost_ranks_named():
+            dist.all_reduce(tensor)
+    return tensor
+
+
 def moments(*samples: th.Tensor | np.ndarray) -> list[tuple[int, float, float]]:
     """
     Count n, mean and sum of squared deviations from it, of samples that are spread over the ranks; in one exchange.
