@@ -3,6 +3,7 @@
 import copy
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class Experiment(exp_manager.ExperimentManager):
         self.entry = {key: copy.deepcopy(entry[key]) for key in sorted(entry)}
         print("Hyperparameters (those being tuned will be replaced):")
         pprint(self.entry)
-        return entry, copy.deepcopy(self.entry)
+        return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
     def _read_entry(self) -> dict[str, Any]:
         return read_entry(self.config, self.env_name.gym_id, self._is_atari)
