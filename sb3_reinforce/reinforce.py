@@ -238,9 +238,9 @@ class REINFORCE(OnPolicyAlgorithm):
         self.max_episode_steps = max_episode_steps
         self.n_epochs = n_epochs
         self.batch_size = batch_size
-        self.clip_range = plain_schedule(clip_range)
+        self.clip_range = clip_range
         self.chunk_size = chunk_size
-        self.value_learning_rate = plain_schedule(value_learning_rate)
+        self.value_learning_rate = value_learning_rate
         self.n_value_epochs = n_value_epochs
         self.value_batch_size = value_batch_size
         self.natural_gradient = natural_gradient
@@ -248,7 +248,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
-        self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
+        self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
         check_clip_range(self)
@@ -306,7 +306,9 @@ class REINFORCE(OnPolicyAlgorithm):
     # ---------------------------------------------------------------------------------------------------- set-up
 
     def _setup_lr_schedule(self) -> None:
-        """Make all schedules, of the arguments or of what was loaded."""
+        """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
+        for name in ("learning_rate", "value_learning_rate", "ent_coef", "clip_range"):
+            setattr(self, name, plain_schedule(getattr(self, name)))
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate)  # type: ignore[arg-type]
         self._value_lr_schedule = make_schedule("value_learning_rate", self.value_learning_rate)
         self._ent_coef_schedule = make_schedule("ent_coef", self.ent_coef)

@@ -29,6 +29,12 @@ def _train(arguments: Sequence[str]) -> int:
     return train(arguments)
 
 
+def _tune(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.zoo.train import tune
+
+    return tune(arguments)
+
+
 def _compare(arguments: Sequence[str]) -> int:
     from sb3_reinforce.zoo.compare import compare
 
@@ -61,6 +67,7 @@ def _zoo(name: str, arguments: Sequence[str]) -> int:
 
 VERBS = {
     "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "tune": Verb(_tune, "search hyperparameters in a study that several workers share, write the best as a config"),
     "enjoy": Verb(partial(_zoo, "enjoy"), "play a trained agent"),
     "benchmark": Verb(partial(_zoo, "benchmark"), "play all trained agents, scores as a Markdown table"),
     "plot-train": Verb(partial(_zoo, "plot-train"), "training returns, one curve per run"),
