@@ -1,5 +1,5 @@
 """
-REINFORCE on nine MuJoCo tasks, with one optimiser step per batch ("pure") and with the best settings found ("best").
+REINFORCE on nine MuJoCo tasks, with the settings of zoo_configs/reinforce.yml.
 
     python benchmarks/mujoco.py --seeds 5 --jobs 2
     python benchmarks/mujoco.py --env HalfCheetah-v5 Hopper-v5 Walker2d-v5 --agents A2C PPO --seeds 3

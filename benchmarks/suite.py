@@ -46,17 +46,20 @@ class Agent:
     config: str
     of_zoo: bool = False
 
-    def settings(self, env_id: str) -> dict[str, Any]:
-        """:return: the entry of an environment, else of its last earlier version, else of ``default``, strings evaluated"""
+    def settings(self, env_id: str) -> dict[str, Any] | None:
+        """:return: the entry of an environment, or of its last earlier version, strings evaluated; None: there is none"""
         if self.of_zoo:
             import rl_zoo3
 
             path = Path(rl_zoo3.__file__).parent / "hyperparams" / self.config
         else:
             path = ROOT / "zoo_configs" / self.config
-        entries = yaml.safe_load(path.read_text())
-        name = next((f"{env_id[:-1]}{v}" for v in range(int(env_id[-1]), 0, -1) if f"{env_id[:-1]}{v}" in entries), "default")
-        settings = dict(entries.get(name) or {"policy": "MlpPolicy"})
+        entries = yaml.safe_load(path.read_text()) if path.exists() else {}
+        names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)]
+        name = next((name for name in names if name in entries), None)
+        if name is None:
+            return None
+        settings = dict(entries[name])
         for key, value in settings.items():
             if key in ("normalize", "policy_kwargs") and isinstance(value, str):
                 settings[key] = eval(value)
@@ -65,9 +68,12 @@ class Agent:
         return settings
 
 
-OURS = {"pure": Agent(REINFORCE, "reinforce_pure.yml"), "best": Agent(REINFORCE, "reinforce.yml")}
-THEIRS = {"A2C": Agent(A2C, "a2c.yml", of_zoo=True), "PPO": Agent(PPO, "ppo.yml", of_zoo=True)}
-AGENTS = OURS | THEIRS
+OURS = "REINFORCE"
+AGENTS = {
+    OURS: Agent(REINFORCE, "reinforce.yml"),
+    "A2C": Agent(A2C, "a2c.yml", of_zoo=True),
+    "PPO": Agent(PPO, "ppo.yml", of_zoo=True),
+}
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,10 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     th.set_num_threads(1)
     agent = AGENTS[agent_name]
     settings = agent.settings(env_id)
+    assert settings is not None
     shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("policy", "n_timesteps"))
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    n_timesteps = int(settings.pop("n_timesteps", 0)) if agent_name in OURS else suite.steps[env_id]
+    n_timesteps = int(settings.pop("n_timesteps", 0)) if agent_name == OURS else suite.steps[env_id]
     env: Any = make_vec_env(env_id, n_envs)
     # Environments of another seed than any in training, as many as there are episodes: each plays one
     eval_env: Any = make_vec_env(env_id, suite.n_eval_episodes, seed=1_000_000 + seed)
@@ -232,14 +239,15 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     """The command line of a suite: run what is missing, then print the table and draw the curves."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
-    parser.add_argument("--agents", nargs="+", default=list(OURS), choices=list(AGENTS))
+    parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
     args = parser.parse_args(argv)
     if not args.collect:
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
-        jobs = [(e, a, s) for s in range(args.seeds) for a in args.agents for e in args.env if (e, a, s) not in done]
+        pairs = [(env_id, agent) for agent in args.agents for env_id in args.env if AGENTS[agent].settings(env_id) is not None]
+        jobs = [(*pair, seed) for seed in range(args.seeds) for pair in pairs if (*pair, seed) not in done]
         with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
             futures = [pool.submit(partial(run, suite), *job) for job in jobs]
             for number, future in enumerate(as_completed(futures), start=1):
