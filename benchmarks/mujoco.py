@@ -8,7 +8,14 @@ REINFORCE on nine MuJoCo tasks, with the settings of zoo_configs/reinforce.yml.
 Runs that are there are not run again. The published results are Tianshou's, for older versions (v2, v3) of the tasks.
 """
 
-import suite
+import sys
+from pathlib import Path
+
+# This folder comes last, or `import mujoco` would find this file
+FOLDER = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path).resolve() != FOLDER), str(FOLDER)]
+
+import suite  # noqa: E402
 
 ENVS = (
     "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Humanoid-v5", "Reacher-v5",
