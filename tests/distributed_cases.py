@@ -182,6 +182,35 @@ def stopping() -> dict[str, Any]:
     return {"num_timesteps": model.num_timesteps, "n_updates": model._n_updates}
 
 
+def counted() -> list[int]:
+    """Exchanges of each update, from one rollout's end to the next one's, with three epochs of the value network."""
+    at_rollout_end: list[int] = []
+
+    class Mark(NoCallback):
+        def _on_rollout_end(self) -> None:
+            at_rollout_end.append(count)
+
+    count = 0
+
+    def counting(exchange: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            return exchange(*args, **kwargs)
+
+        return wrapper
+
+    names = ("all_reduce", "all_gather", "broadcast")
+    originals = [getattr(distributed.dist, name) for name in names]
+    for name, original in zip(names, originals, strict=True):
+        setattr(distributed.dist, name, counting(original))
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=3, seed=0).learn(4 * 2 * 20, callback=Mark())
+    for name, original in zip(names, originals, strict=True):
+        setattr(distributed.dist, name, original)
+    return np.diff(at_rollout_end).tolist()
+
+
 def asked_to_stop(folder: Path) -> dict[str, Any]:
     """A signal on rank 1 asks its TrainingCheckpoint to stop, in the third rollout: all finish that update and save."""
 
@@ -230,11 +259,17 @@ def exchanges() -> dict[str, Any]:
     if rank == 1:
         parameters[2].grad = th.tensor([[5.0]])
     sums = distributed.sum_gradients(parameters, (rank + 1, 0.5))
+    many = th.nn.Parameter(th.zeros(distributed.MOST_GATHERED))
+    many.grad = th.full_like(many, rank + 1.0)
+    distributed.sum_gradients([many])
     norm = th.nn.BatchNorm1d(1)
     norm.running_mean.fill_(rank + 4)
     distributed.broadcast_buffers(norm)
     return {
         "gather": distributed.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
+        # both sides of what one exchange takes
+        "lengths": [[len(text) for text in distributed.gather("x" * (n + rank))] for n in (8_000, 8_165, 8_166, 100_000)],
+        "many": many.grad.unique().tolist(),
         "broadcast": distributed.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
         "grads": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "sums": sums,
@@ -254,6 +289,7 @@ def all_of_them(folder: Path) -> dict[str, Any]:
     found["training"] = training(folder)
     found["unseeded"] = unseeded()
     found["stopping"] = stopping()
+    found["counted"] = counted()
     found["asked_to_stop"] = asked_to_stop(folder)
     found["greedy"] = greedy()
     found["refusal"] = refusal()

@@ -244,6 +244,8 @@ def test_exchanges(found):
         # [1, 10] * 1 + [1, 10] * 2; nowhere a gradient; on rank 1 alone
         assert exchanged["grads"] == [[3, 30], None, [[5]]]
         assert exchanged["sums"] == [3.0, 1.0]
+        assert exchanged["lengths"] == [[n, n + 1] for n in (8_000, 8_165, 8_166, 100_000)]
+        assert exchanged["many"] == [3.0]
         assert exchanged["buffer"] == 4.0
         # 1, 2, 6; three times 7
         assert exchanged["moments"] == [(3, 3.0, 14.0), (3, 7.0, 0.0)], rank
@@ -320,6 +322,11 @@ def test_rank_zero_alone_writes(two_ranks):
     assert found[1]["training"]["evaluations"] == 0
     assert printed.count("Using cpu device") == 1
     assert printed.count("Sampling actions with NumPy") == 1
+
+
+def test_exchanges_of_an_update(found):
+    # policy gradient, statistics, three fits of the value network, whether to stop; what was played
+    assert [both["counted"] for both in found] == [[1 + 1 + 3 + 1 + 1] * 3] * 2
 
 
 def test_a_callback_stops_all_ranks(found):
