@@ -23,10 +23,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, distributed, reinforce
 from sb3_reinforce.baselines import BASELINES
 
-# The trajectories that each environment plays, by number; the last environment is rank 1's. Different lengths, so that
-# the ranks have unequal numbers of episodes and of steps.
+# The trajectories that each environment plays, by number. Different lengths, so that the ranks have unequal numbers of
+# episodes and of steps.
 SCRIPTS = ([0, 5, 7], [3, 1], [9, 2, 4, 6])
-ENVS_OF_RANK = {0: (0, 1), 1: (2,), None: (0, 1, 2)}  # None: one process with all of them
+# By number of ranks, each rank's environments
+ENVS_OF_RANK = {1: ((0, 1, 2),), 2: ((0, 1), (2,)), 3: ((0,), (1,), (2,))}
 
 
 class LooksAtAll(Baseline):
@@ -65,16 +66,15 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def updated(case: str, rank: int | None) -> dict[str, Any]:
+def updated(case: str) -> dict[str, Any]:
     """
     Two updates on scripted episodes, observations and rewards normalised by frozen statistics.
 
     :param case: a key of GRADIENT_CASES
-    :param rank: whose episodes; None: those of all
     :return: parameters, loss, and what baseline and logs say
     """
     arguments = dict(GRADIENT_CASES[case])
-    indices = ENVS_OF_RANK[rank]
+    indices = ENVS_OF_RANK[distributed.world_size()][distributed.rank()]
     if arguments.pop("mode") == "n_episodes":
         arguments["n_episodes"] = 2 * len(indices)
     else:
@@ -282,10 +282,9 @@ def exchanges() -> dict[str, Any]:
 def all_of_them(folder: Path) -> dict[str, Any]:
     """Everything that does not end the processes."""
     REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # a constructor starts the group
-    rank = distributed.rank()
     assert distributed.world_size() == 2
     found: dict[str, Any] = {"exchanges": exchanges()}
-    found["gradients"] = {case: updated(case, rank) for case in GRADIENT_CASES}
+    found["gradients"] = {case: updated(case) for case in GRADIENT_CASES}
     found["training"] = training(folder)
     found["unseeded"] = unseeded()
     found["stopping"] = stopping()
@@ -328,8 +327,12 @@ def trouble(kind: str, folder: Path) -> None:
 if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
     warnings.simplefilter("error", RuntimeWarning)
-    if case == "all":
-        results = all_of_them(folder)
-        (folder / f"all-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
+    if case in ("all", "gradients"):
+        if case == "all":
+            results = all_of_them(folder)
+        else:
+            distributed.start("cpu")
+            results = {"gradients": {case: updated(case) for case in GRADIENT_CASES}}
+        (folder / f"{case}-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
     else:
         trouble(case, folder)
