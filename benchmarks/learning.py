@@ -24,7 +24,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from sb3_reinforce import REINFORCE
 
@@ -61,12 +61,12 @@ def train_and_evaluate(
     if normalize is not None:
         kwargs = normalize if isinstance(normalize, dict) else {}
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
-        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
     start = time.time()
     model = REINFORCE(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps)
     seconds = time.time() - start
     if normalize is not None:
-        eval_env.obs_rms = env.obs_rms
+        sync_envs_normalization(env, eval_env)
     scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=n_eval_episodes, return_episode_rewards=True)
     return scores, model.num_timesteps, seconds  # type: ignore[return-value]
 

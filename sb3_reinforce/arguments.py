@@ -44,12 +44,14 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """:raises ValueError: if ``value`` is neither a finite number above 0 nor None"""
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 < value < math.inf
-    ):
-        raise ValueError(f"{name} must be a finite number > 0, or None to switch it off, got {value!r}")
+def check_positive(name: str, value: Any, optional: bool = True) -> None:
+    """:raises ValueError: if ``value`` is no finite number above 0 (or None, where that is allowed)"""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 < value < math.inf:
+        raise ValueError(
+            f"{name} must be a finite number > 0{', or None to switch it off' if optional else ''}, got {value!r}"
+        )
 
 
 def check_arguments(model: "REINFORCE") -> None:
@@ -69,10 +71,10 @@ def check_arguments(model: "REINFORCE") -> None:
         check_count(name, getattr(model, name), optional=True)
     check_fraction("gamma", model.gamma)
     check_positive("max_grad_norm", model.max_grad_norm)
-    for name in ("learning_rate", "ent_coef", "value_learning_rate"):
+    for name in ("learning_rate", "ent_coef", "value_learning_rate", "clip_range"):
         make_schedule(name, getattr(model, name))
-    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
-        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
+
+    _check_natural_gradient(model)
 
     needs = make_baseline(model.baseline).needs
     if "greedy" in needs and model.n_episodes is None:
@@ -101,6 +103,30 @@ def check_arguments(model: "REINFORCE") -> None:
             'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
             'start already, and would count gamma twice; got returns="episode"'
         )
+
+
+def _check_natural_gradient(model: "REINFORCE") -> None:
+    check_flag("natural_gradient", model.natural_gradient)
+    check_count("cg_max_steps", model.cg_max_steps)
+    check_positive("cg_damping", model.cg_damping, optional=False)
+    if make_schedule("target_kl", model.target_kl)(1.0) == 0.0:
+        raise ValueError(f"target_kl must be > 0 at the start of training, got {model.target_kl!r}")
+    if model.natural_gradient and (model.n_epochs > 1 or model.batch_size is not None):
+        raise ValueError(
+            "natural_gradient=True takes one step on the whole batch, as long as target_kl says, so n_epochs must be 1 and "
+            f"batch_size None, got n_epochs={model.n_epochs} and batch_size={model.batch_size}"
+        )
+
+
+def check_clip_range(model: "REINFORCE") -> None:
+    """
+    For training only: RL Zoo's enjoy puts a clip range of 0 into the model that it loads.
+
+    :param model: a REINFORCE about to be trained, or made for it
+    :raises ValueError: for a clip range that would undo the first update
+    """
+    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
+        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
 
 
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):

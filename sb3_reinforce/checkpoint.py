@@ -64,6 +64,7 @@ LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
 NOT_SAVED = (
     "_last_obs", "_last_original_obs", "_last_episode_starts", "_steps_into_episode", "ep_info_buffer", "ep_success_buffer",
     "lr_schedule", "_value_lr_schedule", "_ent_coef_schedule", "_clip_range_schedule",
+    "_target_kl_schedule",
 )  # fmt: skip
 ROLLOUT_BUFFERS: dict[str, type[RolloutBuffer]] = {"RolloutBuffer": RolloutBuffer, "DictRolloutBuffer": DictRolloutBuffer}
 

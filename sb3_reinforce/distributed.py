@@ -305,7 +305,7 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
     grads = [th.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     is_there = [float(p.grad is not None) for p in parameters]
     flat = th.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([*is_there, *numbers])])
-    *sums, rest = _summed(flat).split([*(grad.numel() for grad in grads), len(parameters) + len(numbers)])
+    *sums, rest = sum_over_ranks(flat).split([*(grad.numel() for grad in grads), len(parameters) + len(numbers)])
     rest = rest.tolist()
     for parameter, total, n_there in zip(parameters, sums, rest, strict=False):
         if n_there > 0:
@@ -313,16 +313,19 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
     return rest[len(parameters) :]
 
 
-def _summed(own: th.Tensor) -> th.Tensor:
-    """The sum over all ranks, equal to the bit on each."""
-    if own.numel() * world_size() > MOST_GATHERED:
+def sum_over_ranks(tensor: th.Tensor) -> th.Tensor:
+    """
+    :param tensor: of one shape on all ranks; it may be overwritten
+    :return: the sum of the tensors of all ranks, equal to the bit on each
+    """
+    if world_size() > 1 and tensor.numel() * world_size() > MOST_GATHERED:
         with _lost_ranks_named():
-            dist.all_reduce(own)
-        return own
-    first, *others = _everyones(own)
+            dist.all_reduce(tensor)
+        return tensor
+    total, *others = _everyones(tensor)
     for part in others:
-        first += part
-    return first
+        total += part
+    return total
 
 
 def moments(*samples: th.Tensor | np.ndarray) -> list[Moments]:

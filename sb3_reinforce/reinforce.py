@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce import checkpoint, distributed
-from sb3_reinforce.arguments import check_arguments, check_env, check_spaces
+from sb3_reinforce.arguments import check_arguments, check_clip_range, check_env, check_spaces
 from sb3_reinforce.baselines import (
     BASELINES,
     Baseline,
@@ -58,6 +58,7 @@ from sb3_reinforce.buffers import (
     stack_observations,
 )
 from sb3_reinforce.greedy import play_greedy
+from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
@@ -76,7 +77,8 @@ POINTWISE = (NoBaseline, ValueBaseline, GreedyBaseline)
 # n_episodes and batch_size are each rank's own.
 SAME_ON_ALL_RANKS = (
     "policy_class", "gamma", "returns", "discount_state", "normalize_advantage", "loss_reduction", "truncation",
-    "unfinished", "n_epochs", "n_value_epochs", "max_grad_norm", "use_sde",
+    "unfinished", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
+    "use_sde",
 )  # fmt: skip
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
 
@@ -148,6 +150,14 @@ class REINFORCE(OnPolicyAlgorithm):
         output bias was moved by the mean error
     :param value_batch_size: steps per minibatch of that fit; None: the whole batch
     :param max_grad_norm: The maximum value for the gradient clipping of the policy; None: no clipping
+    :param natural_gradient: whether to precondition the gradient by the inverse Fisher information of the score, and to
+        step as far as ``target_kl`` allows. It is one step on the whole batch (``n_epochs=1``, ``batch_size=None``);
+        ``learning_rate``, ``max_grad_norm`` and the policy's optimiser are then without effect.
+        See :mod:`sb3_reinforce.natural_gradient`
+    :param target_kl: with ``natural_gradient``: KL divergence from the policy before to the one after an update, in nats and
+        to second order; a number, a schedule or ``"lin_0.02"``
+    :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
+    :param cg_damping: with ``natural_gradient``: what is added to the diagonal of the Fisher information
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
         Its log-probability is marginal, so the gradient is exact only if the noise is new at each step:
         ``sde_sample_freq=1``
@@ -201,6 +211,10 @@ class REINFORCE(OnPolicyAlgorithm):
         n_value_epochs: int = 4,
         value_batch_size: int | None = None,
         max_grad_norm: float | None = 0.5,
+        natural_gradient: bool = False,
+        target_kl: float | str | Schedule = 0.01,
+        cg_max_steps: int = 10,
+        cg_damping: float = 0.1,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -224,15 +238,20 @@ class REINFORCE(OnPolicyAlgorithm):
         self.max_episode_steps = max_episode_steps
         self.n_epochs = n_epochs
         self.batch_size = batch_size
-        self.clip_range = plain_schedule(clip_range)
+        self.clip_range = clip_range
         self.chunk_size = chunk_size
-        self.value_learning_rate = plain_schedule(value_learning_rate)
+        self.value_learning_rate = value_learning_rate
         self.n_value_epochs = n_value_epochs
         self.value_batch_size = value_batch_size
+        self.natural_gradient = natural_gradient
+        self.target_kl = plain_schedule(target_kl)
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
         self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
-        self.learning_rate, self.ent_coef = plain_schedule(learning_rate), plain_schedule(ent_coef)
+        self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
+        check_clip_range(self)
         device = distributed.start(device)
         if distributed.rank() > 0:  # rank 0 alone prints and logs
             verbose, tensorboard_log = 0, None
@@ -287,17 +306,22 @@ class REINFORCE(OnPolicyAlgorithm):
     # ---------------------------------------------------------------------------------------------------- set-up
 
     def _setup_lr_schedule(self) -> None:
-        """Make all schedules, of the arguments or of what was loaded."""
+        """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
+        for name in ("learning_rate", "value_learning_rate", "ent_coef", "clip_range"):
+            setattr(self, name, plain_schedule(getattr(self, name)))
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate)  # type: ignore[arg-type]
         self._value_lr_schedule = make_schedule("value_learning_rate", self.value_learning_rate)
         self._ent_coef_schedule = make_schedule("ent_coef", self.ent_coef)
         self._clip_range_schedule = make_schedule("clip_range", self.clip_range)
+        self._target_kl_schedule = make_schedule("target_kl", self.target_kl)
 
     def _setup_model(self) -> None:
         check_arguments(self)  # once more: load() may have brought others
         self._storage: EpisodeStorage | None = None
         self._has_just_been_reset = False
         super()._setup_model()
+        if self.natural_gradient:
+            check_policy(self.policy)
         self._baseline = make_baseline(self.baseline)
         if self._baseline_state.get("baseline") == _full_name(self._baseline):
             self._baseline.load_state_dict(self._baseline_state["state"])
@@ -695,7 +719,10 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
+        if self.natural_gradient:
+            self.logger.record("train/target_kl", self._target_kl_schedule(self._current_progress_remaining))
+        else:
+            self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(self._stream_seed(SHUFFLING))
         next(self.rollout_buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
 
@@ -827,7 +854,11 @@ class REINFORCE(OnPolicyAlgorithm):
         grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
             raise NotFiniteError(f"the norm of the gradient is {grad_norm}")
-        self.policy.optimizer.step()
+        if self.natural_gradient:
+            target_kl = self._target_kl_schedule(self._current_progress_remaining)
+            natural_step(self, [p for p in self.policy.parameters() if p.grad is not None], target_kl)
+        else:
+            self.policy.optimizer.step()
         return {
             "policy_loss": scale * policy_sum,
             "entropy_loss": -entropy_sum / n_rows,
@@ -988,6 +1019,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
         """
         check_arguments(self)
+        check_clip_range(self)
         check_env(self)
         if reset_num_timesteps:
             self._resumed = self._checkpoint = None
@@ -1058,6 +1090,7 @@ class REINFORCE(OnPolicyAlgorithm):
         schedules = {
             "learning_rate": self.lr_schedule, "value_learning_rate": self._value_lr_schedule,
             "ent_coef": self._ent_coef_schedule, "clip_range": self._clip_range_schedule,
+            "target_kl": self._target_kl_schedule,
         }  # fmt: skip
         distributed.check_equal(
             {

@@ -57,8 +57,8 @@ def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
     """
     cure = f'{name} must be a number >= 0, a schedule (a function of the remaining progress) or a string such as "lin_3e-4"'
     if isinstance(value, str):
-        if not value.startswith("lin_") or not _is_number(value.removeprefix("lin_")):
-            hint = "; text that holds a number: write it as a number (in YAML `!!float 3e-4`)" if _is_number(value) else ""
+        if not value.startswith("lin_") or not is_number(value.removeprefix("lin_")):
+            hint = "; text that holds a number: write it as a number (in YAML `!!float 3e-4`)" if is_number(value) else ""
             raise ValueError(f"{cure}, got {value!r}{hint}")
         value = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     elif isinstance(value, Real) and not isinstance(value, bool):
@@ -78,7 +78,8 @@ def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
     return schedule
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """:return: whether the text is that of a number"""
     try:
         float(text)
     except ValueError:

@@ -60,6 +60,7 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
     "returns": dict(baseline="per_step", returns="episode", mode="n_episodes"),
     "entropy": dict(baseline="none", ent_coef=0.3, mode="n_steps"),
     "clipping": dict(baseline="none", max_grad_norm=0.1, mode="n_steps"),
+    "natural gradient": dict(baseline="value", natural_gradient=True, cg_max_steps=3, mode="n_steps"),
     "several epochs": dict(baseline="value", n_epochs=3, n_value_epochs=3, mode="n_steps"),
     "chunks": dict(baseline="value", chunk_size=2, mode="n_steps"),
     "cut": dict(baseline="value", unfinished="bootstrap", truncation="bootstrap", mode="n_steps"),

@@ -208,3 +208,29 @@ def script_probability(script: list[Trajectory], log_policy: th.Tensor) -> float
     for trajectory in script:
         total *= trajectory.env_probability * float(th.exp(log_policy[trajectory.states, trajectory.actions].sum()))
     return total
+
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+
+
+class Random(gym.Env):
+    """Noise of any kind, episodes of 1 to 9 steps."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return self.observation_space.sample(), float(self.np_random.normal()), self.np_random.random() < 0.25, False, {}
+
+
+def played(observation_space: spaces.Space, action_space: spaces.Space, policy: Any = "MlpPolicy", **kwargs: Any) -> REINFORCE:
+    """A small model after one update on six episodes of :class:`Random`, their rollout still there."""
+    env = DummyVecEnv([lambda: Random(observation_space, action_space)])
+    kwargs["policy_kwargs"] = dict(net_arch=[5], **kwargs.get("policy_kwargs", {}))
+    return REINFORCE(policy, env, n_episodes=6, seed=0, device="cpu", **kwargs).learn(1)

@@ -123,6 +123,17 @@ def test_unsupported_spaces(observation_space, action_space, message):
     assert isinstance(caught.value, NotImplementedError)
 
 
+def test_a_clip_range_of_zero_plays_but_does_not_train(tmp_path):
+    REINFORCE("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    env = make_vec_env("CartPole-v1")
+    # as RL Zoo's enjoy loads a model
+    objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    model = REINFORCE.load(tmp_path / "model.zip", env=env, custom_objects=objects, seed=0)
+    assert model.predict(env.reset())[0] in (0, 1)
+    with pytest.raises(ValueError, match="clip_range must be > 0 at the start of training, got <function"):
+        model.learn(10)
+
+
 def test_no_environment(tmp_path):
     with pytest.raises(ValueError, match="env must be an environment or the id of one, got None"):
         REINFORCE("MlpPolicy", None)

@@ -46,10 +46,11 @@ def logged_metrics() -> set[str]:
     model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, n_epochs=2, seed=0, device="cpu")
     model.learn(300, callback=[evaluation, GradientDiagnostics(1), tracker])
     found = names(tracker.run_dir)
-    # Box actions (std) and successes
+    # Box actions (std), successes, and the natural gradient's target
     evaluation = EvalCallback(Monitor(PointEnv()), eval_freq=20, n_eval_episodes=2, verbose=0, warn=False)
     tracker = WandbCallback(mode="offline", verbose=0)
-    REINFORCE("MlpPolicy", PointEnv(), n_episodes=8, seed=0, device="cpu").learn(40, callback=[evaluation, tracker])
+    model = REINFORCE("MlpPolicy", PointEnv(), n_episodes=8, natural_gradient=True, seed=0, device="cpu")
+    model.learn(40, callback=[evaluation, tracker])
     return found | names(tracker.run_dir)
 
 

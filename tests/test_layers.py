@@ -20,8 +20,8 @@ FORBIDDEN = {
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
     (
-        "arguments", "buffers", "sampling", "scores", "greedy", "reinforce", "diagnostics", "checkpoint", "training_state",
-        "vec_env",
+        "arguments", "buffers", "sampling", "scores", "greedy", "natural_gradient", "reinforce", "diagnostics", "checkpoint",
+        "training_state", "vec_env",
     ): [
         "wandb", "rl_zoo3", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],

@@ -19,34 +19,10 @@ EXTRAS = {"zoo", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", str(CHECKOUT), "--no-build-isolation", "--wheel-dir", str(folder))
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("installed")
-    pip("install", str(wheel), "--target", str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         return message_from_string(archive.read(name).decode())
-
-
-def pip(command: str, *arguments: str) -> None:
-    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", command, *options, *arguments], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def python(code: str, path: Path, cwd: Path) -> str:

@@ -1,6 +1,5 @@
 """Scores of single steps and their sums over episodes, against plain autograd, whatever the policy and the pieces."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -14,22 +13,7 @@ from torch import nn
 import sb3_reinforce.scores
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.scores import Scores
-
-
-class Random(gym.Env):
-    """Noise of any kind, episodes of 1 to 9 steps."""
-
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        return self.observation_space.sample(), float(self.np_random.normal()), self.np_random.random() < 0.25, False, {}
+from tests.envs import BOX, played
 
 
 class BatchNorm(BaseFeaturesExtractor):
@@ -49,7 +33,6 @@ class Untraceable(ActorCriticPolicy):
         return values, log_prob * (1.0 if log_prob.sum().item() < 1e9 else 2.0), entropy
 
 
-BOX = spaces.Box(-1, 1, (3,), np.float32)
 CASES = {
     "Box": (BOX, BOX, {}, True),
     "Discrete": (BOX, spaces.Discrete(3), {}, True),
@@ -60,12 +43,6 @@ CASES = {
     "batch norm": (BOX, spaces.Discrete(2), dict(policy_kwargs=dict(features_extractor_class=BatchNorm)), True),
     "no vmap": (BOX, spaces.Discrete(2), dict(policy=Untraceable), False),
 }
-
-
-def played(observation_space, action_space, policy="MlpPolicy", **kwargs) -> REINFORCE:
-    env = DummyVecEnv([lambda: Random(observation_space, action_space)])
-    kwargs["policy_kwargs"] = dict(net_arch=[5], **kwargs.get("policy_kwargs", {}))
-    return REINFORCE(policy, env, n_episodes=6, seed=0, device="cpu", **kwargs).learn(1)
 
 
 def scores_of(model: REINFORCE) -> Scores:

@@ -82,7 +82,7 @@ def test_help(capsys: pytest.CaptureFixture[str]):
     assert cli.main([]) == 2
 
 
-@pytest.mark.parametrize("typo", ["trian", "Train", "x"])
+@pytest.mark.parametrize("typo", ["trian", "Train", "trai"])
 def test_unknown_verb_names_the_nearest(typo: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main([typo, "--env", "CartPole-v1"]) == 2
     error = capsys.readouterr().err
@@ -201,30 +201,6 @@ def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
     done = sb3_reinforce("train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert last_lines(done.stdout)["Model"] == "logs/a2c/CartPole-v1_1/CartPole-v1.zip"
-
-
-@pytest.mark.slow
-def test_each_trial_of_a_search_is_a_run_of_one_group(tmp_path: Path):
-    pytest.importorskip("rl_zoo3")
-    pytest.importorskip("wandb")
-    from sb3_reinforce.tracking.runs import find_runs
-
-    # the zoo has no search space of REINFORCE's own
-    search = ["--algo", "a2c", "--env", "CartPole-v1", "-n", "500", "-optimize", "--n-trials", "2", "--sampler", "random"]
-    tracking = ["--track", "--wandb-mode", "offline", "--wandb-group", "search", "--pruner", "none", "--no-optim-plots"]
-    done = sb3_reinforce("train", *search, *tracking, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    runs = find_runs([tmp_path / "wandb"])
-    assert sorted((run.name, run.group, run.state) for run in runs) == [
-        ("trial-0", "search", "finished"),
-        ("trial-1", "search", "finished"),
-    ]
-    for run in runs:
-        assert "learning_rate" in run.config["trial_params"]
-        assert run.config["algo"] == "A2C"
-        assert run.config["command"].endswith("--no-optim-plots")
-        assert run.summary["trial/pruned"] == 0
-        assert len(run.metrics["eval/mean_reward"][0])
 
 
 @pytest.mark.parametrize(
@@ -398,13 +374,12 @@ def test_arguments_of_a_run_are_kept(tmp_path: Path):
         read_run(tmp_path)
 
 
-def test_unknown_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     exp_manager = pytest.importorskip("rl_zoo3.exp_manager")
     before, arguments = exp_manager.ExperimentManager, sys.argv
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="CartPole-v9 not found in gym registry, you maybe meant CartPole-v"):
-        cli.main(["train", "--env", "CartPole-v9"])
-    # what was replaced for the run is put back
+    assert cli.main(["train", "--env", "CartPole-v9"]) == 2
+    assert "CartPole-v9 not found in gym registry, you maybe meant CartPole-v" in capsys.readouterr().err
     assert exp_manager.ExperimentManager is before
     assert sys.argv is arguments
 

@@ -69,6 +69,7 @@ SECTIONS = (
             Metric("train/policy_gradient_loss", "Policy gradient loss"),
             Metric("train/clip_fraction", "Clipped ratios"),
             Metric("train/learning_rate", "Learning rate"),
+            Metric("train/target_kl", "KL divergence aimed at (natural gradient)"),
             Metric("train/n_updates", "Updates"),
             Metric("histogram/actions", "Actions", "histogram"),
             Metric("histogram/advantages", "Advantages", "histogram"),

@@ -9,16 +9,21 @@ def register() -> None:
     """
     Make ``--algo reinforce`` known to RL Zoo.
 
-    ``rl_zoo3.ALGOS`` is one dict shared by all of the zoo's commands, so one assignment reaches train, enjoy and the
-    rest. It must happen before a command builds its argument parser, which takes its choices from there.
+    ``rl_zoo3.ALGOS`` and the two tables of its hyperparameter search are dicts shared by all of the zoo's commands, so one
+    assignment each reaches train, enjoy and the rest. It must happen before a command builds its argument parser, which
+    takes its choices from there.
 
     :raises ModuleNotFoundError: if rl_zoo3 is not installed
     """
     import rl_zoo3
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
     from sb3_reinforce import REINFORCE
+    from sb3_reinforce.zoo.search_space import convert_reinforce_params, sample_reinforce_params
 
     rl_zoo3.ALGOS["reinforce"] = REINFORCE
+    HYPERPARAMS_SAMPLER["reinforce"] = sample_reinforce_params
+    HYPERPARAMS_CONVERTER["reinforce"] = convert_reinforce_params
 
 
 def config_file(name: str = "reinforce.yml") -> Path:

@@ -27,12 +27,14 @@ class Run(NamedTuple):
     :param arguments: the command line that it was started with, behind the verb, its seed included
     :param hyperparams: the config that it was started with; None where it holds more than plain values
     :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.distributed.launch_id`
+    :param first_step: steps that the agent had played before, where ``-i`` gave one
     """
 
     folder: Path
     arguments: list[str]
     hyperparams: dict[str, Any] | None
     launch: str | None = None
+    first_step: int = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -54,7 +56,7 @@ def read_run(path: str | Path) -> Run:
         raise ValueError(f"must be the folder of a run of `sb3-reinforce train`, got {path}, which has no {FOLDER}/{RUN_FILE}")
     try:
         saved = json.loads(file.read_text())
-        run = Run(folder, list(saved["arguments"]), saved["hyperparams"], saved.get("launch"))
+        run = Run(folder, list(saved["arguments"]), saved["hyperparams"], saved.get("launch"), saved.get("first_step", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
     if not checkpoints_in(run.checkpoints):
@@ -83,7 +85,12 @@ def write_run(run: Run) -> None:
     :param run: the run
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    values = {"arguments": run.arguments, "hyperparams": run.hyperparams, "launch": run.launch}
+    values = {
+        "arguments": run.arguments,
+        "hyperparams": run.hyperparams,
+        "launch": run.launch,
+        "first_step": run.first_step,
+    }
     write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode(), mode=0o600)
 
 

@@ -1,10 +1,15 @@
 """The command ``sb3-reinforce``: a verb, and everything after it handed to what does the work."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
+
+from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 USAGE_ERROR = 2
 
@@ -22,6 +27,12 @@ def _train(arguments: Sequence[str]) -> int:
     from sb3_reinforce.zoo.train import train
 
     return train(arguments)
+
+
+def _tune(arguments: Sequence[str]) -> int:
+    from sb3_reinforce.zoo.train import tune
+
+    return tune(arguments)
 
 
 def _compare(arguments: Sequence[str]) -> int:
@@ -48,8 +59,24 @@ def _report(arguments: Sequence[str]) -> int:
     return report(arguments)
 
 
+def _zoo(name: str, arguments: Sequence[str]) -> int:
+    from sb3_reinforce.zoo.verbs import run
+
+    return run(name, arguments)
+
+
 VERBS = {
     "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "tune": Verb(_tune, "search hyperparameters in a study that several workers share, write the best as a config"),
+    "enjoy": Verb(partial(_zoo, "enjoy"), "play a trained agent"),
+    "benchmark": Verb(partial(_zoo, "benchmark"), "play all trained agents, scores as a Markdown table"),
+    "plot-train": Verb(partial(_zoo, "plot-train"), "training returns, one curve per run"),
+    "all-plots": Verb(partial(_zoo, "all-plots"), "evaluations of several seeds, mean and band, and a table"),
+    "plot-file": Verb(partial(_zoo, "plot-file"), "draw what all-plots has saved"),
+    "record-video": Verb(partial(_zoo, "record-video"), "film a trained agent"),
+    "record-training": Verb(partial(_zoo, "record-training"), "film its checkpoints, one after the other"),
+    "push": Verb(partial(_zoo, "push"), "upload a trained agent, its card and a video to the Hugging Face Hub"),
+    "pull": Verb(partial(_zoo, "pull"), "download one"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
     "inspect-run": Verb(_inspect_run, "print config, summary and last values of a run's folder", needs_zoo=False),
@@ -74,7 +101,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown command {name!r}, did you mean {nearest!r}? `sb3-reinforce --help` lists them all")
     if VERBS[name].needs_zoo and find_spec("rl_zoo3") is None:
         return _refuse(f'{name} needs RL Zoo: pip install "sb3-reinforce[zoo]"')
-    return VERBS[name].run(rest)
+    _render_without_display()
+    try:
+        return VERBS[name].run(rest)
+    except (UnregisteredEnv, DependencyNotInstalled) as error:
+        return _refuse(f"{name}: {error}")
+    except ValueError as error:
+        if "not found in gym registry" not in str(error):  # the words of RL Zoo's train
+            raise
+        return _refuse(f"{name}: {error}")
+
+
+def _render_without_display() -> None:
+    """MuJoCo's way to render is chosen when it is imported: EGL where there is no display and the user has not chosen."""
+    displays = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not any(map(os.environ.get, displays)) and find_library("EGL") is not None:
+        os.environ["MUJOCO_GL"] = "egl"
 
 
 def _refuse(message: str) -> int:

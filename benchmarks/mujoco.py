@@ -1,0 +1,31 @@
+"""
+REINFORCE on nine MuJoCo tasks, with the settings of zoo_configs/reinforce.yml.
+
+    python benchmarks/mujoco.py --seeds 5 --jobs 2
+    python benchmarks/mujoco.py --env HalfCheetah-v5 Hopper-v5 Walker2d-v5 --agents A2C PPO --seeds 3
+    python benchmarks/mujoco.py --collect
+
+Runs that are there are not run again. The published results are Tianshou's, for older versions (v2, v3) of the tasks.
+"""
+
+import suite
+
+ENVS = (
+    "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Humanoid-v5", "Reacher-v5",
+    "InvertedPendulum-v5", "InvertedDoublePendulum-v5",
+)  # fmt: skip
+PUBLISHED = {
+    "Tianshou REINFORCE, 10M": (1108.1, 1138.8, 416.0, 440.9, 35.6, 464.3, -5.5, 1000, 7726.2),
+    "Tianshou A2C, 1M": (3485.4, 1829.9, 1253.2, 1091.6, 36.6, 1726.0, -6.7, 1000, 9257.7),
+    "Tianshou PPO, 1M": (3258.4, 5783.9, 2609.3, 3588.5, 66.7, 787.1, -4.1, 1000, 9231.3),
+}
+MUJOCO = suite.Suite(
+    name="mujoco",
+    steps=dict.fromkeys(ENVS, 1_000_000),
+    n_eval_episodes=10,
+    n_final_episodes=10,
+    published={name: dict(zip(ENVS, scores, strict=True)) for name, scores in PUBLISHED.items()},
+)
+
+if __name__ == "__main__":
+    suite.main(MUJOCO, __doc__)

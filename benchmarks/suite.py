@@ -1,0 +1,261 @@
+"""
+What mujoco.py and classic.py share: train every agent on every task and seed, keep each evaluation, make tables and curves.
+
+An agent is an algorithm with a config file. A run's rows go to two CSV files as soon as the run is done, and are not run
+again: one row per run (``NAME_runs.csv``) and one per evaluation during training (``NAME_curves.csv``). Every table and
+picture is made of these files alone.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch as th
+import yaml
+from learning import ROOT, read_rows, save_row, versions
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+from torch import nn  # noqa: F401  named in policy_kwargs of configs
+
+from sb3_reinforce import REINFORCE
+
+RESULTS = ROOT / "benchmarks" / "results"
+N_EVALUATIONS = 20
+SCHEDULES = ("learning_rate", "clip_range")
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An algorithm and the file with its settings; ``of_zoo``: a file of RL Zoo's own."""
+
+    algorithm: Any
+    config: str
+    of_zoo: bool = False
+
+    def settings(self, env_id: str) -> dict[str, Any] | None:
+        """:return: the entry of an environment, or of its last earlier version, strings evaluated; None: there is none"""
+        if self.of_zoo:
+            import rl_zoo3
+
+            path = Path(rl_zoo3.__file__).parent / "hyperparams" / self.config
+        else:
+            path = ROOT / "zoo_configs" / self.config
+        entries = yaml.safe_load(path.read_text()) if path.exists() else {}
+        names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)]
+        name = next((name for name in names if name in entries), None)
+        if name is None:
+            return None
+        settings = dict(entries[name])
+        for key, value in settings.items():
+            if key in ("normalize", "policy_kwargs") and isinstance(value, str):
+                settings[key] = eval(value)
+            elif key in SCHEDULES and isinstance(value, str):
+                settings[key] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+        return settings
+
+
+OURS = "REINFORCE"
+AGENTS = {
+    OURS: Agent(REINFORCE, "reinforce.yml"),
+    "A2C": Agent(A2C, "a2c.yml", of_zoo=True),
+    "PPO": Agent(PPO, "ppo.yml", of_zoo=True),
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    Tasks and what is to be beaten on them.
+
+    :param name: of the files
+    :param steps: training steps by task
+    :param n_eval_episodes: episodes of each evaluation during training
+    :param n_final_episodes: episodes of the evaluation after it
+    :param published: others' results, by name: a score by task
+    """
+
+    name: str
+    steps: dict[str, int]
+    n_eval_episodes: int
+    n_final_episodes: int
+    published: dict[str, dict[str, float]]
+
+    def path(self, part: str) -> Path:
+        return RESULTS / f"{self.name}_{part}"
+
+    def rows(self, part: str = "runs.csv") -> list[dict[str, str]]:
+        return read_rows(self.path(part))
+
+
+def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """
+    Train and evaluate once.
+
+    :return: the run's row and those of its curve
+    """
+    th.set_num_threads(1)
+    agent = AGENTS[agent_name]
+    settings = agent.settings(env_id)
+    assert settings is not None
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("policy", "n_timesteps"))
+    n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
+    n_timesteps = int(settings.pop("n_timesteps", 0)) if agent_name == OURS else suite.steps[env_id]
+    env: Any = make_vec_env(env_id, n_envs)
+    # Environments of another seed than any in training, as many as there are episodes: each plays one
+    eval_env: Any = make_vec_env(env_id, suite.n_eval_episodes, seed=1_000_000 + seed)
+    if normalize:
+        kwargs = normalize if isinstance(normalize, dict) else {}
+        env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
+        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
+    every = max(suite.steps[env_id] // N_EVALUATIONS // n_envs, 1)
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
+        evaluation = EvalCallback(
+            eval_env, n_eval_episodes=suite.n_eval_episodes, eval_freq=every, log_path=folder, verbose=0, warn=False
+        )
+        model = agent.algorithm(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps, callback=evaluation)
+    seconds = time.time() - start
+    if normalize:
+        sync_envs_normalization(env, eval_env)
+    final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
+    key = {"env": env_id, "agent": agent_name, "seed": seed}
+    curve = [
+        {**key, "step": step, "mean": round(float(np.mean(scores)), 2)}
+        for step, scores in zip(evaluation.evaluations_timesteps, evaluation.evaluations_results, strict=True)
+    ]
+    row = {
+        **key, "final": round(float(np.mean(final)), 2), "final_std": round(float(np.std(final)), 2),
+        "steps": model.num_timesteps,
+        "seconds": round(seconds, 1), "settings": shown, "versions": versions(), "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    return row, curve
+
+
+# ------------------------------------------------------------------------------------------------- tables and pictures
+
+
+def curves(suite: Suite, env_id: str, agent: str) -> tuple[np.ndarray, np.ndarray]:
+    """:return: steps [K] and the mean score of each evaluation, [seeds, K]; those that all seeds have"""
+    by_seed: dict[str, list[tuple[int, float]]] = {}
+    for row in suite.rows("curves.csv"):
+        if (row["env"], row["agent"]) == (env_id, agent):
+            by_seed.setdefault(row["seed"], []).append((int(row["step"]), float(row["mean"])))
+    length = min((len(points) for points in by_seed.values()), default=0)
+    points = np.array([points[:length] for points in by_seed.values()]).reshape(len(by_seed), length, 2)
+    return points[0, :, 0] if len(points) else np.zeros(0), points[:, :, 1]
+
+
+def finals(suite: Suite, env_id: str, agent: str) -> np.ndarray:
+    """:return: score after training of each seed"""
+    return np.array([float(row["final"]) for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)])
+
+
+def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
+    """:return: interquartile mean over seeds and its 95 % interval by stratified bootstrap (Agarwal et al. 2021)"""
+    from rliable import library, metrics
+
+    point, interval = library.get_interval_estimates(
+        {"agent": scores[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+    )
+    return float(point["agent"][0]), float(interval["agent"][0, 0]), float(interval["agent"][1, 0])
+
+
+def table(suite: Suite) -> str:
+    """
+    One line per task and agent: the maximum over training of the seeds' mean, as Tianshou reports it, with their standard
+    deviation there; after training mean, standard deviation, interquartile mean and its interval; the published results.
+    """
+    lines = [
+        f"| task | agent | seeds | steps | maximum over training | after it: mean | IQM (95 %) | seconds | "
+        f"{' | '.join(suite.published)} |",
+        "| --- " * (8 + len(suite.published)) + "|",
+    ]
+    for env_id in suite.steps:
+        for agent in AGENTS:
+            own = [row for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)]
+            if not own:
+                continue
+            scores, (_, points) = finals(suite, env_id, agent), curves(suite, env_id, agent)
+            best = points.mean(0).argmax()
+            iqm, low, high = interquartile_mean(scores)
+            seeds = sorted(int(row["seed"]) for row in own)
+            lines.append(
+                f"| {env_id} | {agent} | {seeds[0]}-{seeds[-1]} | {max(int(row['steps']) for row in own):,} | "
+                f"{points.mean(0)[best]:.1f} +- {points[:, best].std():.1f} | {scores.mean():.1f} +- {scores.std():.1f} | "
+                f"{iqm:.1f} ({low:.1f} to {high:.1f}) | {np.median([float(row['seconds']) for row in own]):.0f} | "
+                f"{' | '.join(str(scores_of.get(env_id, '')) for scores_of in suite.published.values())} |"
+            )
+    return "\n".join(lines)
+
+
+def plot(suite: Suite) -> Path:
+    """:return: the picture's file: learning curves by task, mean over seeds and their standard deviation as a band"""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    n_columns = 3
+    n_rows = -(-len(suite.steps) // n_columns)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
+    for axis in axes.flat[len(suite.steps) :]:
+        axis.axis("off")
+    for axis, env_id in zip(axes.flat, suite.steps, strict=False):
+        for color, agent in enumerate(AGENTS):
+            steps, points = curves(suite, env_id, agent)
+            if len(points):
+                mean, std = points.mean(0), points.std(0)
+                axis.plot(steps, mean, color=f"C{color}", label=f"{agent} ({len(points)} seeds)")
+                axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
+        for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
+            if env_id in scores:
+                axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
+        axis.set_title(env_id)
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize="small")
+    figure.supxlabel("environment steps")
+    figure.supylabel("return of deterministic episodes")
+    figure.tight_layout()
+    path = ROOT / "docs" / f"{suite.name}.png"
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> None:
+    """The command line of a suite: run what is missing, then print the table and draw the curves."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
+    parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
+    args = parser.parse_args(argv)
+    if not args.collect:
+        done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
+        pairs = [(env_id, agent) for agent in args.agents for env_id in args.env if AGENTS[agent].settings(env_id) is not None]
+        jobs = [(*pair, seed) for seed in range(args.seeds) for pair in pairs if (*pair, seed) not in done]
+        with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
+            futures = [pool.submit(partial(run, suite), *job) for job in jobs]
+            for number, future in enumerate(as_completed(futures), start=1):
+                row, points = future.result()
+                for point in points:
+                    save_row(suite.path("curves.csv"), point)
+                save_row(suite.path("runs.csv"), row)
+                print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
+                      f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
+    print(table(suite))
+    print(plot(suite))

@@ -1,0 +1,138 @@
+"""A config's entry for an environment, read and checked: what is wrong is named with its key and file."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rl_zoo3 import ALGOS, exp_manager
+from rl_zoo3.utils import get_class_by_name
+
+from sb3_reinforce.schedules import is_number, make_schedule
+
+# What the zoo takes out of an entry before it makes the model of what is left
+ZOO_KEYS = (
+    "callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "noise_std",
+    "noise_type", "normalize", "policy", "vec_env_wrapper",
+)  # fmt: skip
+# Text that the zoo turns into a schedule, or leaves to REINFORCE to do so
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
+# Text that the zoo evaluates as Python, in its own module
+EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+# Dotted paths of what the zoo imports
+IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper")
+
+
+class UsageError(ValueError):
+    """What a user asked for on the command line, or in a file named there, cannot be done: exit code 2, no traceback."""
+
+
+def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
+    """
+    :param file: a YAML or Python file, or an importable module
+    :param env_id: the environment
+    :param is_atari: whether the entry ``atari`` serves it
+    :return: the environment's entry, else that of ``atari``, else ``default``
+    :raises UsageError: if there is none
+    """
+    entries = _read(file)
+    names = [env_id, *(["atari"] if is_atari else []), "default"]
+    name = next((name for name in names if name in entries), None)
+    if name is None:
+        raise UsageError(f"{file} has no entry for {env_id}, and no `default`: add one, or give another --conf-file")
+    if not isinstance(entries[name], Mapping):
+        raise UsageError(f"{file}: {name} must hold `key: value` lines, got {entries[name]!r}")
+    if name != env_id:
+        print(f"{env_id} is not in {file}: its entry {name!r} is used")
+    return dict(entries[name])
+
+
+def _read(file: str) -> Mapping[str, Any]:
+    try:
+        if file.endswith((".yml", ".yaml")):
+            with open(file) as stream:
+                entries = yaml.safe_load(stream)
+        elif file.endswith(".py"):
+            variables: dict[str, Any] = {}
+            exec(Path(file).read_text(), variables)
+            entries = variables["hyperparams"]
+        else:
+            entries = importlib.import_module(file).hyperparams
+    except OSError as error:
+        raise UsageError(f"--conf-file {file} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--conf-file {file} is no YAML: {' '.join(str(error).split())}") from error
+    except ImportError as error:
+        raise UsageError(f"--conf-file must be a .yml file, a .py file or a module, got {file}: {error}") from error
+    except (KeyError, AttributeError) as error:
+        raise UsageError(f"--conf-file {file} defines no dict `hyperparams`") from error
+    if not isinstance(entries, Mapping):
+        raise UsageError(f"--conf-file {file} must hold an entry per environment, got {entries!r}")
+    return entries
+
+
+def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str]) -> None:
+    """
+    Refuse what cannot be right, whatever the environment. What only the algorithm can tell is left to its constructor.
+
+    :param algo: RL Zoo's name of the algorithm
+    :param entry: hyperparameters as RL Zoo reads them
+    :param source: the name of a hyperparameter -> where its value comes from, for the message
+    :raises UsageError: names the key, where it comes from, the value and the cure
+    """
+    known = {*ZOO_KEYS, *inspect.signature(ALGOS[algo]).parameters} - {"env"}
+    for key, value in entry.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{source(key)}: {algo} has no hyperparameter {key!r}, did you mean {nearest!r}?")
+        text = _number_as_text(value)
+        if text is not None:
+            raise UsageError(
+                f"{source(key)}: {key} must be a number, got the text {text!r} (YAML reads 1e-3 as text): write !!float {text}"
+            )
+        if isinstance(value, str) and key in SCHEDULES:
+            try:
+                make_schedule(key, value)
+            except ValueError as error:
+                raise UsageError(f"{source(key)}: {error}") from error
+        if isinstance(value, str) and key in EVALUATED:
+            try:
+                eval(value, vars(exp_manager).copy())
+            except Exception as error:
+                raise UsageError(f"{source(key)}: {key} must be Python, got {value!r} ({error})") from error
+        if key in IMPORTED:
+            for item in value if isinstance(value, list) else [value]:
+                _check_import(next(iter(item)) if isinstance(item, Mapping) and item else item, f"{source(key)}: {key}")
+    if isinstance(entry.get("policy"), str) and "." in entry["policy"]:
+        _check_import(entry["policy"], f"{source('policy')}: policy")
+    for key in ("n_timesteps", "policy"):
+        if key not in entry:
+            raise UsageError(f"{source(key)}: {key} is missing")
+    for key in ("n_timesteps", "n_envs"):
+        value = entry.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
+            raise UsageError(f"{source(key)}: {key} must be a whole number >= 1, got {value!r}")
+
+
+def _number_as_text(value: Any, outermost: bool = True) -> str | None:
+    """
+    :param value: a hyperparameter
+    :param outermost: whether it is one itself; in a dict below, as arguments of an environment, "1" may be meant as text
+    :return: the text in it that was surely meant as a number; None: there is none
+    """
+    if isinstance(value, str):
+        return value if is_number(value) and (outermost or "e" in value.lower()) else None
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next((text for item in inner if (text := _number_as_text(item, outermost=False)) is not None), None)
+
+
+def _check_import(path: Any, name: str) -> None:
+    if not isinstance(path, str):
+        return
+    try:
+        get_class_by_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{name} must be the dotted path of what can be imported, got {path!r} ({error})") from error

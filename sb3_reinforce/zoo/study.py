@@ -1,0 +1,216 @@
+"""A search's study: where it is kept, whether it fits, and what came out of it."""
+
+import io
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import optuna.storages.journal
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from torch import nn
+
+from sb3_reinforce.save_util import write_atomically
+from sb3_reinforce.zoo.config import UsageError
+from sb3_reinforce.zoo.report import command, relative
+from sb3_reinforce.zoo.search_space import Range
+
+# by this the zoo knows a journal from a database's address
+JOURNAL = ".log"
+
+
+def default_storage(log_folder: str, algo: str, env_id: str) -> str:
+    """:return: the journal of searches for this environment: a file that several workers may share"""
+    return str(Path(log_folder) / algo / f"{env_id.replace('/', '-')}-study{JOURNAL}")
+
+
+def default_study_name(algo: str, env_id: str) -> str:
+    """:return: the study that a search goes on with if the user names none"""
+    return f"{algo}-{env_id}"
+
+
+def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
+    """
+    :param storage: a database's address or a journal's file
+    :param study_name: the study
+    :param create: whether to make it if there is none
+    :return: the study
+    :raises UsageError: if it cannot be had
+    """
+    where: optuna.storages.JournalStorage | str = storage
+    if storage.endswith(JOURNAL):
+        journal = Path(storage)
+        if not create and not journal.is_file():  # Optuna would make an empty one
+            raise UsageError(f"--storage {storage}: there is no such journal")
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        where = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+    elif "://" not in storage:
+        raise UsageError(
+            f"--storage must be a journal's file, whose name ends in {JOURNAL}, or a database's address such as "
+            f"sqlite:///study.db, got {storage!r}"
+        )
+    try:
+        if create:
+            return optuna.create_study(storage=where, study_name=study_name, load_if_exists=True, direction="maximize")
+        return optuna.load_study(storage=where, study_name=study_name)
+    except KeyError as error:
+        known = ", ".join(sorted(optuna.get_all_study_names(where))) or "none"
+        raise UsageError(f"--study-name {study_name!r} is not in {storage}, which has: {known}") from error
+    except Exception as error:  # whatever a database's driver raises
+        raise UsageError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
+    """
+    :param study: a study
+    :param number: of the trial, from 0
+    :return: what the trial tried
+    :raises UsageError: if there is no such trial
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise UsageError(f"--trial-id must be one of the {len(trials)} trials of {study.study_name!r}, from 0, got {number}")
+    return dict(trials[number].params)
+
+
+def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
+    """
+    :param study: whose trials are to be gone on with
+    :param space: name -> range, what is to be searched now
+    :raises UsageError: if it was something else before
+    """
+    now: dict[str, BaseDistribution] = {
+        name: FloatDistribution(values[0], values[1], log=True)
+        if isinstance(values, tuple)
+        else CategoricalDistribution(values)
+        for name, values in space.items()
+    }
+    for trial in study.get_trials(deepcopy=False):
+        for name, before in trial.distributions.items():
+            if now.get(name) != before:
+                raise UsageError(
+                    f"--study-name {study.study_name!r} has searched {name} in {_range(before)}, now it would be "
+                    f"{_range(now[name]) if name in now else 'left as it is'}: choose another --study-name"
+                )
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return str(list(distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution), "Optuna has no other"
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else ''}"
+
+
+class Results:
+    """
+    What a search has found so far, all its workers together.
+
+    :param study: the study
+    :param folder: where its files are to be put
+    """
+
+    def __init__(self, study: optuna.Study, folder: Path):
+        self.study, self.folder = study, folder
+        self.trials = study.get_trials(deepcopy=False)
+        self.n_finished, self.n_pruned, self.n_failed = (
+            sum(trial.state == state for trial in self.trials)
+            for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        )
+
+    def nothing(self) -> str:
+        """:return: why there is no best trial"""
+        reasons = [trial.user_attrs["error"] for trial in self.trials if "error" in trial.user_attrs]
+        return (
+            f"No trial of {self.study.study_name!r} has finished ({self.n_pruned} pruned, {self.n_failed} failed), so "
+            f"there is no best one.{f' Last error: {reasons[-1]}' if reasons else ''}"
+        )
+
+    def write_config(self, env_id: str, entry: Mapping[str, Any]) -> Path:
+        """
+        :param env_id: the environment
+        :param entry: the hyperparameters of the best trial
+        :return: the file, for ``train --conf-file``
+        """
+        best, path = self.study.best_trial, self.folder / "best.yml"
+        header = (
+            f"# Trial {best.number}, the best of {self.n_finished} finished ones of the study {self.study.study_name}: "
+            f"mean return {best.value:.6g}\n# {time.strftime('%Y-%m-%d')}; to train with it: sb3-reinforce train --env "
+            f"{env_id} --conf-file {relative(path)}\n"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = yaml.safe_dump({env_id: {key: entry[key] for key in sorted(entry)}}, sort_keys=False)
+        write_atomically(path, (header + body).encode())
+        return path
+
+    def draw(self) -> list[Path]:
+        """:return: Optuna's plots, as PNG; none where matplotlib is not installed"""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+        except ImportError:
+            return []
+        from optuna.visualization import matplotlib as plots
+
+        plot_functions: dict[str, Callable[[optuna.Study], Any]] = {
+            "history": plots.plot_optimization_history,
+            "importances": plots.plot_param_importances,
+        }
+        drawn = []
+        for name, plot in plot_functions.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # optuna.visualization.matplotlib calls itself experimental
+                try:
+                    figure = plot(self.study).figure
+                except (ValueError, RuntimeError):  # importances of a single trial, or of trials that came to the same
+                    continue
+            FigureCanvasAgg(figure)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=100, bbox_inches="tight")
+            path = self.folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, picture.getvalue())
+            drawn.append(path)
+        return drawn
+
+    def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
+        """:return: the search in five lines: best trial, its config, plots, the study, what to do next"""
+        best = self.study.best_trial
+        again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
+        return [
+            f"Best trial: {best.number}, mean return {best.value:.6g}; {self.n_finished} finished, {self.n_pruned} pruned, "
+            f"{self.n_failed} failed",
+            f"Config:     {relative(config)}",
+            f"Plots:      {', '.join(map(relative, pictures)) or 'none'}",
+            f"Study:      {self.study.study_name} in {storage}",
+            f"Next:       {again} --conf-file {relative(config)} -P --eval-final 100",
+        ]
+
+
+def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparams: a config's entry, or what RL Zoo's converters make of a trial
+    :return: the same as it can stand in a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
+    :raises UsageError: if it holds other objects
+    """
+    entry = {
+        key: _as_python(value) if key == "policy_kwargs" and not isinstance(value, str) else value
+        for key, value in hyperparams.items()
+    }
+    try:
+        yaml.safe_dump(entry)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"the best trial is written as YAML, which cannot hold {' '.join(str(error.args[-1]).split())}"
+        ) from error
+    return entry
+
+
+def _as_python(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"dict({', '.join(f'{key}={_as_python(item)}' for key, item in value.items())})"
+    if isinstance(value, type) and hasattr(nn, value.__name__):
+        return f"nn.{value.__name__}"
+    return repr(value)
