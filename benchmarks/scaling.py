@@ -2,6 +2,7 @@
 What several processes ("ranks") under torchrun bring, and what they tell each other.
 
     python benchmarks/scaling.py                 # steps per second with 1 and with 2 ranks, and their ratio
+    python benchmarks/scaling.py --apart         # and of as many plain processes side by side: what the machine gives
     python benchmarks/scaling.py --exchanges     # exchanges and bytes of one update, by baseline; times of an exchange
 
 The numbers of ranks take turns, round by round, because machines are shared and drift: a ratio is one of the same round,
@@ -18,6 +19,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,12 @@ def launch(n_ranks: int, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def side_by_side(n_processes: int, *arguments: str) -> float:
+    """Run this file in so many plain processes that know nothing of each other; the sum of what they print."""
+    with ThreadPoolExecutor() as threads:
+        return sum(threads.map(lambda _: launch(1, *arguments), range(n_processes)))
+
+
 def spread(values: list[float], digits: str) -> str:
     return f"{np.median(values):{digits}} ({min(values):{digits}}-{max(values):{digits}})"
 
@@ -136,6 +144,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--apart", action="store_true", help="also as many processes that do not train together")
     parser.add_argument("--exchanges", action="store_true", help="count and time the exchanges instead")
     parser.add_argument("--worker", choices=["train", "exchanges"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -158,16 +167,18 @@ def main() -> None:
                 middle, low, high = (1000 * value for value in quantiles)
                 print(f"| {int(n):,} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
     else:
-        print("| | " + " | ".join(f"{n} ranks, steps per second | ratio" for n in options.ranks) + " |")
-        print("| --- " * (1 + 2 * len(options.ranks)) + "|")
+        ways = [(n, apart) for n in options.ranks for apart in (False, True)[: 1 + (options.apart and n > 1)]]
+        titles = [f"{n} {'plain processes' if apart else 'ranks'}, steps per second | ratio" for n, apart in ways]
+        print("| | " + " | ".join(titles) + " |")
+        print("| --- " * (1 + 2 * len(ways)) + "|")
         for env_id in options.env:
             speeds = defaultdict(list)
+            arguments = ["--worker", "train", "--env", env_id, "--seconds", str(options.seconds)]
             for _ in range(options.rounds):
-                for n_ranks in options.ranks:
-                    arguments = ["--worker", "train", "--env", env_id, "--seconds", str(options.seconds)]
-                    speeds[n_ranks].append(launch(n_ranks, *arguments))
-            ratios = {n: [a / b for a, b in zip(speeds[n], speeds[options.ranks[0]], strict=True)] for n in options.ranks}
-            cells = [f"{spread(speeds[n], ',.0f')} | {spread(ratios[n], '.2f')}" for n in options.ranks]
+                for n, apart in ways:
+                    speeds[n, apart].append((side_by_side if apart else launch)(n, *arguments))
+            ratios = {way: [a / b for a, b in zip(speeds[way], speeds[ways[0]], strict=True)] for way in ways}
+            cells = [f"{spread(speeds[way], ',.0f')} | {spread(ratios[way], '.2f')}" for way in ways]
             print(f"| {env_id} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -57,6 +57,7 @@ def main() -> None:
 
     th.set_num_threads(1)
     warnings.simplefilter("error")  # an untracked run must not pass for a cheap one
+    warnings.filterwarnings("ignore", message=".*played by environments that waited")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     print(", ".join(f"{name} {version(name)}" for name in ("stable-baselines3", "wandb", "torch", "gymnasium")))
     with tempfile.TemporaryDirectory() as folder:

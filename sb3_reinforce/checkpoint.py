@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 AnyREINFORCE = TypeVar("AnyREINFORCE", bound="REINFORCE")
 
 # Raised whenever a checkpoint of before could be misread.
-FORMAT = 1
+FORMAT = 2
 MANIFEST, TRAINING, ARRAYS = "manifest.json", "training.json", "training.npz"
 LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
 # Attributes that resume makes anew or has from TRAINING: left out, they need not be pickled.

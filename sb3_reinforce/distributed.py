@@ -39,11 +39,18 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 T = TypeVar("T")
+Moments = tuple[int, float, float]
+"""Count, mean and sum of squared deviations from it."""
 
 # How long a rank waits for the others: longer than an evaluation on rank 0, not for ever.
 TIMEOUT = timedelta(hours=2)
 # Seconds before a rank that lost another one ends itself: the launcher, which knows which one it was, comes first.
 GRACE = 5.0
+# Bytes of gather's first exchange: what most updates have to say fits in, and then it is the only one.
+FIRST_BYTES = 8192
+# Numbers of all ranks together up to which a sum is made of everybody's numbers, W - 1 messages one after the other; a ring
+# takes twice as many, and for more numbers fewer bytes.
+MOST_GATHERED = 100_000
 
 _store: dist.Store | None = None
 _rank_before_leaving: int | None = None
@@ -220,16 +227,29 @@ def gather(value: T) -> list[T]:
     """
     if world_size() == 1:
         return [value]
-    own = th.frombuffer(bytearray(_pickled(value)), dtype=th.uint8)
+    message = _pickled(value)
+    message = len(message).to_bytes(8, "little") + message
+    messages = _everyones_bytes(message[:FIRST_BYTES], FIRST_BYTES)
+    longest = 8 + max(int.from_bytes(begin[:8], "little") for begin in messages)
+    if longest > FIRST_BYTES:
+        ends = _everyones_bytes(message[FIRST_BYTES:], longest - FIRST_BYTES)
+        messages = [begin + end for begin, end in zip(messages, ends, strict=True)]
+    return [pickle.loads(memoryview(message)[8:]) for message in messages]
+
+
+def _everyones_bytes(own: bytes, size: int) -> list[bytes]:
+    """One message of each rank, filled up to the size."""
+    return [part.numpy().tobytes() for part in _everyones(th.frombuffer(bytearray(own.ljust(size)), dtype=th.uint8))]
+
+
+def _everyones(own: th.Tensor) -> list[th.Tensor]:
+    """A tensor of each rank, all of one shape; a plain run has its own."""
+    if world_size() == 1:
+        return [own]
+    parts = [th.empty_like(own) for _ in range(world_size())]
     with _lost_ranks_named():
-        sizes = [th.zeros(1, dtype=th.int64) for _ in range(world_size())]
-        dist.all_gather(sizes, th.tensor([len(own)]))
-        largest = max(int(size) for size in sizes)
-        padded = th.zeros(largest, dtype=th.uint8)
-        padded[: len(own)] = own
-        received = [th.empty(largest, dtype=th.uint8) for _ in range(world_size())]
-        dist.all_gather(received, padded)
-    return [pickle.loads(data[: int(size)].numpy().data) for data, size in zip(received, sizes, strict=True)]
+        dist.all_gather(parts, own)
+    return parts
 
 
 def _pickled(value: Any) -> bytes:
@@ -285,9 +305,7 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
     grads = [th.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     is_there = [float(p.grad is not None) for p in parameters]
     flat = th.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([*is_there, *numbers])])
-    with _lost_ranks_named():
-        dist.all_reduce(flat)
-    *sums, rest = flat.split([*(grad.numel() for grad in grads), len(parameters) + len(numbers)])
+    *sums, rest = sum_over_ranks(flat).split([*(grad.numel() for grad in grads), len(parameters) + len(numbers)])
     rest = rest.tolist()
     for parameter, total, n_there in zip(parameters, sums, rest, strict=False):
         if n_there > 0:
@@ -296,14 +314,21 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
 
 
 def sum_over_ranks(tensor: th.Tensor) -> th.Tensor:
-    """:return: the sum of the tensors of all ranks, in place"""
-    if world_size() > 1:
+    """
+    :param tensor: of one shape on all ranks; it may be overwritten
+    :return: the sum of the tensors of all ranks, equal to the bit on each
+    """
+    if world_size() > 1 and tensor.numel() * world_size() > MOST_GATHERED:
         with _lost_ranks_named():
             dist.all_reduce(tensor)
-    return tensor
+        return tensor
+    total, *others = _everyones(tensor)
+    for part in others:
+        total += part
+    return total
 
 
-def moments(*samples: th.Tensor | np.ndarray) -> list[tuple[int, float, float]]:
+def moments(*samples: th.Tensor | np.ndarray) -> list[Moments]:
     """
     Count n, mean and sum of squared deviations from it, of samples that are spread over the ranks; in one exchange.
 
@@ -317,12 +342,7 @@ def moments(*samples: th.Tensor | np.ndarray) -> list[tuple[int, float, float]]:
         values = th.as_tensor(sample).double()
         mean = values.mean()
         own.append(th.stack([th.tensor(float(values.numel())), mean, (values - mean).square().sum()]))
-    parts = [th.stack(own)]
-    if world_size() > 1:
-        parts = [th.empty_like(parts[0]) for _ in range(world_size())]
-        with _lost_ranks_named():
-            dist.all_gather(parts, th.stack(own))
-    counts, means, squares = th.stack(parts).unbind(dim=2)  # each [ranks, samples]
+    counts, means, squares = th.stack(_everyones(th.stack(own))).unbind(dim=2)  # each [ranks, samples]
     n = counts.sum(0)
     mean = (counts * means).sum(0) / n
     total = (squares + counts * (means - mean) ** 2).sum(0)

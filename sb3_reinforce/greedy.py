@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import at_same_step
 from sb3_reinforce.buffers import EpisodeTracker, by_key
-from sb3_reinforce.training_state import wrappers
+from sb3_reinforce.training_state import normalizing
 
 if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
@@ -78,7 +78,7 @@ def _warn_of_other_starts(model: "REINFORCE", observations: Any, first_observati
 @contextmanager
 def frozen_statistics(env: VecEnv) -> Iterator[None]:
     """Whatever ``VecNormalize`` is around the environments learns nothing inside."""
-    frozen = [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize) and wrapper.training]
+    frozen = [wrapper for wrapper in normalizing(env) if wrapper.training]
     for wrapper in frozen:
         wrapper.training = False
     try:

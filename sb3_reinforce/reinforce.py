@@ -740,7 +740,12 @@ class REINFORCE(OnPolicyAlgorithm):
             ]
             distributed.broadcast_buffers(self.policy)
             log_ratio = self._log_probs() - self.rollout_buffer.log_probs[:, 0]
-            self._fit_baseline(rng)
+            # E[(r - 1) - log r] >= 0, as SB3's PPO; source: Schulman, "Approximating KL divergence" (2020)
+            kl = np.expm1(log_ratio) - log_ratio
+            returns, values = self.rollout_buffer.returns, self.rollout_buffer.values
+            # Ranks wait for each other at each exchange: one for all three.
+            (_, approx_kl, _), *of_returns = distributed.moments(kl, returns, returns - values)
+            self._fit_baseline(rng, *of_returns)
             self._check_parameters()
             # Last: a checkpoint taken after an interruption goes by this number.
             self._n_updates += self.n_epochs
@@ -748,8 +753,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
         self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
-        # E[(r - 1) - log r] >= 0, as SB3's PPO; source: Schulman, "Approximating KL divergence" (2020)
-        self.logger.record("train/approx_kl", distributed.moments(np.expm1(log_ratio) - log_ratio)[0][1])
+        self.logger.record("train/approx_kl", approx_kl)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if several_steps:
             self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
@@ -862,22 +866,24 @@ class REINFORCE(OnPolicyAlgorithm):
             "clip_fraction": n_clipped / n_rows,
         }
 
-    def _fit_baseline(self, rng: np.random.Generator) -> None:
+    def _fit_baseline(self, rng: np.random.Generator, returns: distributed.Moments, errors: distributed.Moments) -> None:
         """
         After the policy step: fit the value network, where the baseline uses it, then the baseline's own state.
 
         Only the value's own parameters move; what it shares with the policy gets no gradient and stays in evaluation mode.
 
+        :param rng: for the order of minibatches
+        :param returns: moments of the returns of all ranks
+        :param errors: moments of what V, as it is, is short of them
         :raises NotFiniteError: if the loss of the value network is NaN or infinite
         """
         parameters = [parameter for parameter in getattr(self, "_value_parameters", []) if parameter.requires_grad]
         if "values" in self._baseline.needs and parameters:
-            values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
             self.policy.set_training_mode(False)
             for module in self._value_modules:
                 module.train()
             update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
-            (*_, squares), (_, residual, unexplained) = distributed.moments(returns, returns - values)
+            (*_, squares), (_, residual, unexplained) = returns, errors
             # First the mean, at once and exactly: until V has crept to where the returns are, the policy takes full steps (of
             # Adam) along noise. On Acrobot-v1 two of ten seeds lost their entropy that way before they had met the goal.
             head = getattr(self.policy, "value_net", None)

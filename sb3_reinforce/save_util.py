@@ -36,7 +36,7 @@ def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
     return "param_groups" not in saved or set(saved["param_groups"][0]) == set(own["param_groups"][0])
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
+def write_atomically(path: pathlib.Path, data: bytes, mode: int = 0o666) -> None:
     """
     Write a file so that it is there whole or not at all, whenever the process is killed.
 
@@ -44,11 +44,12 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
     :param path: the file, replaced if it is there
     :param data: its bytes
+    :param mode: its permissions, of which the umask is taken away
     :raises OSError: if it cannot be written; what was there before is then still there
     """
     aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_reinforce import distributed
 
 if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
@@ -143,7 +144,7 @@ def model_state(model: "REINFORCE") -> dict[str, Any]:
         },
         "ep_info_buffer": infos,
         "ep_success_buffer": successes,
-        "vec_normalize": [_statistics(env) for env in wrappers(model.env) if isinstance(env, VecNormalize)],
+        "vec_normalize": [plain(distributed.statistics_of(env)) for env in normalizing(model.env)],
         "logger": {
             key: (plain(value), model.logger.name_to_count.get(key, 0), model.logger.name_to_excluded.get(key, ("",)))
             for key, value in model.logger.name_to_value.items()
@@ -168,15 +169,8 @@ def set_statistics(env: VecEnv | None, state: Mapping[str, Any]) -> None:
     :param env: the environment, with as many VecNormalize around it as when the state was taken
     :param state: what :func:`model_state` returned
     """
-    normalizing = [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize)]
-    for wrapper, statistics in zip(normalizing, state["vec_normalize"], strict=True):
-        for name, saved in statistics.items():
-            wrapper_statistics = getattr(wrapper, name)
-            if isinstance(wrapper_statistics, dict):
-                for key, rms in wrapper_statistics.items():
-                    _set_moments(rms, saved[key])
-            else:
-                _set_moments(wrapper_statistics, saved)
+    for wrapper, statistics in zip(normalizing(env), state["vec_normalize"], strict=True):
+        distributed.set_statistics(wrapper, statistics)
 
 
 def set_logger_state(model: "REINFORCE", state: Mapping[str, Any]) -> None:
@@ -194,21 +188,12 @@ def wrappers(env: VecEnv | None) -> Iterator[VecEnvWrapper]:
         env = env.venv
 
 
-def _statistics(env: VecNormalize) -> dict[str, Any]:
-    # What else it carries (discounted returns, last observations) is made anew by the reset of the next rollout.
-    found = {name: getattr(env, name) for name in ("obs_rms", "ret_rms") if hasattr(env, name)}
-    return {
-        name: {key: _moments(one) for key, one in rms.items()} if isinstance(rms, dict) else _moments(rms)
-        for name, rms in found.items()
-    }
-
-
-def _moments(rms: RunningMeanStd) -> dict[str, Any]:
-    return {"mean": plain(rms.mean), "var": plain(rms.var), "count": rms.count}
-
-
-def _set_moments(rms: RunningMeanStd, moments: Mapping[str, Any]) -> None:
-    rms.mean, rms.var, rms.count = moments["mean"], moments["var"], moments["count"]
+def normalizing(env: VecEnv | None) -> list[VecNormalize]:
+    """
+    The VecNormalize among the wrappers. Of these, statistics are all that a run carries: what else they have (discounted
+    returns, last observations) is made anew by the reset of the next rollout.
+    """
+    return [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize)]
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,10 +23,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, distributed, reinforce
 from sb3_reinforce.baselines import BASELINES
 
-# The trajectories that each environment plays, by number; the last environment is rank 1's. Different lengths, so that
-# the ranks have unequal numbers of episodes and of steps.
+# The trajectories that each environment plays, by number. Different lengths, so that the ranks have unequal numbers of
+# episodes and of steps.
 SCRIPTS = ([0, 5, 7], [3, 1], [9, 2, 4, 6])
-ENVS_OF_RANK = {0: (0, 1), 1: (2,), None: (0, 1, 2)}  # None: one process with all of them
+# By number of ranks, each rank's environments
+ENVS_OF_RANK = {1: ((0, 1, 2),), 2: ((0, 1), (2,)), 3: ((0,), (1,), (2,))}
 
 
 class LooksAtAll(Baseline):
@@ -66,16 +67,15 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def updated(case: str, rank: int | None) -> dict[str, Any]:
+def updated(case: str) -> dict[str, Any]:
     """
     Two updates on scripted episodes, observations and rewards normalised by frozen statistics.
 
     :param case: a key of GRADIENT_CASES
-    :param rank: whose episodes; None: those of all
     :return: parameters, loss, and what baseline and logs say
     """
     arguments = dict(GRADIENT_CASES[case])
-    indices = ENVS_OF_RANK[rank]
+    indices = ENVS_OF_RANK[distributed.world_size()][distributed.rank()]
     if arguments.pop("mode") == "n_episodes":
         arguments["n_episodes"] = 2 * len(indices)
     else:
@@ -183,6 +183,35 @@ def stopping() -> dict[str, Any]:
     return {"num_timesteps": model.num_timesteps, "n_updates": model._n_updates}
 
 
+def counted() -> list[int]:
+    """Exchanges of each update, from one rollout's end to the next one's, with three epochs of the value network."""
+    at_rollout_end: list[int] = []
+
+    class Mark(NoCallback):
+        def _on_rollout_end(self) -> None:
+            at_rollout_end.append(count)
+
+    count = 0
+
+    def counting(exchange: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            return exchange(*args, **kwargs)
+
+        return wrapper
+
+    names = ("all_reduce", "all_gather", "broadcast")
+    originals = [getattr(distributed.dist, name) for name in names]
+    for name, original in zip(names, originals, strict=True):
+        setattr(distributed.dist, name, counting(original))
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=3, seed=0).learn(4 * 2 * 20, callback=Mark())
+    for name, original in zip(names, originals, strict=True):
+        setattr(distributed.dist, name, original)
+    return np.diff(at_rollout_end).tolist()
+
+
 def asked_to_stop(folder: Path) -> dict[str, Any]:
     """A signal on rank 1 asks its TrainingCheckpoint to stop, in the third rollout: all finish that update and save."""
 
@@ -231,11 +260,17 @@ def exchanges() -> dict[str, Any]:
     if rank == 1:
         parameters[2].grad = th.tensor([[5.0]])
     sums = distributed.sum_gradients(parameters, (rank + 1, 0.5))
+    many = th.nn.Parameter(th.zeros(distributed.MOST_GATHERED))
+    many.grad = th.full_like(many, rank + 1.0)
+    distributed.sum_gradients([many])
     norm = th.nn.BatchNorm1d(1)
     norm.running_mean.fill_(rank + 4)
     distributed.broadcast_buffers(norm)
     return {
         "gather": distributed.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
+        # both sides of what one exchange takes
+        "lengths": [[len(text) for text in distributed.gather("x" * (n + rank))] for n in (8_000, 8_165, 8_166, 100_000)],
+        "many": many.grad.unique().tolist(),
         "broadcast": distributed.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
         "grads": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "sums": sums,
@@ -248,13 +283,13 @@ def exchanges() -> dict[str, Any]:
 def all_of_them(folder: Path) -> dict[str, Any]:
     """Everything that does not end the processes."""
     REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # a constructor starts the group
-    rank = distributed.rank()
     assert distributed.world_size() == 2
     found: dict[str, Any] = {"exchanges": exchanges()}
-    found["gradients"] = {case: updated(case, rank) for case in GRADIENT_CASES}
+    found["gradients"] = {case: updated(case) for case in GRADIENT_CASES}
     found["training"] = training(folder)
     found["unseeded"] = unseeded()
     found["stopping"] = stopping()
+    found["counted"] = counted()
     found["asked_to_stop"] = asked_to_stop(folder)
     found["greedy"] = greedy()
     found["refusal"] = refusal()
@@ -293,8 +328,12 @@ def trouble(kind: str, folder: Path) -> None:
 if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
     warnings.simplefilter("error", RuntimeWarning)
-    if case == "all":
-        results = all_of_them(folder)
-        (folder / f"all-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
+    if case in ("all", "gradients"):
+        if case == "all":
+            results = all_of_them(folder)
+        else:
+            distributed.start("cpu")
+            results = {"gradients": {case: updated(case) for case in GRADIENT_CASES}}
+        (folder / f"{case}-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
     else:
         trouble(case, folder)

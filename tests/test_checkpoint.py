@@ -344,7 +344,7 @@ def test_the_newest_good_one_is_taken(run_folder, tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(format=2), r"it has the format 2, this version reads 1"),
+        (dict(format=1), r"it has the format 1, this version reads 2"),
         (dict(sb3_reinforce="9.9"), r"is of another version: it was saved by sb3-reinforce 9\.9, this is"),
         (dict(algorithm="a.B"), r"is of another algorithm: it was saved by a\.B, not by sb3_reinforce\.reinforce\.REINFORCE"),
         (dict(sha256={}), "its parts are not those of its manifest"),

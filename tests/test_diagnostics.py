@@ -1,6 +1,7 @@
 """The gradient's variance and its kin against closed forms: bandits whose every number is known."""
 
 import csv
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -230,9 +231,10 @@ def test_every_n_updates_with_the_row_of_the_update(tmp_path):
 def test_one_episode_has_no_variance():
     env = DummyVecEnv([lambda: RewardListEnv([1.0, 2.0])])
     model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0, device="cpu")
-    with pytest.warns(UserWarning, match="logs nothing of a batch of one episode.*raise n_steps or n_episodes") as caught:
+    words = "logs nothing of a batch of one episode.*raise n_steps or n_episodes"
+    with pytest.warns(UserWarning, match=words) as caught:
         model.learn(6, GradientDiagnostics(every_n_updates=1))
-    assert len(caught) == 1
+    assert len([warning for warning in caught if re.search(words, str(warning.message))]) == 1
 
 
 @pytest.mark.parametrize(

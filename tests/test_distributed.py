@@ -219,15 +219,21 @@ def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
 # ------------------------------------------------------------------------------------------------- two real processes
 
 
+def ranks(n_ranks: int, case: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """:return: what each of so many ranks found, and what was printed"""
+    torchrun = [*TORCHRUN[:-1], str(n_ranks)]
+    done = subprocess.run(
+        [*torchrun, str(CASES), case, str(folder)], env=variables(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return [pickle.loads((folder / f"{case}-{rank}.pkl").read_bytes()) for rank in range(n_ranks)], done.stdout
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str, Path]:
     """What both ranks found, what was printed, and the folder that they wrote into."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    done = subprocess.run(
-        [*TORCHRUN, str(CASES), "all", str(folder)], env=variables(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return [pickle.loads((folder / f"all-{rank}.pkl").read_bytes()) for rank in (0, 1)], done.stdout, folder
+    return *ranks(2, "all", folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +250,8 @@ def test_exchanges(found):
         # [1, 10] * 1 + [1, 10] * 2; nowhere a gradient; on rank 1 alone
         assert exchanged["grads"] == [[3, 30], None, [[5]]]
         assert exchanged["sums"] == [3.0, 1.0]
+        assert exchanged["lengths"] == [[n, n + 1] for n in (8_000, 8_165, 8_166, 100_000)]
+        assert exchanged["many"] == [3.0]
         assert exchanged["buffer"] == 4.0
         # 1, 2, 6; three times 7
         assert exchanged["moments"] == [(3, 3.0, 14.0), (3, 7.0, 0.0)], rank
@@ -251,20 +259,38 @@ def test_exchanges(found):
 
 def test_the_ranks_are_unequal():
     """What the next test compares has other numbers of environments, episodes and steps on each rank."""
-    n_steps = {rank: sum(len(SCRIPTS[index]) for index in indices) for rank, indices in ENVS_OF_RANK.items()}
+    n_steps = [sum(len(SCRIPTS[index]) for index in indices) for indices in ENVS_OF_RANK[2]]
     assert n_steps[0] != n_steps[1]
-    assert len(ENVS_OF_RANK[0]) != len(ENVS_OF_RANK[1])
+    assert len(ENVS_OF_RANK[2][0]) != len(ENVS_OF_RANK[2][1])
+
+
+def assert_equal_to_one_process(case: str, found: list[dict[str, Any]], but: str = "nothing") -> None:
+    """:param but: how the names of logged values begin that may differ"""
+    expected = updated(case)
+    first, *others = (each["gradients"][case] for each in found)
+    for name, parameter in expected["parameters"].items():
+        np.testing.assert_allclose(first["parameters"][name], parameter, rtol=0, atol=1e-6, err_msg=f"{case} {name}")
+        for other in others:
+            np.testing.assert_array_equal(first["parameters"][name], other["parameters"][name], err_msg=f"{case} {name}")
+    logged, in_one = (
+        {key: value for key, value in each["logged"].items() if not key.startswith(but)} for each in (first, expected)
+    )
+    assert logged == pytest.approx(in_one, rel=1e-5, abs=1e-6, nan_ok=True)
+    assert first["state"] == pytest.approx(expected["state"])
+    assert all(other["state"] == first["state"] for other in others)
 
 
 @pytest.mark.parametrize("case", GRADIENT_CASES)
 def test_two_ranks_equal_one_process(case: str, found):
-    expected = updated(case, None)
-    first, second = (both["gradients"][case] for both in found)
-    for name, parameter in expected["parameters"].items():
-        np.testing.assert_allclose(first["parameters"][name], parameter, rtol=0, atol=1e-6, err_msg=name)
-        np.testing.assert_array_equal(first["parameters"][name], second["parameters"][name], err_msg=name)
-    assert first["logged"] == pytest.approx(expected["logged"], rel=1e-5, abs=1e-6, nan_ok=True)
-    assert first["state"] == second["state"] == pytest.approx(expected["state"])
+    assert_equal_to_one_process(case, found)
+
+
+@pytest.mark.slow
+def test_three_ranks_equal_one_process(tmp_path: Path):
+    found, _ = ranks(3, "gradients", tmp_path)
+    for case in GRADIENT_CASES:
+        # an environment that is alone on its rank waits for no other
+        assert_equal_to_one_process(case, found, but="rollout/discarded")
 
 
 def test_equal_to_the_bit_after_every_update(found):
@@ -320,6 +346,11 @@ def test_rank_zero_alone_writes(two_ranks):
     assert found[1]["training"]["evaluations"] == 0
     assert printed.count("Using cpu device") == 1
     assert printed.count("Sampling actions with NumPy") == 1
+
+
+def test_exchanges_of_an_update(found):
+    # policy gradient, statistics, three fits of the value network, whether to stop; what was played
+    assert [both["counted"] for both in found] == [[1 + 1 + 3 + 1 + 1] * 3] * 2
 
 
 def test_a_callback_stops_all_ranks(found):

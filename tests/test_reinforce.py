@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from torch import nn
 
 import sb3_reinforce.reinforce
-from sb3_reinforce import REINFORCE, Baseline
+from sb3_reinforce import REINFORCE, Baseline, distributed
 from tests.envs import LARGER, MDPEnv, NoCallback, RewardListEnv, one_update, tabular_model
 
 SMALL_NET = dict(net_arch=[8])
@@ -112,12 +112,13 @@ def test_the_two_optimisers_move_parameters_of_their_own(shared):
 
     before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     changed = lambda: {n for n, p in model.policy.named_parameters() if not th.equal(p, before[n])}  # noqa: E731
-    model._fit_baseline = lambda rng: None
+    model._fit_baseline = lambda rng, returns, errors: None
     model.learn(1)
     assert changed() == set(before) - of_value
     del model._fit_baseline
     after_policy = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
-    model._fit_baseline(np.random.default_rng(0))
+    returns, values = model.rollout_buffer.returns, model.rollout_buffer.values
+    model._fit_baseline(np.random.default_rng(0), *distributed.moments(returns, returns - values))
     assert {n for n, p in model.policy.named_parameters() if not th.equal(p, after_policy[n])} == of_value
 
 

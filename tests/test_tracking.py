@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -27,9 +28,10 @@ wandb = pytest.importorskip("wandb")
 from wandb.sdk import wandb_setup  # noqa: E402
 
 from sb3_reinforce import REINFORCE  # noqa: E402
-from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, trial_callback  # noqa: E402
+from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background, trial_callback  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
 from sb3_reinforce.tracking.settings import masked_command  # noqa: E402
+from sb3_reinforce.tracking.writer import histogram  # noqa: E402
 from tests.envs import RewardListEnv  # noqa: E402
 from tests.wandb_file import artifacts, config, exit_codes, history, no_account, records, summary, updates  # noqa: E402, F401
 
@@ -547,6 +549,35 @@ def test_a_checkpoint_goes_on_in_the_same_run():
     third = WandbCallback(mode="offline", verbose=0)
     small_model().learn(50, callback=third)
     assert third.run_id != first.run_id
+
+
+def test_calls_are_made_in_bursts_and_at_once_when_the_run_ends(monkeypatch: pytest.MonkeyPatch):
+    class KeepsRows:
+        def log(self, row: dict[str, Any], step: int | None) -> None:
+            rows.append(row)
+
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(background, "PAUSE", 3600.0)
+    run = background.BackgroundRun(KeepsRows())  # type: ignore[arg-type]
+    pausing, closing = threading.Event(), run._rows._closing
+    monkeypatch.setattr(closing, "wait", lambda seconds: pausing.set() or threading.Event.wait(closing, seconds))
+    run.log({"made": lambda: 1, "impossible": lambda: None, "plain": 2})
+    assert pausing.wait(20)
+    run.log({"plain": 3})
+    run.log({"plain": 4})
+    assert rows == [{"made": 1, "plain": 2}]
+    assert run.close(None, timeout=20)
+    assert rows == [{"made": 1, "plain": 2}, {"plain": 3}, {"plain": 4}]
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 2.5, 9.0], [3.0, 3.0], [-1e9, 0.1], [0.0, 1.0, 1.0, 3.0]])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_histograms_are_numpys(values: list[float], discrete: bool):
+    edges = np.arange(min(values) - 0.5, max(values) + 1) if discrete and max(values) - min(values) < 511 else 20
+    counts, edges = np.histogram(values, edges)
+    found = histogram(np.array([*values, np.nan, np.inf]), discrete)
+    assert found.histogram == counts.tolist()
+    assert found.bins == pytest.approx(edges.tolist())
 
 
 def test_trials_are_runs_of_one_group():

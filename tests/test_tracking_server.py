@@ -1,5 +1,6 @@
 """Online runs and ``wandb sync`` against a server on loopback: one that works, refuses, stalls, and dies in the middle."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,10 +8,11 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 
 wandb = pytest.importorskip("wandb")
 
-from sb3_reinforce import REINFORCE  # noqa: E402
+from sb3_reinforce import REINFORCE, TrainingCheckpoint  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback  # noqa: E402
 from tests.wandb_file import history, no_account, updates  # noqa: E402, F401
 from tests.wandb_server import WandbServer  # noqa: E402
@@ -72,6 +74,35 @@ def test_what_arrives_is_what_was_logged(monkeypatch: pytest.MonkeyPatch):
         assert artifact["artifactTypeName"] == "model"
         assert "last" in [alias["alias"] for alias in artifact["aliases"]]
         assert server.files["artifact/model.zip"][:2] == b"PK"
+
+
+def test_a_resumed_run_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPatch):
+    """Stopped, put back from its checkpoint, gone on with: one run on the server, each row in its place, no step twice."""
+    with WandbServer() as server:
+        log_in(monkeypatch, server)
+        first = WandbCallback(verbose=0)
+        env = make_vec_env("CartPole-v1", 1)
+        model = REINFORCE("MlpPolicy", env, n_episodes=4, seed=0, device="cpu")
+        model.learn(400, callback=[first, TrainingCheckpoint("run")])
+        assert server.wait_for(lambda: server.exit_codes)
+        n_rows = len(server.rows)
+        server.exit_codes.clear()
+
+        second = WandbCallback(verbose=0)
+        model = REINFORCE.resume("run", env)
+        model.learn(400, callback=[second, TrainingCheckpoint("run")], reset_num_timesteps=False)
+        assert server.wait_for(lambda: server.exit_codes)
+
+        assert second.run_url == first.run_url
+        assert list(server.runs) == [first.run_id]
+        rows = [json.loads(row) for row in server.runs[first.run_id]]
+        # nothing of the first part was written over
+        assert rows == server.rows
+        assert len(rows) > n_rows > 3
+        assert [row["_step"] for row in rows] == list(range(len(rows)))
+        updates_of = [row["global_step"] for row in rows if "train/grad_norm" in row]
+        assert updates_of == sorted(set(updates_of))
+        assert updates_of[-1] == model.num_timesteps >= 800
 
 
 @pytest.mark.slow

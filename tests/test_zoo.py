@@ -4,6 +4,7 @@ import os
 import random
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -362,6 +363,8 @@ def test_arguments_of_a_run_are_kept(tmp_path: Path):
     assert plain_hyperparams({"learning_rate": print}) is None
     assert plain_hyperparams({"net_arch": (1, 2)}) is None  # JSON would make a list of it
     write_run(Run(tmp_path, ["-n", "3"], hyperparams))
+    # the arguments are kept unmasked
+    assert stat.S_IMODE((tmp_path / "checkpoints/run.json").stat().st_mode) == 0o600
     with pytest.raises(ValueError, match="has no checkpoint yet: start the run anew, sb3-reinforce train -n 3"):
         read_run(tmp_path)
     (tmp_path / "checkpoints/checkpoint_5_steps.zip").touch()

@@ -54,6 +54,8 @@ def parsed(run_dir: Path) -> list[Record]:
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         position += 7
+        if position + length > len(data):  # the rest is not on disk yet
+            break
         parts += data[position : position + length]
         position += length
         if kind in (1, 4):

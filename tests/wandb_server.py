@@ -24,6 +24,8 @@ class WandbServer:
         self.exit_codes: list[int] = []
         self.operations: list[str] = []
         self.artifacts: list[dict[str, Any]] = []
+        # by the run's id, the JSON of its rows in the order of their places in the run, as they are given out again
+        self.runs: dict[str, list[str]] = {}
         self.requests = 0
         self._closed = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -94,7 +96,7 @@ class WandbServer:
         if path.endswith("/graphql"):
             return self._graphql(json.loads(body))
         if path.endswith("/file_stream"):
-            self._file_stream(json.loads(body))
+            self._file_stream(path.split("/")[-2], json.loads(body))
             return {"limits": {}}
         if method == "PUT":
             self.files[path.removeprefix("/upload/")] = body
@@ -119,7 +121,13 @@ class WandbServer:
         if operation == "ArtifactType":
             return {"data": {"project": {"artifact": None}}}
         if operation == "RunResumeStatus":
-            return {"data": {"model": {"id": "2", "name": "p", "entity": {"id": "3", "name": "me"}, "bucket": None}}}
+            rows = self.runs.get(variables["name"])
+            bucket = rows and {
+                "id": "bucket", "name": variables["name"], "displayName": "run", "config": json.dumps(self.config),
+                "summaryMetrics": rows[-1], "historyTail": json.dumps(rows[-1:]), "historyLineCount": len(rows),
+                "eventsTail": "[]", "eventsLineCount": 0, "logLineCount": 0, "tags": [], "wandbConfig": '{"t": 1}',
+            }  # fmt: skip
+            return {"data": {"model": {"id": "2", "name": "p", "entity": {"id": "3", "name": "me"}, "bucket": bucket}}}
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
             return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
@@ -150,10 +158,11 @@ class WandbServer:
             return {"data": {"commitArtifact": {"artifact": {"id": "artifact", "digest": "d"}}}}
         return {"data": {}}
 
-    def _file_stream(self, sent: dict[str, Any]) -> None:
+    def _file_stream(self, run_id: str, sent: dict[str, Any]) -> None:
         for name, chunk in (sent.get("files") or {}).items():
             if name == "wandb-history.jsonl":
                 self.rows += [json.loads(line) for line in chunk["content"]]
+                self.runs.setdefault(run_id, [])[chunk["offset"] :] = chunk["content"]
         if sent.get("complete"):
             self.exit_codes.append(sent.get("exitcode", 0))
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Calls that wait while W&B does not answer: at 20 rows a second some minutes
 MAX_WAITING = 5000
+# Seconds between two bursts of calls. A call by itself finds cold caches and sleeping threads, and costs five times as much.
+PAUSE = 1.0
 
 
 class _Worker:
@@ -19,6 +21,7 @@ class _Worker:
     def __init__(self, name: str) -> None:
         self.error: Exception | None = None
         self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(MAX_WAITING)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -37,6 +40,7 @@ class _Worker:
         :param deadline: on the monotonic clock
         :return: whether all calls were made in time
         """
+        self._closing.set()
         try:
             for call in (None,) if last is None else (last, None):
                 self._calls.put(call, timeout=max(deadline - time.monotonic(), 0))
@@ -52,6 +56,8 @@ class _Worker:
             except Exception as error:
                 # The rest is tried, too: a row that fails must not keep the run from being finished.
                 self.error = self.error or error
+            if self._calls.empty():
+                self._closing.wait(PAUSE)
 
 
 class BackgroundRun:
@@ -73,7 +79,7 @@ class BackgroundRun:
 
     def log(self, row: dict[str, Any]) -> None:
         """
-        :param row: values by their names; what is callable is called by the thread, and its result logged
+        :param row: values by their names; what is callable is called by the thread, and its result logged unless it is None
         :raises Exception: what an earlier call has failed with
         :raises TimeoutError: if W&B has not taken the last ``MAX_WAITING`` calls
         """
@@ -83,6 +89,7 @@ class BackgroundRun:
         # The number counts on from the first one. A run that was resumed online knows it itself.
         step, self._first_step = self._first_step, None
         made = {key: value() if callable(value) else value for key, value in row.items()}
+        made = {key: value for key, value in made.items() if value is not None}
         self._run.log(made, step=None if step is None else max(step, self._run.step))
 
     def define_metric(self, *args: Any, **kwargs: Any) -> None:

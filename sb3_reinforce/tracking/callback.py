@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -491,13 +492,15 @@ class WandbCallback(BaseCallback):
             self._log_best()
 
     def _add_statistics(self, row: dict[str, Any]) -> None:
-        columns = np.array(self._episodes, dtype=np.float64).reshape(-1, 2).T
-        self._episodes.clear()
-        for name, values in zip(("return", "length"), columns, strict=True):
-            if len(values):
-                for statistic in (np.mean, np.std, np.min, np.max):
-                    row.setdefault(f"rollout/ep_{name}_{statistic.__name__.removeprefix('a')}", float(statistic(values)))
-                row[f"rollout/ep_{name}_hist"] = histogram(values)
+        if self._episodes:
+            episodes = np.array(self._episodes, dtype=np.float64)
+            self._episodes.clear()
+            for statistic in ("mean", "std", "min", "max"):
+                for name, value in zip(("return", "length"), getattr(episodes, statistic)(axis=0).tolist(), strict=True):
+                    row.setdefault(f"rollout/ep_{name}_{statistic}", value)
+            # made by the thread
+            row["rollout/ep_return_hist"] = partial(histogram, episodes[:, 0])
+            row["rollout/ep_length_hist"] = partial(histogram, episodes[:, 1])
         if self.histogram_freq and self._n_update_rows % self.histogram_freq == 0:
             self._add_histograms(row)
         self._n_update_rows += 1
@@ -510,9 +513,8 @@ class WandbCallback(BaseCallback):
         n_rows = 0 if buffer is None else buffer.size()
         for name in names if n_rows else ():
             discrete = name == "actions" and isinstance(self.model.action_space, spaces.Discrete | spaces.MultiDiscrete)
-            made = histogram(np.asarray(getattr(buffer, name)[:n_rows][-10_000:]), discrete)
-            if made is not None:
-                row[f"histogram/{name}"] = made
+            # a copy, because the thread comes to it when the next rollout has begun
+            row[f"histogram/{name}"] = partial(histogram, np.array(getattr(buffer, name)[:n_rows][-10_000:]), discrete)
 
     def _note_evaluation(self, row: dict[str, Any]) -> None:
         mean_reward, step = float(row["eval/mean_reward"]), row[STEP_KEY]

@@ -112,14 +112,16 @@ def histogram(values: np.ndarray, discrete: bool = False, bins: int = 20) -> "wa
     """
     import wandb
 
-    finite = values[np.isfinite(values)].ravel()
-    if not finite.size:
+    finite = th.as_tensor(values[np.isfinite(values)], dtype=th.float64)
+    if not len(finite):
         return None
-    if discrete:
-        edges = np.arange(finite.min() - 0.5, finite.max() + 1)
-        if len(edges) <= 512:  # the most that W&B takes
-            return wandb.Histogram(np_histogram=np.histogram(finite, edges))
-    return wandb.Histogram(np_histogram=np.histogram(finite, bins))
+    edges: int | th.Tensor = bins
+    # 511: the most bins that W&B takes
+    if discrete and finite.max() - finite.min() < 511:
+        edges = th.arange(finite.min().item() - 0.5, finite.max().item() + 1, dtype=th.float64)
+    # as np.histogram, of which it is a quarter of the time
+    counts, edges = th.histogram(finite, edges)
+    return wandb.Histogram(np_histogram=(counts.long().numpy(), edges.numpy()))
 
 
 def _to_wandb(value: Any) -> Any:

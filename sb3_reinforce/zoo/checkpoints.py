@@ -80,7 +80,7 @@ def run_of_launch(log_folder: str | Path, launch: str | None) -> Run | None:
 
 def write_run(run: Run) -> None:
     """
-    Keep what a run was started with, beside its checkpoints.
+    Keep what a run was started with, beside its checkpoints: as it was given, so for nobody else to read.
 
     :param run: the run
     """
@@ -91,7 +91,7 @@ def write_run(run: Run) -> None:
         "launch": run.launch,
         "first_step": run.first_step,
     }
-    write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode())
+    write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode(), mode=0o600)
 
 
 def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
