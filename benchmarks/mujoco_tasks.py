@@ -1,21 +1,16 @@
 """
 REINFORCE on nine MuJoCo tasks, with the settings of zoo_configs/reinforce.yml.
 
-    python benchmarks/mujoco.py --seeds 5 --jobs 2
-    python benchmarks/mujoco.py --env HalfCheetah-v5 Hopper-v5 Walker2d-v5 --agents A2C PPO --seeds 3
-    python benchmarks/mujoco.py --collect
+    python benchmarks/mujoco_tasks.py --seeds 5 --jobs 2
+    python benchmarks/mujoco_tasks.py --env HalfCheetah-v5 Hopper-v5 Walker2d-v5 --agents A2C PPO --seeds 3
+    python benchmarks/mujoco_tasks.py --collect
+
+(Not mujoco.py: beside a script of that name, `import mujoco` finds the script.)
 
 Runs that are there are not run again. The published results are Tianshou's, for older versions (v2, v3) of the tasks.
 """
 
-import sys
-from pathlib import Path
-
-# This folder comes last, or `import mujoco` would find this file
-FOLDER = Path(__file__).resolve().parent
-sys.path = [*(path for path in sys.path if Path(path).resolve() != FOLDER), str(FOLDER)]
-
-import suite  # noqa: E402
+import suite
 
 ENVS = (
     "Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Humanoid-v5", "Reacher-v5",
