@@ -1,5 +1,5 @@
 """
-What mujoco_tasks.py and classic.py share: train every agent on every task and seed, keep each evaluation, make tables and curves.
+What mujoco_tasks.py and classic.py share: train agents on tasks and seeds, keep each evaluation, make tables and curves.
 
 An agent is an algorithm with a config file. A run's rows go to two CSV files as soon as the run is done, and are not run
 again: one row per run (``NAME_runs.csv``) and one per evaluation during training (``NAME_curves.csv``). Every table and
