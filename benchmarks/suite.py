@@ -209,12 +209,13 @@ def plot(suite: Suite) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    env_ids = [env_id for env_id in suite.steps if any(len(curves(suite, env_id, agent)[1]) for agent in AGENTS)]
     n_columns = 3
-    n_rows = -(-len(suite.steps) // n_columns)
+    n_rows = -(-len(env_ids) // n_columns)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
-    for axis in axes.flat[len(suite.steps) :]:
+    for axis in axes.flat[len(env_ids) :]:
         axis.axis("off")
-    for axis, env_id in zip(axes.flat, suite.steps, strict=False):
+    for axis, env_id in zip(axes.flat, env_ids, strict=False):
         for color, agent in enumerate(AGENTS):
             steps, points = curves(suite, env_id, agent)
             if len(points):
@@ -225,6 +226,7 @@ def plot(suite: Suite) -> Path:
             if env_id in scores:
                 axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
         axis.set_title(env_id)
+        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
     figure.supxlabel("environment steps")
