@@ -219,9 +219,17 @@ def test_help_says_what_is_added(verb: str, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert out.startswith(f"usage: sb3-reinforce {verb} ")
     assert ZOO_VERBS[verb].adds in out
-    assert f"sb3-reinforce {verb} " in out.splitlines()[-1]  # the example
     for option, _ in ZOO_VERBS[verb].options:
         assert option in out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("rl_zoo3")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([verb, "--help"])
+    (example,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    assert f"sb3-reinforce {verb} " in example
 
 
 OF_AN_ENV = ["enjoy", "record-video", "record-training", "push -orga me", "pull"]

@@ -20,7 +20,9 @@ def dashboard(arguments: Sequence[str]) -> int:
     :return: the exit code: 0, 1 if W&B refused, 2 for a command line that cannot be run
     """
     parser = argparse.ArgumentParser(
-        prog="sb3-reinforce dashboard", description="A W&B workspace and a W&B report for the metrics that are logged."
+        prog="sb3-reinforce dashboard",
+        description="A W&B workspace and a W&B report for the metrics that are logged.",
+        epilog="example: sb3-reinforce dashboard --project sb3-reinforce --push",
     )
     parser.add_argument("--project", default="sb3-reinforce", help="W&B project (default: sb3-reinforce)")
     parser.add_argument("--entity", help="user or team that owns the project (--push: default: the account's)")

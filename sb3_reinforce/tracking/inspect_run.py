@@ -20,7 +20,9 @@ def inspect_run(arguments: Sequence[str]) -> int:
     :return: the exit code: 0, or 1 if nothing could be read
     """
     parser = argparse.ArgumentParser(
-        prog="sb3-reinforce inspect-run", description="State, config, summary and last values of the runs below some folders."
+        prog="sb3-reinforce inspect-run",
+        description="State, config, summary and last values of the runs below some folders.",
+        epilog="example: sb3-reinforce inspect-run wandb",
     )
     parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
     parser.add_argument("--json", action="store_true", help="as JSON, one object per run and line")

@@ -19,7 +19,12 @@ def compare(arguments: Sequence[str]) -> int:
     :param arguments: the command line after the verb
     :return: the exit code: 0, or 2 for what cannot be compared
     """
-    parser = argparse.ArgumentParser(prog="sb3-reinforce compare-baselines", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="sb3-reinforce compare-baselines",
+        description=__doc__,
+        epilog="example: sb3-reinforce compare-baselines --env CartPole-v1",
+        allow_abbrev=False,
+    )
     parser.add_argument("--env", required=True, metavar="ID", help="a registered environment")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a saved REINFORCE (default: a new policy)")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes to measure (default: 100)")
