@@ -191,12 +191,15 @@ def table(suite: Suite) -> str:
                 continue
             scores, (_, points) = finals(suite, env_id, agent), curves(suite, env_id, agent)
             best = points.mean(0).argmax()
-            iqm, low, high = interquartile_mean(scores)
             seeds = sorted(int(row["seed"]) for row in own)
+            maximum, after, iqm = f"{points.mean(0)[best]:.1f}", f"{scores.mean():.1f}", ""
+            if len(own) > 1:
+                maximum += f" +- {points[:, best].std():.1f}"
+                after += f" +- {scores.std():.1f}"
+                iqm = "{:.1f} ({:.1f} to {:.1f})".format(*interquartile_mean(scores))
             lines.append(
-                f"| {env_id} | {agent} | {seeds[0]}-{seeds[-1]} | {max(int(row['steps']) for row in own):,} | "
-                f"{points.mean(0)[best]:.1f} +- {points[:, best].std():.1f} | {scores.mean():.1f} +- {scores.std():.1f} | "
-                f"{iqm:.1f} ({low:.1f} to {high:.1f}) | {np.median([float(row['seconds']) for row in own]):.0f} | "
+                f"| {env_id} | {agent} | {', '.join(map(str, seeds))} | {max(int(row['steps']) for row in own):,} | "
+                f"{maximum} | {after} | {iqm} | {np.median([float(row['seconds']) for row in own]):.0f} | "
                 f"{' | '.join(str(scores_of.get(env_id, '')) for scores_of in suite.published.values())} |"
             )
     return "\n".join(lines)
@@ -220,7 +223,7 @@ def plot(suite: Suite) -> Path:
             steps, points = curves(suite, env_id, agent)
             if len(points):
                 mean, std = points.mean(0), points.std(0)
-                axis.plot(steps, mean, color=f"C{color}", label=f"{agent} ({len(points)} seeds)")
+                axis.plot(steps, mean, color=f"C{color}", label=f"{agent}, seeds: {len(points)}")
                 axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
         for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
             if env_id in scores:
