@@ -244,7 +244,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.n_value_epochs = n_value_epochs
         self.value_batch_size = value_batch_size
         self.natural_gradient = natural_gradient
-        self.target_kl = plain_schedule(target_kl)
+        self.target_kl = target_kl
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
@@ -307,7 +307,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
-        for name in ("learning_rate", "value_learning_rate", "ent_coef", "clip_range"):
+        for name in ("learning_rate", "value_learning_rate", "ent_coef", "clip_range", "target_kl"):
             setattr(self, name, plain_schedule(getattr(self, name)))
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate)  # type: ignore[arg-type]
         self._value_lr_schedule = make_schedule("value_learning_rate", self.value_learning_rate)

@@ -165,7 +165,7 @@ def test_the_zoos_own_configs_pass():
 
 # --- schedules ---
 
-SCHEDULES = {"learning_rate": 3e-3, "clip_range": 0.2, "ent_coef": 0.01, "value_learning_rate": 0.02}
+SCHEDULES = {"learning_rate": 3e-3, "clip_range": 0.2, "ent_coef": 0.01, "value_learning_rate": 0.02, "target_kl": 0.03}
 
 
 def test_all_schedules_from_a_config_load_without_rl_zoo():
@@ -184,6 +184,7 @@ def test_all_schedules_from_a_config_load_without_rl_zoo():
             clip_range=model._clip_range_schedule,
             ent_coef=model._ent_coef_schedule,
             value_learning_rate=model._value_lr_schedule,
+            target_kl=model._target_kl_schedule,
         )
         for name, value in SCHEDULES.items():
             found = [schedules[name](progress) for progress in (1.0, 0.5, 0.0)]
