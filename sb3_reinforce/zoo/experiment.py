@@ -34,6 +34,7 @@ from sb3_reinforce.zoo.checkpoints import (
     write_run,
 )
 from sb3_reinforce.zoo.config import UsageError, check_entry, read_entry
+from sb3_reinforce.zoo.mends import replaced
 from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, open_study, params_of_trial, plain_entry
@@ -421,14 +422,3 @@ def tracker_of_trial() -> WandbCallback:
     """:return: the tracker of the trial that runs in this thread; the zoo calls this by its name"""
     _running.tracker = trial_callback(_running.trial, _running.study, **_running.settings)
     return _running.tracker
-
-
-@contextmanager
-def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Inside, an attribute has another value."""
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

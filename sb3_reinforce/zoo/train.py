@@ -339,7 +339,8 @@ def _run_zoo(zoo_arguments: list[str], plan: "Plan") -> None:
     register()
     from rl_zoo3 import exp_manager
 
-    from sb3_reinforce.zoo.experiment import Experiment, replaced
+    from sb3_reinforce.zoo.experiment import Experiment
+    from sb3_reinforce.zoo.mends import replaced
 
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
     with replaced(exp_manager, "ExperimentManager", type("Experiment", (Experiment,), {"plan": plan})):

@@ -18,9 +18,9 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.cli import USAGE_ERROR
 from sb3_reinforce.zoo.mends import MENDS, add_config_env_kwargs, replaced
 
-USAGE_ERROR = 2
 LOGS = "logs"
 _PARSE_ARGS = argparse.ArgumentParser.parse_args
 
