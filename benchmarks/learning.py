@@ -25,6 +25,7 @@ import yaml
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+from torch import nn  # noqa: F401  named in policy_kwargs of configs
 
 from sb3_reinforce import REINFORCE
 
@@ -37,11 +38,30 @@ GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
 def settings_of(env_id: str) -> dict[str, Any]:
     """The entry of an environment, as RL Zoo reads it: strings of code are evaluated."""
     entries = yaml.safe_load((ROOT / "zoo_configs" / "reinforce.yml").read_text())
-    settings = entries.get(env_id, entries["default"])
-    for key in ("normalize", "policy_kwargs"):
-        if isinstance(settings.get(key), str):
-            settings[key] = eval(settings[key])
-    return settings
+    return evaluated(entries.get(env_id, entries["default"]))
+
+
+def evaluated(entry: dict[str, Any]) -> dict[str, Any]:
+    """:return: an entry of a config, its strings of code evaluated"""
+    return {
+        key: eval(value) if key in ("normalize", "policy_kwargs") and isinstance(value, str) else value
+        for key, value in entry.items()
+    }
+
+
+def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma: float, seed: int) -> tuple[Any, Any]:
+    """
+    :param normalize: arguments of VecNormalize, True for none of them; None or False: no VecNormalize
+    :param seed: of training; the environments of the evaluation have another than any in training
+    :return: the environments of training and of evaluation
+    """
+    env: Any = make_vec_env(env_id, n_envs)
+    eval_env: Any = make_vec_env(env_id, n_eval_envs, seed=1_000_000 + seed)
+    if normalize is not None and normalize is not False:
+        kwargs = normalize if isinstance(normalize, dict) else {}
+        env = VecNormalize(env, gamma=gamma, **kwargs)
+        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
+    return env, eval_env
 
 
 def train_and_evaluate(
@@ -55,18 +75,11 @@ def train_and_evaluate(
     settings = dict(settings)
     n_envs, n_timesteps = settings.pop("n_envs", 1), int(settings.pop("n_timesteps"))
     policy, normalize = settings.pop("policy"), settings.pop("normalize", None)
-    env: Any = make_vec_env(env_id, n_envs)
-    # Environments of another seed than any in training
-    eval_env: Any = make_vec_env(env_id, 1, seed=1_000_000 + seed)
-    if normalize is not None:
-        kwargs = normalize if isinstance(normalize, dict) else {}
-        env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
-        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
+    env, eval_env = make_envs(env_id, n_envs, 1, normalize, settings.get("gamma", 0.99), seed)
     start = time.time()
     model = REINFORCE(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps)
     seconds = time.time() - start
-    if normalize is not None:
-        sync_envs_normalization(env, eval_env)
+    sync_envs_normalization(env, eval_env)
     scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=n_eval_episodes, return_episode_rewards=True)
     return scores, model.num_timesteps, seconds  # type: ignore[return-value]
 

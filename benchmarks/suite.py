@@ -22,14 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch as th
 import yaml
-from learning import ROOT, read_rows, save_row, versions
+from learning import ROOT, evaluated, make_envs, read_rows, save_row, versions
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
-from torch import nn  # noqa: F401  named in policy_kwargs of configs
+from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_reinforce import REINFORCE
 
@@ -59,11 +57,9 @@ class Agent:
         name = next((name for name in names if name in entries), None)
         if name is None:
             return None
-        settings = dict(entries[name])
+        settings = evaluated(entries[name])
         for key, value in settings.items():
-            if key in ("normalize", "policy_kwargs") and isinstance(value, str):
-                settings[key] = eval(value)
-            elif key in SCHEDULES and isinstance(value, str):
+            if key in SCHEDULES and isinstance(value, str):
                 settings[key] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
         return settings
 
@@ -113,14 +109,10 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     assert settings is not None
     shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("policy", "n_timesteps"))
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    n_timesteps = int(settings.pop("n_timesteps", 0)) if agent_name == OURS else suite.steps[env_id]
-    env: Any = make_vec_env(env_id, n_envs)
-    # Environments of another seed than any in training, as many as there are episodes: each plays one
-    eval_env: Any = make_vec_env(env_id, suite.n_eval_episodes, seed=1_000_000 + seed)
-    if normalize:
-        kwargs = normalize if isinstance(normalize, dict) else {}
-        env = VecNormalize(env, gamma=settings.get("gamma", 0.99), **kwargs)
-        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
+    own_steps = int(settings.pop("n_timesteps"))
+    n_timesteps = own_steps if agent_name == OURS else suite.steps[env_id]
+    # each environment of the evaluation plays one episode
+    env, eval_env = make_envs(env_id, n_envs, suite.n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
     every = max(suite.steps[env_id] // N_EVALUATIONS // n_envs, 1)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
@@ -129,8 +121,7 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
         )
         model = agent.algorithm(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps, callback=evaluation)
     seconds = time.time() - start
-    if normalize:
-        sync_envs_normalization(env, eval_env)
+    sync_envs_normalization(env, eval_env)
     final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
     key = {"env": env_id, "agent": agent_name, "seed": seed}
     curve = [
