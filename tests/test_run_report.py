@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFo
 from sb3_reinforce.tracking.metrics import all_metrics
 from sb3_reinforce.tracking.report import GRID, STUDENT, curves_of, make_page, panel_data, problems
 from sb3_reinforce.tracking.runs import NoRunsError, Run, find_runs
+from sb3_reinforce.tracking.service import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
 
@@ -49,7 +50,7 @@ def write_wandb(folder: Path, rows: list[dict[str, Any]], **arguments: Any) -> P
         run.log(row)
     run.finish()
     path = Path(run.dir).parent
-    wandb.teardown()
+    end_service(patience=30)
     return path
 
 

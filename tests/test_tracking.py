@@ -30,6 +30,7 @@ from wandb.sdk import wandb_setup  # noqa: E402
 from sb3_reinforce import REINFORCE  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background, trial_callback  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
+from sb3_reinforce.tracking.service import end_service  # noqa: E402
 from sb3_reinforce.tracking.settings import masked_command  # noqa: E402
 from sb3_reinforce.tracking.writer import histogram  # noqa: E402
 from tests.envs import RewardListEnv  # noqa: E402
@@ -622,6 +623,21 @@ def test_a_stopped_process_of_wandbs_stops_nobody():
     tracker = WandbCallback(mode="offline", verbose=0)
     small_model().learn(50, callback=tracker)
     assert exit_codes(tracker.run_dir) == [0]
+
+
+def test_a_process_of_wandbs_that_does_not_end_is_ended():
+    wandb.setup().ensure_service()
+    process = wandb_setup.singleton()._connection._proc._process
+    process.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    end_service(patience=1)
+    assert 1 <= time.monotonic() - started < 20
+    assert process.wait(20) == -signal.SIGKILL
+    # and one that does is not killed
+    wandb.setup().ensure_service()
+    process = wandb_setup.singleton()._connection._proc._process
+    end_service(patience=60)
+    assert process.wait(20) == 0
 
 
 def test_a_process_of_wandbs_that_dies_costs_a_warning():

@@ -13,6 +13,8 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.lib import wbauth
 
+from sb3_reinforce.tracking.service import end_service
+
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -23,6 +25,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.chdir(tmp_path)
     yield
+    end_service(patience=30)  # W&B's own teardown() waits without bound
     wandb.teardown()
     wbauth.unauthenticate_session(update_settings=False)
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.tracking.background import BackgroundRun
 from sb3_reinforce.tracking.metrics import STEP_KEY
+from sb3_reinforce.tracking.service import end_service
 from sb3_reinforce.tracking.settings import masked_command, model_settings, plain
 from sb3_reinforce.tracking.video import make_video_env, record_episode
 from sb3_reinforce.tracking.writer import WandbOutputFormat, histogram
@@ -287,7 +288,7 @@ class WandbCallback(BaseCallback):
                 self._given_up.set()
                 self._warn(f"did not end within {self.finish_timeout:g} s, what was logged is in {self.run_dir}")
                 if self._owns_run:
-                    _end_service()
+                    end_service()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._reset_statistics()
@@ -687,25 +688,3 @@ def _mode_and_key() -> tuple[str, bool]:
         host=settings.base_url, source="WandbCallback", prompt=False, update_session=False
     )
     return mode, credentials is not None
-
-
-def _end_service() -> None:
-    """
-    End W&B's process, which has hung: the interpreter would wait for it at its own end, without bound.
-
-    W&B has no public way to it. Where the private one has changed nothing happens.
-    """
-    import wandb
-    from wandb.sdk import wandb_setup
-    from wandb.sdk.lib import module
-
-    connection = getattr(wandb_setup.singleton(), "_connection", None)
-    process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if connection is None or process is None:
-        return
-    process.kill()
-    with suppress(Exception, SystemExit):
-        # so that the next run of this program starts a new one
-        connection._cleanup()
-        module.unset_globals()
-        wandb.teardown()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric
+from sb3_reinforce.tracking.service import end_service
 
 TITLE = "REINFORCE"
 
@@ -65,6 +66,8 @@ def _push(options: argparse.Namespace) -> int:
         report.save()
     except Exception as error:
         print(f"sb3-reinforce: error: W&B did not take it ({type(error).__name__}: {error})", file=sys.stderr)
+        if wandb.run is None:
+            end_service(patience=10)
         return 1
     print(f"pushed: {workspace.url}\npushed: {report.url}")
     return 0
