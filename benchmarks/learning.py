@@ -1,5 +1,8 @@
 """
-Learning, with the settings of zoo_configs/reinforce.yml: score of 100 deterministic episodes after training, per seed.
+Learning, with the settings of zoo_configs/reinforce.yml: score of 100 deterministic episodes per seed.
+
+Of the model after training, and of the best one of 20 evaluations during training (20 episodes each, as RL Zoo's
+``best_model.zip``), which then plays 100 episodes of its own.
 
     python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 LunarLander-v3 --seeds 10 --jobs 2
     python benchmarks/learning.py --table
@@ -13,6 +16,7 @@ import csv
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch as th
 import yaml
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
@@ -31,6 +36,7 @@ from sb3_reinforce import REINFORCE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
+N_EVALUATIONS = 20
 # Score to reach, over 100 deterministic episodes
 GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
 
@@ -65,31 +71,64 @@ def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma:
 
 
 def train_and_evaluate(
-    env_id: str, settings: dict[str, Any], seed: int, n_eval_episodes: int = 100
-) -> tuple[list[float], int, float]:
+    env_id: str, settings: dict[str, Any], seed: int, n_eval_episodes: int = 100, best: bool = False
+) -> tuple[list[float], int, float, list[float]]:
     """
     :param settings: an entry of the config, its strings evaluated
-    :return: scores of deterministic episodes, environment steps and seconds of training
+    :param best: whether to look for the best model during training, too
+    :return: scores of deterministic episodes after training, environment steps and seconds of training, and the scores of
+        the best model
     """
     th.set_num_threads(1)
     settings = dict(settings)
     n_envs, n_timesteps = settings.pop("n_envs", 1), int(settings.pop("n_timesteps"))
     policy, normalize = settings.pop("policy"), settings.pop("normalize", None)
     env, eval_env = make_envs(env_id, n_envs, 1, normalize, settings.get("gamma", 0.99), seed)
+    model = REINFORCE(policy, env, seed=seed, device="cpu", **settings)
+    keeper = KeepBest(env_id, n_timesteps // N_EVALUATIONS // n_envs, normalize, seed) if best else None
     start = time.time()
-    model = REINFORCE(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps)
+    model.learn(n_timesteps, callback=keeper)
     seconds = time.time() - start
     sync_envs_normalization(env, eval_env)
-    scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=n_eval_episodes, return_episode_rewards=True)
-    return scores, model.num_timesteps, seconds  # type: ignore[return-value]
+    scores = score_of(model, eval_env, n_eval_episodes)
+    best_scores = keeper.scores(model, n_eval_episodes) if keeper else []
+    return scores, model.num_timesteps, seconds, best_scores
+
+
+def score_of(model: REINFORCE, eval_env: Any, n_episodes: int) -> list[float]:
+    return evaluate_policy(model, eval_env, n_eval_episodes=n_episodes, return_episode_rewards=True)[0]  # type: ignore[return-value]
+
+
+class KeepBest(EvalCallback):
+    """Keeps parameters and normalisation of the best evaluation so far, in memory."""
+
+    def __init__(self, env_id: str, every: int, normalize: Any, seed: int) -> None:
+        _, eval_env = make_envs(env_id, 1, 1, normalize, 0.99, seed + 1_000_000)
+        super().__init__(eval_env, n_eval_episodes=20, eval_freq=every, verbose=0, warn=False, callback_on_new_best=Keep())
+
+    def scores(self, model: REINFORCE, n_episodes: int) -> list[float]:
+        """:return: scores of the best model, which replaces the one given, on episodes that it was not chosen by"""
+        assert isinstance(self.callback_on_new_best, Keep)
+        model.set_parameters(self.callback_on_new_best.parameters)
+        if isinstance(self.eval_env, VecNormalize):
+            self.eval_env.obs_rms = self.callback_on_new_best.obs_rms
+        return score_of(model, self.eval_env, n_episodes)
+
+
+class Keep(BaseCallback):
+    def _on_step(self) -> bool:
+        self.parameters = deepcopy(self.model.get_parameters())
+        self.obs_rms = deepcopy(getattr(self.model.get_vec_normalize_env(), "obs_rms", None))
+        return True
 
 
 def run(env_id: str, seed: int) -> dict[str, Any]:
     """Train once with the config's settings and evaluate: one row."""
     settings = settings_of(env_id)
-    scores, steps, seconds = train_and_evaluate(env_id, settings, seed)
+    scores, steps, seconds, best = train_and_evaluate(env_id, settings, seed, best=True)
     return {
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
+        "best_mean": round(float(np.mean(best)), 2), "best_std": round(float(np.std(best)), 2),
         "steps": steps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""),
         "settings": ", ".join(f"{key}={value}" for key, value in settings.items()), "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
@@ -118,18 +157,23 @@ def save_row(path: Path, row: dict[str, Any]) -> None:
 def table() -> str:
     """One line per environment, over its seeds."""
     lines = [
-        "| environment | seeds | steps | mean of the seeds' scores | std | lowest | seeds at the goal | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| environment | seeds | steps | mean of the seeds' scores | std | lowest | seeds at the goal | seconds | "
+        "best model: mean | lowest | seeds at the goal |",
+        "| --- " * 11 + "|",
     ]
     rows = read_rows(RESULTS)
     for env_id in sorted({row["env"] for row in rows}):
         own = [row for row in rows if row["env"] == env_id]
-        scores = np.array([float(row["mean"]) for row in own])
-        goal = f"{(scores >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
+        scores, best = (np.array([float(row[key]) for row in own]) for key in ("mean", "best_mean"))
+        goal = [
+            f"{(of >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
+            for of in (scores, best)
+        ]
         seeds = sorted(int(row["seed"]) for row in own)
         lines.append(
             f"| {env_id} | {seeds[0]}-{seeds[-1]} | at most {max(int(row['steps']) for row in own):,} | {scores.mean():.1f} | "
-            f"{scores.std():.1f} | {scores.min():.1f} | {goal} | {np.median([float(row['seconds']) for row in own]):.0f} |"
+            f"{scores.std():.1f} | {scores.min():.1f} | {goal[0]} | {np.median([float(row['seconds']) for row in own]):.0f} | "
+            f"{best.mean():.1f} | {best.min():.1f} | {goal[1]} |"
         )
     return "\n".join(lines)
 
@@ -149,7 +193,7 @@ def main() -> None:
                 row = future.result()
                 save_row(RESULTS, row)
                 print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
-                      f"{row['seconds']} s", flush=True)  # fmt: skip
+                      f"{row['seconds']} s; best {row['best_mean']}", flush=True)  # fmt: skip
     print(table())
 
 

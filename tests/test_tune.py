@@ -80,16 +80,19 @@ def test_n_episodes_of_the_space_by_hand():
         {"n_episodes": 3, "baseline": "greedy"},
         {"truncation": "bootstrap"},
         {"unfinished": "bootstrap", "n_epochs": 2, "batch_size": 64},
+        {"natural_gradient": True, "target_kl": 0.05},
         {"returns": "episode", "loss_reduction": "step"},
     ],
 )
 def test_no_invalid_combination_is_proposed(config: dict[str, Any], n_envs: int):
     env = make_vec_env("CartPole-v1", n_envs)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    baselines = set()
+    baselines, steps = set(), set()
     for _ in range(40):
         model = REINFORCE("MlpPolicy", env, device="cpu", **{**config, **sample_reinforce_params(study.ask(), 0, n_envs, {})})
         baselines.add((model.baseline, model.n_episodes is None))
+        steps.add(model.natural_gradient)
+    assert steps == {False, True}
     assert baselines == {
         ("value", True), ("moving_average", True), ("leave_one_out", False), ("per_step", False), ("optimal", False)
     }  # fmt: skip
@@ -112,6 +115,18 @@ def test_no_invalid_combination_is_proposed(config: dict[str, Any], n_envs: int)
         ),
         ({"learning_rate": 1e-5, "lr_schedule": "lin"}, {"learning_rate": "lin_1e-05"}),
         ({"learning_rate": 0.01, "lr_schedule": "constant"}, {"learning_rate": 0.01}),
+        (
+            {"natural_gradient": False, "target_kl": 0.02, "learning_rate": 0.01, "lr_schedule": "lin"},
+            {"natural_gradient": False, "learning_rate": "lin_0.01"},
+        ),
+        (
+            {"natural_gradient": True, "target_kl": 0.02, "learning_rate": 0.01, "lr_schedule": "lin"},
+            {"natural_gradient": True, "target_kl": "lin_0.02", "n_epochs": 1, "batch_size": None},
+        ),
+        (
+            {"natural_gradient": True, "target_kl": 0.02, "learning_rate": 0.01, "lr_schedule": "constant"},
+            {"natural_gradient": True, "target_kl": 0.02, "n_epochs": 1, "batch_size": None},
+        ),
         ({"net_arch": "tiny", "activation_fn": "relu"}, {"policy_kwargs": {"net_arch": [64], "activation_fn": nn.ReLU}}),
         ({"norm_obs": True, "norm_reward": False}, {"normalize": {"norm_obs": True, "norm_reward": False}}),
         ({"norm_obs": False, "norm_reward": False}, {"normalize": False}),
@@ -160,9 +175,12 @@ def test_a_search_is_kept_and_gone_on_with(in_folder: Path, capsys: pytest.Captu
 def same_as_trial(run: Path, params: dict[str, Any]) -> None:
     model = REINFORCE.load(run / "CartPole-v1.zip")
     expected = convert_reinforce_params(params)
-    rate = expected.pop("learning_rate")
-    assert model.lr_schedule(1.0) == pytest.approx(float(str(rate).removeprefix("lin_")))
-    assert model.lr_schedule(0.0) == (0.0 if str(rate).startswith("lin_") else model.lr_schedule(1.0))
+    name, schedule = (
+        ("target_kl", model._target_kl_schedule) if expected["natural_gradient"] else ("learning_rate", model.lr_schedule)
+    )
+    size = str(expected.pop(name))
+    assert schedule(1.0) == pytest.approx(float(size.removeprefix("lin_")))
+    assert schedule(0.0) == (0.0 if size.startswith("lin_") else schedule(1.0))
     normalize = expected.pop("normalize")
     assert (run / "CartPole-v1/vecnormalize.pkl").is_file() == bool(normalize)
     policy_kwargs = expected.pop("policy_kwargs")

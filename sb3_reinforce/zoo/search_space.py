@@ -17,8 +17,11 @@ Range = LogRange | Sequence[Any]
 OF_OTHER_EPISODES = ("leave_one_out", "per_step", "optimal")
 
 # One flat space, the same for every trial, so that a W&B sweep, which knows no conditions, can hold it too: the converter
-# leaves out what the baseline does not use. "greedy" plays each reset twice and wants n_episodes == n_envs: not searched.
+# leaves out what baseline and kind of step do not use. "greedy" plays each reset twice and wants n_episodes == n_envs: not
+# searched.
 SEARCH_SPACE: dict[str, Range] = {
+    "natural_gradient": [False, True],
+    "target_kl": (3e-3, 1e-1),
     "learning_rate": (1e-4, 1e-2),
     "lr_schedule": ["constant", "lin"],
     "gamma": [0.9, 0.95, 0.98, 0.99, 0.995, 0.999],
@@ -90,8 +93,16 @@ def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any
     :return: hyperparameters; without ``norm_obs`` and ``norm_reward`` arguments of REINFORCE alone
     """
     hyperparams = dict(sampled_params)
-    if hyperparams.pop("lr_schedule", "constant") == "lin" and "learning_rate" in hyperparams:
-        hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
+    # the size of a step is one or the other
+    if hyperparams.get("natural_gradient"):
+        step_size, unused = "target_kl", "learning_rate"
+        # a config may ask for several steps per batch
+        hyperparams |= {"n_epochs": 1, "batch_size": None}
+    else:
+        step_size, unused = "learning_rate", "target_kl"
+    hyperparams.pop(unused, None)
+    if hyperparams.pop("lr_schedule", "constant") == "lin" and step_size in hyperparams:
+        hyperparams[step_size] = f"lin_{hyperparams[step_size]}"
     baseline = hyperparams.get("baseline")
     if baseline in OF_OTHER_EPISODES:
         hyperparams.pop("n_steps", None)

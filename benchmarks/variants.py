@@ -1,0 +1,143 @@
+"""
+What does each setting bring? One at a time is changed, everything else stays.
+
+    python benchmarks/variants.py defaults --jobs 2
+    python benchmarks/variants.py ablation --jobs 2
+    python benchmarks/variants.py ablation --table
+
+``defaults``: the default arguments, on the five environments by which they are chosen: a single environment, no
+VecNormalize, as ``REINFORCE("MlpPolicy", env)`` has it. ``ablation``: the settings of zoo_configs/reinforce.yml on three
+MuJoCo tasks. Runs are short; score: mean return of deterministic episodes after training. Rows go to
+benchmarks/results/{defaults,ablation}.csv as soon as they are there; those that are there are not run again. Seeds begin at
+100, as in explore.py.
+"""
+
+import argparse
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from learning import ROOT, read_rows, save_row, settings_of, train_and_evaluate, versions
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    :param steps: training steps by environment
+    :param variants: by name, what is changed: keyword arguments, and ``n_envs``, ``normalize``
+    :param from_config: whether the unchanged settings are those of the config; else the default arguments
+    :param n_episodes: of the evaluation
+    """
+
+    steps: dict[str, int]
+    variants: dict[str, dict[str, Any]]
+    from_config: bool
+    n_episodes: int
+
+
+ADAM = {"natural_gradient": False, "learning_rate": "lin_3e-3"}
+STUDIES = {
+    "defaults": Study(
+        steps={
+            "CartPole-v1": 50_000, "Acrobot-v1": 100_000, "LunarLander-v3": 200_000, "Pendulum-v1": 200_000,
+            "HalfCheetah-v5": 200_000,
+        },
+        variants={
+            "defaults": {},
+            "`learning_rate=1e-3`": {"learning_rate": 1e-3},
+            "`learning_rate=1e-2`": {"learning_rate": 1e-2},
+            "`n_steps=256`": {"n_steps": 256},
+            "`n_steps=1024`": {"n_steps": 1024},
+            "`value_learning_rate=3e-3`": {"value_learning_rate": 3e-3},
+            "`n_value_epochs=10`": {"n_value_epochs": 10},
+            "`max_grad_norm=None`": {"max_grad_norm": None},
+            "`normalize_advantage=True`": {"normalize_advantage": True},
+            '`truncation="terminal"`': {"truncation": "terminal"},
+            "`natural_gradient=True, target_kl=0.01`": {"natural_gradient": True, "target_kl": 0.01},
+            "`natural_gradient=True, target_kl=0.03`": {"natural_gradient": True, "target_kl": 0.03},
+        },
+        from_config=False,
+        n_episodes=50,
+    ),
+    "ablation": Study(
+        steps={"HalfCheetah-v5": 300_000, "Hopper-v5": 300_000, "InvertedDoublePendulum-v5": 300_000},
+        variants={
+            "the config's settings": {},
+            "Adam instead of the natural gradient": ADAM,
+            "Adam, each batch used ten times (clipped ratio)": {
+                **ADAM, "learning_rate": "lin_3e-4", "n_epochs": 10, "batch_size": 64,
+            },
+            '`baseline="leave_one_out"`': {"baseline": "leave_one_out"},
+            '`baseline="none"`': {"baseline": "none"},
+            "rewards not normalised": {"normalize": {"norm_reward": False}},
+            "observations not normalised": {"normalize": {"norm_obs": False}},
+            "neither": {"normalize": None},
+            "`log_std_init=0`": {"policy_kwargs": {"log_std_init": 0.0}},
+            "V by four steps on the whole batch": {
+                "n_value_epochs": 4, "value_batch_size": None, "value_learning_rate": 1e-2,
+            },
+            "8 environments": {"n_envs": 8},
+        },
+        from_config=True,
+        n_episodes=20,
+    ),
+}  # fmt: skip
+
+
+def path_of(study: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"{study}.csv"
+
+
+def run(name: str, env_id: str, variant: str, seed: int) -> dict[str, Any]:
+    study = STUDIES[name]
+    settings = settings_of(env_id) if study.from_config else {"policy": "MlpPolicy"}
+    settings |= {"n_timesteps": study.steps[env_id], **study.variants[variant]}
+    scores, steps, seconds, _ = train_and_evaluate(env_id, settings, seed, study.n_episodes)
+    return {
+        "env": env_id, "variant": variant, "seed": seed, "mean": round(float(np.mean(scores)), 2), "steps": steps,
+        "seconds": round(seconds, 1), "versions": versions(), "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def table(name: str) -> str:
+    """One line per variant; in each environment's column the mean over seeds and, in brackets, the lowest of them."""
+    rows, steps = read_rows(path_of(name)), STUDIES[name].steps
+    lines = [f"| changed | {' | '.join(f'{env_id}, {n:,} steps' for env_id, n in steps.items())} |"]
+    lines.append("| --- " * (1 + len(steps)) + "|")
+    for variant in STUDIES[name].variants:
+        cells = []
+        for env_id in steps:
+            scores = [float(row["mean"]) for row in rows if (row["env"], row["variant"]) == (env_id, variant)]
+            cells.append(f"{np.mean(scores):.0f} ({min(scores):.0f})" if scores else "")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 100 to 99 + SEEDS")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        study, path = STUDIES[args.study], path_of(args.study)
+        done = {(row["env"], row["variant"], int(row["seed"])) for row in read_rows(path)}
+        jobs = [(env_id, name, 100 + seed) for seed in range(args.seeds) for name in study.variants for env_id in study.steps]
+        with ProcessPoolExecutor(args.jobs) as pool:
+            futures = [pool.submit(partial(run, args.study), *job) for job in jobs if job not in done]
+            for number, future in enumerate(as_completed(futures), start=1):
+                row = future.result()
+                save_row(path, row)
+                print(f"{number}/{len(futures)} {row['env']}, {row['variant']}, seed {row['seed']}: {row['mean']}, "
+                      f"{row['seconds']} s", flush=True)  # fmt: skip
+    print(table(args.study))
+
+
+if __name__ == "__main__":
+    main()
