@@ -44,7 +44,7 @@ ADAM = {"natural_gradient": False, "learning_rate": "lin_3e-3"}
 STUDIES = {
     "defaults": Study(
         steps={
-            "CartPole-v1": 50_000, "Acrobot-v1": 100_000, "LunarLander-v3": 200_000, "Pendulum-v1": 200_000,
+            "CartPole-v1": 50_000, "Acrobot-v1": 100_000, "LunarLander-v3": 100_000, "Pendulum-v1": 200_000,
             "HalfCheetah-v5": 200_000,
         },
         variants={
