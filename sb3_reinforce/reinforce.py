@@ -100,7 +100,8 @@ class REINFORCE(OnPolicyAlgorithm):
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies; V stands for what is
     missing only where a time limit cut an episode (see ``truncation``). While sampling, neither values nor
     log-probabilities are computed. ``rollout_buffer.advantages`` holds the weights gamma^(c t) (R - b) of the scores. The
-    defaults were chosen by measurement on CartPole-v1 and Acrobot-v1: ``docs/results.md``.
+    defaults were chosen by measurement on CartPole-v1, Acrobot-v1, LunarLander-v3, Pendulum-v1 and HalfCheetah-v5:
+    ``docs/results.md``.
 
     Under ``torchrun`` each process ("rank") plays episodes of its own, and the sums are over those of all ranks
     (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are then per rank.
