@@ -214,12 +214,12 @@ def plot(suite: Suite) -> Path:
             steps, points = curves(suite, env_id, agent)
             if len(points):
                 mean, std = points.mean(0), points.std(0)
-                axis.plot(steps, mean, color=f"C{color}", label=f"{agent}, seeds: {len(points)}")
+                axis.plot(steps, mean, color=f"C{color}", label=agent)
                 axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
         for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
             if env_id in scores:
                 axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        axis.set_title(env_id)
+        axis.set_title(f"{env_id}, seeds: {max(len(curves(suite, env_id, agent)[1]) for agent in AGENTS)}")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
