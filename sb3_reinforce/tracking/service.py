@@ -29,7 +29,6 @@ def end_service(patience: float = 0.0) -> None:
     try:
         with suppress(Exception, SystemExit):
             # so that the next run of this program starts a new one
-            connection._cleanup()
             module.unset_globals()
             wandb.teardown()
     finally:
