@@ -62,12 +62,18 @@ def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma:
     :return: the environments of training and of evaluation
     """
     env: Any = make_vec_env(env_id, n_envs)
-    eval_env: Any = make_vec_env(env_id, n_eval_envs, seed=1_000_000 + seed)
+    if normalize is not None and normalize is not False:
+        env = VecNormalize(env, gamma=gamma, **(normalize if isinstance(normalize, dict) else {}))
+    return env, make_eval_env(env_id, n_eval_envs, normalize, seed=1_000_000 + seed)
+
+
+def make_eval_env(env_id: str, n_envs: int, normalize: Any, seed: int) -> Any:
+    """:return: environments of an evaluation; statistics and rewards stay as they are"""
+    env: Any = make_vec_env(env_id, n_envs, seed=seed)
     if normalize is not None and normalize is not False:
         kwargs = normalize if isinstance(normalize, dict) else {}
-        env = VecNormalize(env, gamma=gamma, **kwargs)
-        eval_env = VecNormalize(eval_env, training=False, **{**kwargs, "norm_reward": False})
-    return env, eval_env
+        env = VecNormalize(env, training=False, **{**kwargs, "norm_reward": False})
+    return env
 
 
 def train_and_evaluate(
@@ -103,7 +109,7 @@ class KeepBest(EvalCallback):
     """Keeps parameters and normalisation of the best evaluation so far, in memory."""
 
     def __init__(self, env_id: str, every: int, normalize: Any, seed: int) -> None:
-        _, eval_env = make_envs(env_id, 1, 1, normalize, 0.99, seed + 1_000_000)
+        eval_env = make_eval_env(env_id, 1, normalize, seed=2_000_000 + seed)
         super().__init__(eval_env, n_eval_episodes=20, eval_freq=every, verbose=0, warn=False, callback_on_new_best=Keep())
 
     def scores(self, model: REINFORCE, n_episodes: int) -> list[float]:

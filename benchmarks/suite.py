@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch as th
 import yaml
-from learning import ROOT, evaluated, make_envs, read_rows, save_row, versions
+from learning import N_EVALUATIONS, ROOT, evaluated, make_envs, read_rows, save_row, versions
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -32,7 +32,6 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_reinforce import REINFORCE
 
 RESULTS = ROOT / "benchmarks" / "results"
-N_EVALUATIONS = 20
 SCHEDULES = ("learning_rate", "clip_range")
 
 
@@ -203,15 +202,15 @@ def plot(suite: Suite) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    env_ids = [env_id for env_id in suite.steps if any(len(curves(suite, env_id, agent)[1]) for agent in AGENTS)]
+    measured = {env_id: {agent: curves(suite, env_id, agent) for agent in AGENTS} for env_id in suite.steps}
+    env_ids = [env_id for env_id, of_agents in measured.items() if any(len(points) for _, points in of_agents.values())]
     n_columns = 3
     n_rows = -(-len(env_ids) // n_columns)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
     for axis in axes.flat[len(env_ids) :]:
         axis.axis("off")
     for axis, env_id in zip(axes.flat, env_ids, strict=False):
-        for color, agent in enumerate(AGENTS):
-            steps, points = curves(suite, env_id, agent)
+        for color, (agent, (steps, points)) in enumerate(measured[env_id].items()):
             if len(points):
                 mean, std = points.mean(0), points.std(0)
                 axis.plot(steps, mean, color=f"C{color}", label=agent)
@@ -219,7 +218,7 @@ def plot(suite: Suite) -> Path:
         for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
             if env_id in scores:
                 axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        axis.set_title(f"{env_id}, seeds: {max(len(curves(suite, env_id, agent)[1]) for agent in AGENTS)}")
+        axis.set_title(f"{env_id}, seeds: {max(len(points) for _, points in measured[env_id].values())}")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
