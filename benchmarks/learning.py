@@ -58,13 +58,14 @@ def evaluated(entry: dict[str, Any]) -> dict[str, Any]:
 def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma: float, seed: int) -> tuple[Any, Any]:
     """
     :param normalize: arguments of VecNormalize, True for none of them; None or False: no VecNormalize
-    :param seed: of training; the environments of the evaluation have another than any in training
+    :param seed: of training; the environments of the evaluation have others than any in training or of another seed's
+        evaluation: one draw of easy starts would otherwise lift all seeds at once, and the maximum over training with them
     :return: the environments of training and of evaluation
     """
     env: Any = make_vec_env(env_id, n_envs)
     if normalize is not None and normalize is not False:
         env = VecNormalize(env, gamma=gamma, **(normalize if isinstance(normalize, dict) else {}))
-    return env, make_eval_env(env_id, n_eval_envs, normalize, seed=1_000_000 + seed)
+    return env, make_eval_env(env_id, n_eval_envs, normalize, seed=1_000_000 + n_eval_envs * seed)
 
 
 def make_eval_env(env_id: str, n_envs: int, normalize: Any, seed: int) -> Any:

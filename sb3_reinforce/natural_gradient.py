@@ -5,9 +5,12 @@ The Fisher information F = E[grad log pi grad log pi^T] measures how far a step 
 order KL(pi_old, pi_new) = 1/2 d^T F d. So the step of steepest ascent per unit of KL goes along F^-1 g, however the policy
 is parametrised, and its length can be chosen by the KL divergence that it costs.
 
-Source: Kakade (2001), "A natural policy gradient"; by conjugate gradients as in Schulman et al. (2015), appendix C, without
-the line search. sb3-contrib's solver starts at random numbers, which would tie a run to torch's global random state; this
-one starts at 0 and hands back its residual, from which the step's KL follows without another product.
+To second order is not always enough: where a policy that hardly explores meets states that it knows little of, such a step
+can cost a hundred times that KL, and lose the policy. So the step's KL is measured, and a step too long is halved.
+
+Source: Kakade (2001), "A natural policy gradient"; by conjugate gradients and with a line search for the KL as in Schulman et
+al. (2015), appendix C. sb3-contrib's solver starts at random numbers, which would tie a run to torch's global random state;
+this one starts at 0 and hands back its residual, from which the step's KL follows without another product.
 """
 
 import copy
@@ -16,11 +19,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import kl_divergence
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import nn
 
 from sb3_reinforce import distributed
 from sb3_reinforce.sampling import overrides, policy_class
+
+MAX_KL_RATIO = 1.5  # of a step's KL to its target: second order is some tenths off for usual targets, which does no harm
+MAX_HALVINGS = 10
 
 
 def check_policy(policy: nn.Module) -> None:
@@ -48,18 +54,28 @@ class FisherProduct:
         self.model, self.parameters = model, parameters
         self._chunks = list(model._chunks(slice(0, model._batch.n_steps)))
         self._n_steps = sum(share.n_steps for share in model._shares)
-        # In one piece, the graph is kept from one product to the next
-        self._kept = self._kl_gradient(self._chunks[0]) if len(self._chunks) == 1 else None
-
-    def _kl_gradient(self, rows: Any) -> th.Tensor:
-        """Gradient of the mean KL(pi_old, pi) of some steps, flat and itself differentiable; its value is 0."""
-        observations = self.model._samples(rows).observations
         with th.no_grad():
-            # a copy: the policy keeps one object, whose contents the next call replaces
-            old = copy.copy(self.model.policy.get_distribution(observations))
-        kl = kl_divergence(old, self.model.policy.get_distribution(observations)).sum() / self._n_steps
-        gradients = th.autograd.grad(kl, self.parameters, create_graph=True, materialize_grads=True)
+            # copies: the policy keeps one object, whose contents the next call replaces
+            self._old = [copy.copy(self._distribution(rows)) for rows in self._chunks]
+        # In one piece, the graph is kept from one product to the next
+        self._kept = self._kl_gradient(0) if len(self._chunks) == 1 else None
+
+    def _distribution(self, rows: Any) -> Distribution:
+        return self.model.policy.get_distribution(self.model._samples(rows).observations)
+
+    def _kl(self, chunk: int) -> th.Tensor:
+        """A chunk's part of the mean KL(pi_old, pi)."""
+        return kl_divergence(self._old[chunk], self._distribution(self._chunks[chunk])).sum() / self._n_steps
+
+    def _kl_gradient(self, chunk: int) -> th.Tensor:
+        """Gradient of a chunk's part of the mean KL, flat and itself differentiable; its value is 0."""
+        gradients = th.autograd.grad(self._kl(chunk), self.parameters, create_graph=True, materialize_grads=True)
         return flatten(gradients)
+
+    @th.no_grad()
+    def kl(self) -> float:
+        """:return: KL(pi_old, pi) of the policy as it is now, in nats, the mean over the steps"""
+        return distributed.sum_over_ranks(th.stack([self._kl(chunk) for chunk in range(len(self._chunks))]).sum()).item()
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -67,8 +83,8 @@ class FisherProduct:
         :return: F v, shape [P]
         """
         total = th.zeros_like(vector)
-        for rows in self._chunks:
-            gradient = self._kl_gradient(rows) if self._kept is None else self._kept
+        for chunk in range(len(self._chunks)):
+            gradient = self._kl_gradient(chunk) if self._kept is None else self._kept
             product = th.autograd.grad(
                 gradient @ vector, self.parameters, retain_graph=self._kept is not None, materialize_grads=True
             )
@@ -108,6 +124,7 @@ def natural_step(model: Any, parameters: Sequence[nn.Parameter], target_kl: floa
     """
     Move the parameters against the natural gradient of the loss, as far as the KL divergence from the policy before, averaged
     over the steps of the rollout, is ``target_kl`` to second order: d = sqrt(2 target_kl / (x . F x)) x, (F + damping) x = g.
+    A step whose KL is more than ``MAX_KL_RATIO`` times that is halved until it is not; after ``MAX_HALVINGS``, none is taken.
 
     :param model: a REINFORCE with a rollout; of its arguments ``cg_max_steps`` and ``cg_damping`` are used
     :param parameters: those to move; their ``grad`` is the gradient of the loss
@@ -120,12 +137,26 @@ def natural_step(model: Any, parameters: Sequence[nn.Parameter], target_kl: floa
     curvature = x @ (gradient - residual - model.cg_damping * x)  # x . F x
     if curvature <= 0:  # the gradient is 0, or so small that its square is
         return
-    step = math.sqrt(2 * target_kl / curvature.item()) * x
-    with th.no_grad():
-        for parameter, part in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
-            parameter.sub_(part.view_as(parameter))
+    start, step = flatten(parameters).detach(), math.sqrt(2 * target_kl / curvature.item()) * x
+    for _ in range(MAX_HALVINGS + 1):
+        set_parameters(parameters, start - step)
+        if fisher.kl() <= MAX_KL_RATIO * target_kl:  # not so where it is not a number
+            return
+        step /= 2
+    set_parameters(parameters, start)
 
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """:return: the tensors' numbers laid end to end, shape [P]"""
     return th.cat([tensor.flatten() for tensor in tensors])
+
+
+@th.no_grad()
+def set_parameters(parameters: Sequence[nn.Parameter], vector: th.Tensor) -> None:
+    """
+    Copy numbers laid end to end into the parameters, in place: others may hold views of their storage.
+
+    :param vector: shape [P]
+    """
+    for parameter, part in zip(parameters, vector.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))

@@ -146,6 +146,47 @@ def test_kl_of_the_step_is_the_target(name, target_kl, tolerance):
     assert kl == pytest.approx(target_kl, rel=tolerance)
 
 
+def test_a_step_too_long_is_halved():
+    """
+    Two actions, pi = (p, 1 - p) with p tiny: the Fisher information p (1 - p) knows nothing of what lies beyond, so the step
+    of KL 0.01 to second order flips the policy. Expected: the first halving whose KL is at most 1.5 times the target.
+    """
+    target_kl, ratio = 0.01, 1.5
+    model = tabular_model(DummyVecEnv([lambda: RewardListEnv([0.0])]), n_steps=4, cg_damping=1e-12)
+    one_update(model)
+    parameter = model.policy.action_net.bias
+    start = th.tensor([-9.0, 0.0])
+    with th.no_grad():
+        parameter.copy_(start)
+        model.policy.action_net.weight.zero_()
+    pi = th.softmax(start.double(), 0)
+    parameter.grad = (-pi[0] * pi[1] * th.tensor([1.0, -1.0])).float()  # of the loss: raises the rare action
+    natural_step(model, [parameter], target_kl)
+    # The log-odds of the rare action are all that matters; their Fisher information is p (1 - p)
+    length = math.sqrt(2 * target_kl / (pi[0] * pi[1]).item())
+
+    def kl(odds):
+        new = th.softmax(start.double() + odds * th.tensor([0.5, -0.5]), 0)
+        return (pi * (pi / new).log()).sum().item()
+
+    halvings = next(k for k in range(11) if kl(length / 2**k) <= ratio * target_kl)
+    assert kl(length) > 10 * target_kl
+    assert halvings >= 2
+    moved = parameter.detach() - start
+    assert (moved[0] - moved[1]).item() == pytest.approx(length / 2**halvings, rel=0.01)
+
+
+def test_no_step_where_none_is_short_enough(monkeypatch):
+    """A KL that is not a number: the parameters are those from before, to the bit, and in the same storage."""
+    model = played(BOX, BOX, natural_gradient=True)
+    monkeypatch.setattr(FisherProduct, "kl", lambda self: float("nan"))
+    parameters = policy_parameters(model)
+    before, storages = [p.detach().clone() for p in parameters], [p.data_ptr() for p in parameters]
+    model._policy_step(slice(0, model._batch.n_steps), False)
+    th.testing.assert_close([p.detach() for p in parameters], before, atol=0, rtol=0)
+    assert [p.data_ptr() for p in parameters] == storages
+
+
 def test_same_step_for_rewards_of_any_scale():
     """Neither the scale of the rewards nor the clipping of the gradient's norm plays a part."""
     changes = []
