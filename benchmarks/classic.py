@@ -23,6 +23,7 @@ CLASSIC = suite.Suite(
     n_eval_episodes=10,
     n_final_episodes=100,
     published={name: dict(zip(STEPS, scores, strict=True)) for name, scores in PUBLISHED.items()},
+    compares="final",
 )
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ MUJOCO = suite.Suite(
     n_eval_episodes=10,
     n_final_episodes=10,
     published={name: dict(zip(ENVS, scores, strict=True)) for name, scores in PUBLISHED.items()},
+    compares="maximum",
 )
 
 if __name__ == "__main__":

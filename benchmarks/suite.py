@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,6 +33,7 @@ from sb3_reinforce import REINFORCE
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEDULES = ("learning_rate", "clip_range")
+WHOLE_EPISODES = 0.98  # of the steps at hand: the last rollout is played to the end of its episodes
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Suite:
     :param n_eval_episodes: episodes of each evaluation during training
     :param n_final_episodes: episodes of the evaluation after it
     :param published: others' results, by name: a score by task
+    :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
     """
 
     name: str
@@ -88,6 +90,7 @@ class Suite:
     n_eval_episodes: int
     n_final_episodes: int
     published: dict[str, dict[str, float]]
+    compares: Literal["maximum", "final"]
 
     def path(self, part: str) -> Path:
         return RESULTS / f"{self.name}_{part}"
@@ -108,8 +111,11 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     assert settings is not None
     shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("policy", "n_timesteps"))
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    own_steps = int(settings.pop("n_timesteps"))
-    n_timesteps = own_steps if agent_name == OURS else suite.steps[env_id]
+    n_timesteps = int(settings.pop("n_timesteps"))
+    if agent_name != OURS:
+        n_timesteps = suite.steps[env_id]
+    elif n_timesteps > suite.steps[env_id]:
+        n_timesteps = int(WHOLE_EPISODES * suite.steps[env_id])
     # each environment of the evaluation plays one episode
     env, eval_env = make_envs(env_id, n_envs, suite.n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
     every = max(suite.steps[env_id] // N_EVALUATIONS // n_envs, 1)
@@ -195,6 +201,21 @@ def table(suite: Suite) -> str:
     return "\n".join(lines)
 
 
+def comparison(suite: Suite) -> str:
+    """One line per published result: on how many tasks ours is at or above it, and on which it is not."""
+    ours = {}
+    for env_id in sorted({row["env"] for row in suite.rows() if row["agent"] == OURS}):
+        maximum = suite.compares == "maximum"
+        ours[env_id] = curves(suite, env_id, OURS)[1].mean(0).max() if maximum else finals(suite, env_id, OURS).mean()
+    lines = []
+    for name, scores_of in suite.published.items():
+        below = [env_id for env_id, score in ours.items() if score < scores_of[env_id]]
+        lines.append(
+            f"{name}: at or above on {len(ours) - len(below)} of {len(ours)} tasks; below: {', '.join(below) or 'none'}"
+        )
+    return "\n".join(lines)
+
+
 def plot(suite: Suite) -> Path:
     """:return: the picture's file: learning curves by task, mean over seeds and their standard deviation as a band"""
     import matplotlib
@@ -253,4 +274,5 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
                 print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
                       f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
     print(table(suite))
+    print(comparison(suite))
     print(plot(suite))

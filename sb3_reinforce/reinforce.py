@@ -156,7 +156,7 @@ class REINFORCE(OnPolicyAlgorithm):
         ``learning_rate``, ``max_grad_norm`` and the policy's optimiser are then without effect.
         See :mod:`sb3_reinforce.natural_gradient`
     :param target_kl: with ``natural_gradient``: KL divergence from the policy before to the one after an update, in nats and
-        to second order; a number, a schedule or ``"lin_0.02"``
+        to second order; a step of more than 1.5 times that is halved. A number, a schedule or ``"lin_0.02"``
     :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
     :param cg_damping: with ``natural_gradient``: what is added to the diagonal of the Fisher information
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
