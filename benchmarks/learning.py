@@ -15,6 +15,7 @@ import argparse
 import csv
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from importlib.metadata import version
@@ -142,6 +143,13 @@ def run(env_id: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], n_processes: int) -> Iterator[Any]:
+    """:return: results of the jobs, in the order in which they are done; each has a process of its own and starts afresh"""
+    with ProcessPoolExecutor(n_processes, max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(function, *job) for job in jobs]):
+            yield future.result()
+
+
 def versions() -> str:
     return " ".join(f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch"))
 
@@ -195,12 +203,10 @@ def main() -> None:
     if not args.table:
         done = {(row["env"], int(row["seed"])) for row in read_rows(RESULTS)}
         jobs = [(env_id, seed) for env_id in args.env for seed in range(args.seeds) if (env_id, seed) not in done]
-        with ProcessPoolExecutor(args.jobs) as pool:
-            for future in as_completed([pool.submit(run, *job) for job in jobs]):
-                row = future.result()
-                save_row(RESULTS, row)
-                print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
-                      f"{row['seconds']} s; best {row['best_mean']}", flush=True)  # fmt: skip
+        for row in in_parallel(run, jobs, args.jobs):
+            save_row(RESULTS, row)
+            print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
+                  f"{row['seconds']} s; best {row['best_mean']}", flush=True)  # fmt: skip
     print(table())
 
 

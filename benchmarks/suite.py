@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch as th
 import yaml
-from learning import N_EVALUATIONS, ROOT, evaluated, make_envs, read_rows, save_row, versions
+from learning import N_EVALUATIONS, ROOT, evaluated, in_parallel, make_envs, read_rows, save_row, versions
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -264,15 +263,12 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
         pairs = [(env_id, agent) for agent in args.agents for env_id in args.env if AGENTS[agent].settings(env_id) is not None]
         jobs = [(*pair, seed) for seed in range(args.seeds) for pair in pairs if (*pair, seed) not in done]
-        with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
-            futures = [pool.submit(partial(run, suite), *job) for job in jobs]
-            for number, future in enumerate(as_completed(futures), start=1):
-                row, points = future.result()
-                for point in points:
-                    save_row(suite.path("curves.csv"), point)
-                save_row(suite.path("runs.csv"), row)
-                print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
-                      f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
+        for number, (row, points) in enumerate(in_parallel(partial(run, suite), jobs, args.jobs), start=1):
+            for point in points:
+                save_row(suite.path("curves.csv"), point)
+            save_row(suite.path("runs.csv"), row)
+            print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
+                  f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
     print(table(suite))
     print(comparison(suite))
     print(plot(suite))

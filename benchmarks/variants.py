@@ -15,14 +15,13 @@ benchmarks/results/{defaults,ablation}.csv as soon as they are there; those that
 import argparse
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning import ROOT, read_rows, save_row, settings_of, train_and_evaluate, versions
+from learning import ROOT, in_parallel, read_rows, save_row, settings_of, train_and_evaluate, versions
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ STUDIES = {
             '`baseline="none"`': {"baseline": "none"},
             "rewards not normalised": {"normalize": {"norm_reward": False}},
             "observations not normalised": {"normalize": {"norm_obs": False}},
-            "neither": {"normalize": None},
             "`log_std_init=0`": {"policy_kwargs": {"log_std_init": 0.0}},
             "V by four steps on the whole batch": {
                 "n_value_epochs": 4, "value_batch_size": None, "value_learning_rate": 1e-2,
             },
-            "8 environments": {"n_envs": 8},
+            "2 environments": {"n_envs": 2},
+            "`target_kl=0.03` to the end": {"target_kl": 0.03},
         },
         from_config=True,
         n_episodes=20,
@@ -129,13 +128,11 @@ def main() -> None:
         study, path = STUDIES[args.study], path_of(args.study)
         done = {(row["env"], row["variant"], int(row["seed"])) for row in read_rows(path)}
         jobs = [(env_id, name, 100 + seed) for seed in range(args.seeds) for name in study.variants for env_id in study.steps]
-        with ProcessPoolExecutor(args.jobs) as pool:
-            futures = [pool.submit(partial(run, args.study), *job) for job in jobs if job not in done]
-            for number, future in enumerate(as_completed(futures), start=1):
-                row = future.result()
-                save_row(path, row)
-                print(f"{number}/{len(futures)} {row['env']}, {row['variant']}, seed {row['seed']}: {row['mean']}, "
-                      f"{row['seconds']} s", flush=True)  # fmt: skip
+        jobs = [job for job in jobs if job not in done]
+        for number, row in enumerate(in_parallel(partial(run, args.study), jobs, args.jobs), start=1):
+            save_row(path, row)
+            print(f"{number}/{len(jobs)} {row['env']}, {row['variant']}, seed {row['seed']}: {row['mean']}, "
+                  f"{row['seconds']} s", flush=True)  # fmt: skip
     print(table(args.study))
 
 
