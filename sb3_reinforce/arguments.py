@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
 
 
+class NotFiniteError(ValueError):
+    """A loss, gradient or parameter that is NaN or infinite."""
+
+
 SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 

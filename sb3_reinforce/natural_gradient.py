@@ -23,6 +23,7 @@ from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import nn
 
 from sb3_reinforce import distributed
+from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.sampling import overrides, policy_class
 
 MAX_KL_RATIO = 1.5  # of a step's KL to its target: second order is some tenths off for usual targets, which does no harm
@@ -129,12 +130,15 @@ def natural_step(model: Any, parameters: Sequence[nn.Parameter], target_kl: floa
     :param model: a REINFORCE with a rollout; of its arguments ``cg_max_steps`` and ``cg_damping`` are used
     :param parameters: those to move; their ``grad`` is the gradient of the loss
     :param target_kl: in nats
+    :raises NotFiniteError: if the natural gradient has NaN or infinite numbers; nothing is moved then
     """
     gradient = flatten([parameter.grad for parameter in parameters if parameter.grad is not None])
     model.policy.set_training_mode(False)
     fisher = FisherProduct(model, parameters)
     x, residual = conjugate_gradient(lambda v: fisher(v) + model.cg_damping * v, gradient, model.cg_max_steps)
     curvature = x @ (gradient - residual - model.cg_damping * x)  # x . F x
+    if not curvature.isfinite():
+        raise NotFiniteError(f"the Fisher information along the natural gradient is {curvature.item()}")
     if curvature <= 0:  # the gradient is 0, or so small that its square is
         return
     start, step = flatten(parameters).detach(), math.sqrt(2 * target_kl / curvature.item()) * x

@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce import checkpoint, distributed
-from sb3_reinforce.arguments import check_arguments, check_clip_range, check_env, check_spaces
+from sb3_reinforce.arguments import NotFiniteError, check_arguments, check_clip_range, check_env, check_spaces
 from sb3_reinforce.baselines import (
     BASELINES,
     Baseline,
@@ -81,10 +81,6 @@ SAME_ON_ALL_RANKS = (
     "use_sde",
 )  # fmt: skip
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
-
-
-class NotFiniteError(ValueError):
-    """A loss, gradient or parameter that is NaN or infinite."""
 
 
 class REINFORCE(OnPolicyAlgorithm):

@@ -187,6 +187,18 @@ def test_no_step_where_none_is_short_enough(monkeypatch):
     assert [p.data_ptr() for p in parameters] == storages
 
 
+def test_products_that_are_not_finite(monkeypatch):
+    """Said, rather than training on without a step; the parameters are those from before."""
+    model = played(BOX, BOX, natural_gradient=True)
+    monkeypatch.setattr(FisherProduct, "__call__", lambda self, vector: vector * float("inf"))
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    with pytest.raises(
+        ValueError, match=r"finite numbers.*the Fisher information along the natural gradient is nan"
+    ):
+        model.train()
+    th.testing.assert_close([p.detach() for p in model.policy.parameters()], before, atol=0, rtol=0)
+
+
 def test_same_step_for_rewards_of_any_scale():
     """Neither the scale of the rewards nor the clipping of the gradient's norm plays a part."""
     changes = []
