@@ -192,9 +192,7 @@ def test_products_that_are_not_finite(monkeypatch):
     model = played(BOX, BOX, natural_gradient=True)
     monkeypatch.setattr(FisherProduct, "__call__", lambda self, vector: vector * float("inf"))
     before = [p.detach().clone() for p in model.policy.parameters()]
-    with pytest.raises(
-        ValueError, match=r"finite numbers.*the Fisher information along the natural gradient is nan"
-    ):
+    with pytest.raises(ValueError, match=r"finite numbers.*the Fisher information along the natural gradient is nan"):
         model.train()
     th.testing.assert_close([p.detach() for p in model.policy.parameters()], before, atol=0, rtol=0)
 
