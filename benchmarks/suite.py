@@ -241,10 +241,11 @@ def plot(suite: Suite) -> Path:
         axis.set_title(f"{env_id}, seeds: {max(len(points) for _, points in measured[env_id].values())}")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize="small")
     figure.supxlabel("environment steps")
     figure.supylabel("return of deterministic episodes")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # 0.3 inches for the legend
+    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="upper center", ncols=len(entries), fontsize="small", frameon=False)
     path = ROOT / "docs" / f"{suite.name}.png"
     figure.savefig(path, dpi=100)
     return path
