@@ -163,6 +163,7 @@ def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
     """:return: interquartile mean over seeds and its 95 % interval by stratified bootstrap (Agarwal et al. 2021)"""
     from rliable import library, metrics
 
+    np.random.seed(0)  # rliable draws from here, whatever its random_state; the same rows are to give the same table
     point, interval = library.get_interval_estimates(
         {"agent": scores[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
     )
