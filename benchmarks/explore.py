@@ -1,5 +1,5 @@
 """
-Try settings: each is trained on a few seeds and evaluated, one line per setting. The tuning tables of docs/results.md.
+Try settings: each is trained on a few seeds and evaluated, one line per setting. The tuning tables of docs/tried.md.
 
     python benchmarks/explore.py CartPole-v1 --steps 98900 --seeds 10 "value_learning_rate=1e-3" "learning_rate=3e-3"
     python benchmarks/explore.py LunarLander-v3 --steps 400000 "n_envs=4, normalize={}, n_steps=512"
