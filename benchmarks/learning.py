@@ -1,5 +1,5 @@
 """
-Learning, with the settings of zoo_configs/reinforce.yml: score of 100 deterministic episodes per seed.
+Learning, with the default arguments or the settings of zoo_configs/reinforce.yml: 100 deterministic episodes per seed.
 
 Of the model after training, and of the best one of 20 evaluations during training (20 episodes each, as RL Zoo's
 ``best_model.zip``), which then plays 100 episodes of its own.
@@ -40,6 +40,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
 N_EVALUATIONS = 20
 # Score to reach, over 100 deterministic episodes
 GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
+# Steps of those trained with the default arguments and a single environment; the others with the config's settings
+DEFAULT_ARGUMENTS = {"CartPole-v1": 98_900, "Acrobot-v1": 298_900}
 
 
 def settings_of(env_id: str) -> dict[str, Any]:
@@ -131,8 +133,11 @@ class Keep(BaseCallback):
 
 
 def run(env_id: str, seed: int) -> dict[str, Any]:
-    """Train once with the config's settings and evaluate: one row."""
-    settings = settings_of(env_id)
+    """Train once and evaluate: one row."""
+    if env_id in DEFAULT_ARGUMENTS:
+        settings = {"n_envs": 1, "n_timesteps": DEFAULT_ARGUMENTS[env_id], "policy": "MlpPolicy"}
+    else:
+        settings = settings_of(env_id)
     scores, steps, seconds, best = train_and_evaluate(env_id, settings, seed, best=True)
     return {
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),

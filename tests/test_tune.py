@@ -163,7 +163,7 @@ def test_a_search_is_kept_and_gone_on_with(in_folder: Path, capsys: pytest.Captu
     # the best trial as a config, as it is
     best = study.best_trial
     entry = yaml.safe_load((FOUND / "best.yml").read_text())["CartPole-v1"]
-    assert entry["n_timesteps"] == 98900  # the config's: `-n 300` is the trials'
+    assert entry["n_timesteps"] == 198900  # the config's: `-n 300` is the trials'
     assert cli.main(["train", *SHORT, "--conf-file", str(FOUND / "best.yml"), "--eval-freq", "-1"]) == 0
     same_as_trial(Path("logs/reinforce/CartPole-v1_1"), best.params)
 
