@@ -75,8 +75,12 @@ class FisherProduct:
 
     @th.no_grad()
     def kl(self) -> float:
-        """:return: KL(pi_old, pi) of the policy as it is now, in nats, the mean over the steps"""
-        return distributed.sum_over_ranks(th.stack([self._kl(chunk) for chunk in range(len(self._chunks))]).sum()).item()
+        """:return: KL(pi_old, pi) of the policy as it is now, in nats, the mean over the steps; infinite if it is none"""
+        try:
+            own = th.stack([self._kl(chunk) for chunk in range(len(self._chunks))]).sum()
+        except ValueError:  # from torch: a mean that is not finite, a standard deviation of 0
+            own = self.parameters[0].new_tensor(math.inf)
+        return distributed.sum_over_ranks(own).item()
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """

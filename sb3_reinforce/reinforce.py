@@ -127,7 +127,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param truncation: what an episode ended by a time limit (``TimeLimit.truncated``) is worth beyond it:
         ``"terminal"``: nothing; ``"bootstrap"``: gamma * V(s_T), which needs ``baseline="value"`` and reward-to-go.
         Default: ``"bootstrap"`` where these two are given, ``"terminal"`` elsewhere. To a policy that does not see the
-        clock, the end of a time limit is noise: counted as an end, it costs Acrobot-v1 three of ten seeds
+        clock, the end of a time limit is noise: counted as an end, HalfCheetah-v5 stays at 37 instead of 490 within
+        200,000 steps
     :param unfinished: ``"finish"``: play the episodes in flight to their end; ``"bootstrap"``: stop at ``n_steps``,
         count V of the cut step and let the environments run on into the next rollout, as A2C does. It needs
         ``baseline="value"``, and excludes ``returns="episode"`` and ``n_episodes``
@@ -793,6 +794,8 @@ class REINFORCE(OnPolicyAlgorithm):
             if not isinstance(error, NotFiniteError) and not str(error).startswith("Expected parameter"):
                 raise
             rates = f"learning_rate (now {self.learning_rate!r})"
+            if self.natural_gradient:
+                rates = f"target_kl (now {self.target_kl!r})"
             if "values" in self._baseline.needs:
                 rates += f" or value_learning_rate (now {self.value_learning_rate!r})"
             raise ValueError(

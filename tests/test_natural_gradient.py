@@ -187,12 +187,22 @@ def test_no_step_where_none_is_short_enough(monkeypatch):
     assert [p.data_ptr() for p in parameters] == storages
 
 
+def test_kl_of_a_step_to_no_policy_at_all():
+    """A standard deviation of 0: torch has no such distribution, and the step is one too long."""
+    model = played(BOX, BOX, natural_gradient=True)
+    fisher = FisherProduct(model, policy_parameters(model))
+    assert fisher.kl() == 0
+    with th.no_grad():
+        model.policy.log_std.fill_(-200)
+    assert fisher.kl() == math.inf
+
+
 def test_products_that_are_not_finite(monkeypatch):
     """Said, rather than training on without a step; the parameters are those from before."""
     model = played(BOX, BOX, natural_gradient=True)
     monkeypatch.setattr(FisherProduct, "__call__", lambda self, vector: vector * float("inf"))
     before = [p.detach().clone() for p in model.policy.parameters()]
-    with pytest.raises(ValueError, match=r"finite numbers.*the Fisher information along the natural gradient is nan"):
+    with pytest.raises(ValueError, match=r"finite numbers.*along the natural gradient is nan; lower target_kl \(now 0.01\)"):
         model.train()
     th.testing.assert_close([p.detach() for p in model.policy.parameters()], before, atol=0, rtol=0)
 
