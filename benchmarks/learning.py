@@ -13,7 +13,9 @@ Each seed's row goes to benchmarks/results/learning.csv as soon as it is there; 
 
 import argparse
 import csv
+import io
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,6 +38,7 @@ from torch import nn  # noqa: F401  named in policy_kwargs of configs
 from sb3_reinforce import REINFORCE
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "zoo_configs" / "reinforce.yml"
 RESULTS = ROOT / "benchmarks" / "results" / "learning.csv"
 N_EVALUATIONS = 20
 # Score to reach, over 100 deterministic episodes
@@ -44,18 +47,20 @@ GOALS = {"CartPole-v1": 475, "Acrobot-v1": -100, "LunarLander-v3": 200}
 DEFAULT_ARGUMENTS = {"CartPole-v1": 98_900, "Acrobot-v1": 298_900}
 
 
-def settings_of(env_id: str) -> dict[str, Any]:
-    """The entry of an environment, as RL Zoo reads it: strings of code are evaluated."""
-    entries = yaml.safe_load((ROOT / "zoo_configs" / "reinforce.yml").read_text())
-    return evaluated(entries.get(env_id, entries["default"]))
-
-
-def evaluated(entry: dict[str, Any]) -> dict[str, Any]:
-    """:return: an entry of a config, its strings of code evaluated"""
+def settings_of(env_id: str, config: Path = CONFIG) -> dict[str, Any]:
+    """:return: an environment's entry of a config, that of its last earlier version, or the default one; code evaluated"""
+    entries = yaml.safe_load(config.read_text())
+    names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)]
+    entry = entries[next((name for name in names if name in entries), "default")]
     return {
         key: eval(value) if key in ("normalize", "policy_kwargs") and isinstance(value, str) else value
         for key, value in entry.items()
     }
+
+
+def described(settings: dict[str, Any]) -> str:
+    """:return: settings on one line, for a CSV file"""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma: float, seed: int) -> tuple[Any, Any]:
@@ -143,7 +148,7 @@ def run(env_id: str, seed: int) -> dict[str, Any]:
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
         "best_mean": round(float(np.mean(best)), 2), "best_std": round(float(np.std(best)), 2),
         "steps": steps, "seconds": round(seconds, 1), "goal": GOALS.get(env_id, ""),
-        "settings": ", ".join(f"{key}={value}" for key, value in settings.items()), "versions": versions(),
+        "settings": described(settings), "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
@@ -151,27 +156,35 @@ def run(env_id: str, seed: int) -> dict[str, Any]:
 def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], n_processes: int) -> Iterator[Any]:
     """:return: results of the jobs, in the order in which they are done; each has a process of its own and starts afresh"""
     with ProcessPoolExecutor(n_processes, max_tasks_per_child=1) as pool:
-        for future in as_completed([pool.submit(function, *job) for job in jobs]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+                yield future.result()
+        except BaseException:  # one has failed, or Ctrl-C: those that wait would be played for nobody
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def versions() -> str:
-    return " ".join(f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch"))
+    """:return: of the packages, and the commit where there is one"""
+    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    packages = [f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch")]
+    return " ".join([*packages, *(["commit", git.stdout.strip()] if git.returncode == 0 else [])])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
-def save_row(path: Path, row: dict[str, Any]) -> None:
+def save_rows(path: Path, *rows: dict[str, Any]) -> None:
     """Append to a CSV file, at once, so that nothing is lost if the run is stopped."""
-    new = not path.exists()
-    path.parent.mkdir(exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True, parents=True)
+        writer.writeheader()
+    writer.writerows(rows)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        file.write(text.getvalue())
 
 
 def table() -> str:
@@ -209,7 +222,7 @@ def main() -> None:
         done = {(row["env"], int(row["seed"])) for row in read_rows(RESULTS)}
         jobs = [(env_id, seed) for env_id in args.env for seed in range(args.seeds) if (env_id, seed) not in done]
         for row in in_parallel(run, jobs, args.jobs):
-            save_row(RESULTS, row)
+            save_rows(RESULTS, row)
             print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "
                   f"{row['seconds']} s; best {row['best_mean']}", flush=True)  # fmt: skip
     print(table())

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,20 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import rl_zoo3
 import torch as th
-import yaml
-from learning import N_EVALUATIONS, ROOT, evaluated, in_parallel, make_envs, read_rows, save_row, versions
+from learning import (
+    CONFIG,
+    N_EVALUATIONS,
+    ROOT,
+    described,
+    in_parallel,
+    make_envs,
+    read_rows,
+    save_rows,
+    settings_of,
+    versions,
+)
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -37,38 +48,28 @@ WHOLE_EPISODES = 0.98  # of the steps at hand: the last rollout is played to the
 
 @dataclass(frozen=True)
 class Agent:
-    """An algorithm and the file with its settings; ``of_zoo``: a file of RL Zoo's own."""
+    """An algorithm and the file with its settings, ours or one of RL Zoo's."""
 
     algorithm: Any
-    config: str
-    of_zoo: bool = False
+    config: Path
 
-    def settings(self, env_id: str) -> dict[str, Any] | None:
-        """:return: the entry of an environment, or of its last earlier version, strings evaluated; None: there is none"""
-        if self.of_zoo:
-            import rl_zoo3
-
-            path = Path(rl_zoo3.__file__).parent / "hyperparams" / self.config
-        else:
-            path = ROOT / "zoo_configs" / self.config
-        entries = yaml.safe_load(path.read_text()) if path.exists() else {}
-        names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)]
-        name = next((name for name in names if name in entries), None)
-        if name is None:
-            return None
-        settings = evaluated(entries[name])
-        for key, value in settings.items():
-            if key in SCHEDULES and isinstance(value, str):
-                settings[key] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    def settings(self, suite: "Suite", env_id: str) -> dict[str, Any]:
+        """:return: the config's, but no more steps than the suite has; RL Zoo's algorithms get all of these"""
+        settings, steps = settings_of(env_id, self.config), suite.steps[env_id]
+        if self.algorithm is REINFORCE:
+            if settings["n_timesteps"] > steps:
+                settings["n_timesteps"] = int(WHOLE_EPISODES * steps)
+            return settings
+        settings["n_timesteps"] = steps
+        for key in SCHEDULES:
+            if isinstance(settings.get(key), str):
+                settings[key] = LinearSchedule(float(settings[key].removeprefix("lin_")), 0.0, 1.0)
         return settings
 
 
 OURS = "REINFORCE"
-AGENTS = {
-    OURS: Agent(REINFORCE, "reinforce.yml"),
-    "A2C": Agent(A2C, "a2c.yml", of_zoo=True),
-    "PPO": Agent(PPO, "ppo.yml", of_zoo=True),
-}
+OF_ZOO = Path(rl_zoo3.__file__).parent / "hyperparams"
+AGENTS = {OURS: Agent(REINFORCE, CONFIG), "A2C": Agent(A2C, OF_ZOO / "a2c.yml"), "PPO": Agent(PPO, OF_ZOO / "ppo.yml")}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Suite:
     :param n_final_episodes: episodes of the evaluation after it
     :param published: others' results, by name: a score by task
     :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
+    :param results: folder of the CSV files
+    :param pictures: folder of the learning curves
     """
 
     name: str
@@ -90,12 +93,50 @@ class Suite:
     n_final_episodes: int
     published: dict[str, dict[str, float]]
     compares: Literal["maximum", "final"]
+    results: Path = RESULTS
+    pictures: Path = ROOT / "docs"
 
     def path(self, part: str) -> Path:
-        return RESULTS / f"{self.name}_{part}"
+        return self.results / f"{self.name}_{part}"
 
     def rows(self, part: str = "runs.csv") -> list[dict[str, str]]:
         return read_rows(self.path(part))
+
+
+def train(
+    algorithm: Any, env_id: str, settings: dict[str, Any], seed: int, every: int, n_eval_episodes: int
+) -> tuple[Any, Any, list[tuple[int, float]], float]:
+    """
+    Train, and evaluate as it goes.
+
+    :param settings: an entry of a config
+    :param every: environment steps from one evaluation to the next
+    :return: the model, environments of an evaluation of it, (step, mean return) of each evaluation, and seconds
+    """
+    th.set_num_threads(1)
+    settings = dict(settings)
+    n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
+    n_timesteps = int(settings.pop("n_timesteps"))
+    # each environment of the evaluation plays one episode
+    env, eval_env = make_envs(env_id, n_envs, n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
+        evaluation = EvalCallback(
+            eval_env,
+            n_eval_episodes=n_eval_episodes,
+            eval_freq=max(every // n_envs, 1),
+            log_path=folder,
+            verbose=0,
+            warn=False,
+        )
+        model = algorithm(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps, callback=evaluation)
+    seconds = time.time() - start
+    sync_envs_normalization(env, eval_env)
+    curve = [
+        (step, float(np.mean(scores)))
+        for step, scores in zip(evaluation.evaluations_timesteps, evaluation.evaluations_results, strict=True)
+    ]
+    return model, eval_env, curve, seconds
 
 
 def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -104,40 +145,29 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
 
     :return: the run's row and those of its curve
     """
-    th.set_num_threads(1)
     agent = AGENTS[agent_name]
-    settings = agent.settings(env_id)
-    assert settings is not None
-    shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("policy", "n_timesteps"))
-    n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    n_timesteps = int(settings.pop("n_timesteps"))
-    if agent_name != OURS:
-        n_timesteps = suite.steps[env_id]
-    elif n_timesteps > suite.steps[env_id]:
-        n_timesteps = int(WHOLE_EPISODES * suite.steps[env_id])
-    # each environment of the evaluation plays one episode
-    env, eval_env = make_envs(env_id, n_envs, suite.n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
-    every = max(suite.steps[env_id] // N_EVALUATIONS // n_envs, 1)
-    start = time.time()
-    with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
-        evaluation = EvalCallback(
-            eval_env, n_eval_episodes=suite.n_eval_episodes, eval_freq=every, log_path=folder, verbose=0, warn=False
-        )
-        model = agent.algorithm(policy, env, seed=seed, device="cpu", **settings).learn(n_timesteps, callback=evaluation)
-    seconds = time.time() - start
-    sync_envs_normalization(env, eval_env)
+    settings = agent.settings(suite, env_id)
+    every = suite.steps[env_id] // N_EVALUATIONS
+    model, eval_env, curve, seconds = train(agent.algorithm, env_id, settings, seed, every, suite.n_eval_episodes)
     final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
     key = {"env": env_id, "agent": agent_name, "seed": seed}
-    curve = [
-        {**key, "step": step, "mean": round(float(np.mean(scores)), 2)}
-        for step, scores in zip(evaluation.evaluations_timesteps, evaluation.evaluations_results, strict=True)
-    ]
     row = {
         **key, "final": round(float(np.mean(final)), 2), "final_std": round(float(np.std(final)), 2),
-        "steps": model.num_timesteps,
-        "seconds": round(seconds, 1), "settings": shown, "versions": versions(), "date": time.strftime("%Y-%m-%d"),
+        "steps": model.num_timesteps, "seconds": round(seconds, 1), "settings": described(settings), "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    return row, curve
+    return row, [{**key, "step": step, "mean": round(mean, 2)} for step, mean in curve]
+
+
+def check_settings(suite: Suite) -> None:
+    """:raises ValueError: if what has been measured was measured with other settings than those of now"""
+    for row in suite.rows():
+        settings = described(AGENTS[row["agent"]].settings(suite, row["env"]))
+        if row["settings"] != settings:
+            raise ValueError(
+                f"{suite.path('runs.csv')} must be of the settings as they are now, got {row['env']}, {row['agent']}, seed "
+                f"{row['seed']} with {row['settings']} instead of {settings}: remove its rows, or give another --results"
+            )
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
@@ -145,12 +175,12 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
 
 def curves(suite: Suite, env_id: str, agent: str) -> tuple[np.ndarray, np.ndarray]:
     """:return: steps [K] and the mean score of each evaluation, [seeds, K]; those that all seeds have"""
-    by_seed: dict[str, list[tuple[int, float]]] = {}
+    by_seed: dict[str, dict[int, float]] = {}  # a run that was stopped before its own row was there has left these twice
     for row in suite.rows("curves.csv"):
         if (row["env"], row["agent"]) == (env_id, agent):
-            by_seed.setdefault(row["seed"], []).append((int(row["step"]), float(row["mean"])))
+            by_seed.setdefault(row["seed"], {})[int(row["step"])] = float(row["mean"])
     length = min((len(points) for points in by_seed.values()), default=0)
-    points = np.array([points[:length] for points in by_seed.values()]).reshape(len(by_seed), length, 2)
+    points = np.array([list(points.items())[:length] for points in by_seed.values()]).reshape(len(by_seed), length, 2)
     return points[0, :, 0] if len(points) else np.zeros(0), points[:, :, 1]
 
 
@@ -239,7 +269,8 @@ def plot(suite: Suite) -> Path:
         for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
             if env_id in scores:
                 axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        axis.set_title(f"{env_id}, seeds: {max(len(points) for _, points in measured[env_id].values())}")
+        n_seeds = [str(len(points)) for _, points in measured[env_id].values() if len(points)]
+        axis.set_title(f"{env_id}, seeds: {', '.join(n_seeds)}")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
     figure.supxlabel("environment steps")
@@ -247,7 +278,7 @@ def plot(suite: Suite) -> Path:
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # 0.3 inches for the legend
     entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="upper center", ncols=len(entries), fontsize="small", frameon=False)
-    path = ROOT / "docs" / f"{suite.name}.png"
+    path = suite.pictures / f"{suite.name}.png"
     figure.savefig(path, dpi=100)
     return path
 
@@ -260,15 +291,21 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of CSV files and picture, to measure everything anew")
     args = parser.parse_args(argv)
+    if args.results is not None:
+        suite = replace(suite, results=args.results, pictures=args.results)
+    try:
+        check_settings(suite)
+    except ValueError as error:
+        parser.error(str(error))
     if not args.collect:
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
-        pairs = [(env_id, agent) for agent in args.agents for env_id in args.env if AGENTS[agent].settings(env_id) is not None]
-        jobs = [(*pair, seed) for seed in range(args.seeds) for pair in pairs if (*pair, seed) not in done]
+        jobs = [(env_id, agent, seed) for seed in range(args.seeds) for agent in args.agents for env_id in args.env]
+        jobs = [job for job in jobs if job not in done]
         for number, (row, points) in enumerate(in_parallel(partial(run, suite), jobs, args.jobs), start=1):
-            for point in points:
-                save_row(suite.path("curves.csv"), point)
-            save_row(suite.path("runs.csv"), row)
+            save_rows(suite.path("curves.csv"), *points)
+            save_rows(suite.path("runs.csv"), row)
             print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
                   f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
     print(table(suite))

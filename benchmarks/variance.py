@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from learning import ROOT, read_rows, save_row, settings_of, versions
+from learning import ROOT, read_rows, save_rows, settings_of, versions
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
@@ -69,7 +69,7 @@ def run(env_id: str, seed: int = 0) -> None:
         comparison = compare_baselines(measured, model, n_episodes=n_episodes, seed=seed + 1000)
         measured.close()
         for row in comparison.rows:
-            save_row(RESULTS, {
+            save_rows(RESULTS, {
                 "env": env_id, "stage": stage, "steps": model.num_timesteps, "episodes": n_episodes, "baseline": row.name,
                 "variance": f"{row.variance:.5g}", "relative": f"{row.relative:.4g}", "low": f"{row.low:.4g}",
                 "high": f"{row.high:.4g}", "seed": seed, "seconds": f"{time.time() - start:.0f}", "versions": versions(),

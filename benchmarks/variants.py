@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning import ROOT, in_parallel, read_rows, save_row, settings_of, train_and_evaluate, versions
+from learning import ROOT, in_parallel, read_rows, save_rows, settings_of, train_and_evaluate, versions
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def main() -> None:
         jobs = [(env_id, name, 100 + seed) for seed in range(args.seeds) for name in study.variants for env_id in study.steps]
         jobs = [job for job in jobs if job not in done]
         for number, row in enumerate(in_parallel(partial(run, args.study), jobs, args.jobs), start=1):
-            save_row(path, row)
+            save_rows(path, row)
             print(f"{number}/{len(jobs)} {row['env']}, {row['variant']}, seed {row['seed']}: {row['mean']}, "
                   f"{row['seconds']} s", flush=True)  # fmt: skip
     print(table(args.study))
