@@ -166,9 +166,13 @@ def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], n
 
 def versions() -> str:
     """:return: of the packages, and the commit where there is one"""
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     packages = [f"{name} {version(name)}" for name in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch")]
-    return " ".join([*packages, *(["commit", git.stdout.strip()] if git.returncode == 0 else [])])
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        commit = ["commit", subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()]
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
+        commit = []
+    return " ".join([*packages, *commit])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
