@@ -76,6 +76,8 @@ STUDIES = {
             "rewards not normalised": {"normalize": {"norm_reward": False}},
             "observations not normalised": {"normalize": {"norm_obs": False}},
             "`log_std_init=0`": {"policy_kwargs": {"log_std_init": 0.0}},
+            "`ortho_init=False` (the last layer not scaled by 0.01)": {"policy_kwargs": {"ortho_init": False}},
+            '`ent_coef="lin_0.01"`': {"ent_coef": "lin_0.01"},
             "V by four steps on the whole batch": {
                 "n_value_epochs": 4, "value_batch_size": None, "value_learning_rate": 1e-2,
             },
@@ -95,7 +97,10 @@ def path_of(study: str) -> Path:
 def run(name: str, env_id: str, variant: str, seed: int) -> dict[str, Any]:
     study = STUDIES[name]
     settings = settings_of(env_id) if study.from_config else {"policy": "MlpPolicy"}
-    settings |= {"n_timesteps": study.steps[env_id], **study.variants[variant]}
+    changed = dict(study.variants[variant])
+    if "policy_kwargs" in changed:
+        changed["policy_kwargs"] = settings.get("policy_kwargs", {}) | changed["policy_kwargs"]
+    settings |= {"n_timesteps": study.steps[env_id], **changed}
     scores, steps, seconds, _ = train_and_evaluate(env_id, settings, seed, study.n_episodes)
     return {
         "env": env_id, "variant": variant, "seed": seed, "mean": round(float(np.mean(scores)), 2), "steps": steps,
