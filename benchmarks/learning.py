@@ -181,6 +181,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def save_rows(path: Path, *rows: dict[str, Any]) -> None:
     """Append to a CSV file, at once, so that nothing is lost if the run is stopped."""
+    if not rows:  # of a curve: a run shorter than its first evaluation
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     if not path.exists():

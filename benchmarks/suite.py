@@ -161,8 +161,10 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
 
 def check_settings(suite: Suite) -> None:
     """:raises ValueError: if what has been measured was measured with other settings than those of now"""
-    for row in suite.rows():
-        settings = described(AGENTS[row["agent"]].settings(suite, row["env"]))
+    rows = suite.rows()
+    now = {key: described(AGENTS[key[1]].settings(suite, key[0])) for key in {(row["env"], row["agent"]) for row in rows}}
+    for row in rows:
+        settings = now[row["env"], row["agent"]]
         if row["settings"] != settings:
             raise ValueError(
                 f"{suite.path('runs.csv')} must be of the settings as they are now, got {row['env']}, {row['agent']}, seed "
