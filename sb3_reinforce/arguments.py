@@ -58,6 +58,12 @@ def check_positive(name: str, value: Any, optional: bool = True) -> None:
         )
 
 
+def check_finite(name: str, value: Any) -> None:
+    """:raises ValueError: if ``value`` is no finite number"""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
 def check_arguments(model: "REINFORCE") -> None:
     """
     :param model: a REINFORCE of which no more is known than its arguments
@@ -73,6 +79,8 @@ def check_arguments(model: "REINFORCE") -> None:
         check_count(name, getattr(model, name))
     for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size"):
         check_count(name, getattr(model, name), optional=True)
+    if model.seed is not None and (not isinstance(model.seed, Integral) or not 0 <= model.seed < 2**32):
+        raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {model.seed!r}")
     check_fraction("gamma", model.gamma)
     check_positive("max_grad_norm", model.max_grad_norm)
     for name in ("learning_rate", "ent_coef", "value_learning_rate", "clip_range"):
@@ -154,6 +162,8 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         problem = ("action_space", f"must be {supported}", action_space)
     elif isinstance(action_space, spaces.Box) and not (np.isfinite(action_space.low) & np.isfinite(action_space.high)).all():
         problem = ("action_space", "must have a finite lower and upper bound", action_space)
+    elif isinstance(action_space, spaces.Box) and action_space.dtype.kind != "f":
+        problem = ("action_space", "must be of floats, which are what a Gaussian draws", action_space)
     elif isinstance(action_space, (spaces.MultiDiscrete, spaces.MultiBinary)) and len(action_space.shape) != 1:
         problem = ("action_space", "must have one axis", action_space)
     elif _starts_above_zero(action_space):

@@ -176,8 +176,10 @@ def check_unbiased(
     :param seed: of the draws
     :return: bias and standard errors
     :raises ValueError: if the baseline is unknown, cannot be used in such batches, or does not return one finite number per
-        step without gradient; if numbers are out of range
+        step without gradient; if numbers are out of range, or ``discount_state`` would count gamma twice
     """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must be a number in [0, 1], got {gamma!r}")
     if n_batches < 2:
         raise ValueError(f"n_batches must be >= 2, got {n_batches}: 10,000 show a bias of a few per cent")
     if min(n_episodes, n_envs, n_steps or 1) < 1 or returns not in ("reward_to_go", "episode"):
@@ -185,6 +187,8 @@ def check_unbiased(
             "n_episodes, n_steps and n_envs must be >= 1 and returns 'reward_to_go' or 'episode', got "
             f"n_episodes={n_episodes}, n_steps={n_steps}, n_envs={n_envs}, returns={returns!r}"
         )
+    if discount_state and returns == "episode":
+        raise ValueError('discount_state=True is for returns="reward_to_go", as in REINFORCE, got returns="episode"')
     if n_episodes % n_envs and n_steps is None:
         raise ValueError(f"n_episodes must be a multiple of n_envs, got n_episodes={n_episodes} and n_envs={n_envs}")
     baseline = copy.deepcopy(make_baseline(baseline))

@@ -13,7 +13,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce.baselines import Episodes
@@ -123,19 +122,24 @@ class EpisodeStorage:
     :param observation_space: as the rollout buffer's
     :param action_space: as the rollout buffer's
     :param n_envs: number of environments
+    :param observations: those to come first; VecNormalize makes floats of what its space still has as integers
     """
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, observations: Any):
         self.n_envs = n_envs
         self.n_rows = 0
         parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
-        self.observations = {key: self._empty(space) for key, space in parts.items()}
-        self.actions = self._empty(action_space)
+        given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
+        self.observations = {
+            key: self._empty(space, np.float32 if given[key] == "f" and space.dtype.kind in "iu" else space.dtype)
+            for key, space in parts.items()
+        }
+        self.actions = self._empty(action_space, action_space.dtype)
         self.rewards = np.empty((FIRST_ROWS, n_envs), dtype=np.float32)
         self._single_array = self.observations.get(None)  # spares the loop over keys in each step
 
-    def _empty(self, space: spaces.Space) -> np.ndarray:
-        return np.empty((FIRST_ROWS, self.n_envs, *(space.shape or ())), dtype=space.dtype)
+    def _empty(self, space: spaces.Space, dtype: Any) -> np.ndarray:
+        return np.empty((FIRST_ROWS, self.n_envs, *(space.shape or ())), dtype=dtype)
 
     def reset(self) -> None:
         """Forget all rows, keep the memory."""
@@ -182,7 +186,7 @@ class EpisodeStorage:
                     name = "terminal observation" if key is None else f"terminal observation {key!r}"
                     _check_finite(name, np.asarray(last)[None, None], episode.end, episode.env_index)
 
-    def pack(self, rollout_buffer: RolloutBuffer, episodes: list[Episode]) -> Batch:
+    def pack(self, rollout_buffer: RolloutBuffer, episodes: list[Episode], own_rewards: bool = True) -> Batch:
         """
         Lay the steps of the episodes end to end into the rollout buffer: one row per step, ``n_envs=1``.
 
@@ -191,6 +195,7 @@ class EpisodeStorage:
 
         :param rollout_buffer: the buffer to fill
         :param episodes: the episodes to keep; of each environment the first ones, without gaps
+        :param own_rewards: whether the rewards are the environment's own, so that their sum stands in for a missing Monitor's
         :return: the episodes in the order of the buffer
         """
         batch = Batch(sorted(episodes, key=lambda episode: (episode.env_index, episode.start)), self.n_rows * self.n_envs)
@@ -201,8 +206,9 @@ class EpisodeStorage:
 
         rollout_buffer.buffer_size, rollout_buffer.n_envs = batch.n_steps, 1
         rollout_buffer.reset()
-        for key, target in by_key(rollout_buffer.observations).items():
-            target[:] = self._kept(self.observations[key], kept).reshape(target.shape)
+        targets = by_key(rollout_buffer.observations)
+        observations = {key: self._kept(self.observations[key], kept).reshape(targets[key].shape) for key in targets}
+        rollout_buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
         rollout_buffer.actions[:] = self._kept(self.actions, kept).reshape(rollout_buffer.actions.shape)
         rollout_buffer.rewards[:, 0] = self._kept(self.rewards, kept)
         starts = (batch.lengths.cumsum(0) - batch.lengths).numpy()
@@ -211,10 +217,11 @@ class EpisodeStorage:
         rollout_buffer.log_probs.fill(np.nan)
         rollout_buffer.pos, rollout_buffer.full = batch.n_steps, True
 
-        sums = np.add.reduceat(rollout_buffer.rewards[:, 0], starts, dtype=np.float64)
-        for episode, total in zip(batch.episodes, sums.tolist(), strict=True):
-            if episode.total_reward is None and episode.first_step == 0 and not episode.cut:
-                episode.total_reward = total
+        if own_rewards:
+            sums = np.add.reduceat(rollout_buffer.rewards[:, 0], starts, dtype=np.float64)
+            for episode, total in zip(batch.episodes, sums.tolist(), strict=True):
+                if episode.total_reward is None and episode.first_step == 0 and not episode.cut:
+                    episode.total_reward = total
         return batch
 
     def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -385,9 +392,9 @@ def map_arrays(function: Any, arrays: Any) -> Any:
     return {key: function(array) for key, array in arrays.items()} if isinstance(arrays, dict) else function(arrays)
 
 
-def stack_observations(observations: list[Any], space: spaces.Space) -> Any:
-    """Single observations to tensors with one row each, shaped as the rollout buffer has them."""
-    if isinstance(space, spaces.Dict):
-        return {k: stack_observations([observation[k] for observation in observations], s) for k, s in space.spaces.items()}
-    rows = np.stack([np.asarray(observation, dtype=space.dtype) for observation in observations])
-    return th.as_tensor(rows.reshape(len(rows), *get_obs_shape(space)))
+def stack_observations(observations: list[Any], like: Any) -> Any:
+    """Single observations to tensors with one row each, of the shape and type that the rows of ``like`` have."""
+    if isinstance(like, dict):
+        return {key: stack_observations([observation[key] for observation in observations], like[key]) for key in like}
+    rows = th.as_tensor(np.stack(observations))
+    return rows.to(like.dtype).reshape(len(rows), *like.shape[1:])

@@ -116,6 +116,7 @@ class TrainingCheckpoint(BaseCallback):
         self._root: BaseCallback = self
         self._at_start: dict[str, dict[str, Any]] = {}
         self._boundary: dict[str, Any] | None = None
+        self._n_updates_taken = 0
 
     def can_resume(self) -> bool:
         """:return: whether the folder has checkpoints, for :meth:`REINFORCE.resume`"""
@@ -183,6 +184,7 @@ class TrainingCheckpoint(BaseCallback):
         :param root: the callback that ``learn`` calls
         """
         self._root = root
+        self._n_updates_taken = self.model._n_updates
         self._at_start = {name: callback_state(callback) for name, callback in callbacks_by_name(root).items()}
 
     def update_ended(self, iteration: int) -> bool:
@@ -193,6 +195,12 @@ class TrainingCheckpoint(BaseCallback):
         :return: False if training is to stop here
         """
         self._n_updates_seen += 1
+        self._take_boundary(iteration)
+        if self._stop_asked or self._n_updates_seen % self.every_n_updates == 0:
+            self._write_boundary()
+        return not self._stop_asked
+
+    def _take_boundary(self, iteration: int) -> None:
         callbacks = callbacks_by_name(self._root)
         states = {name: callback_state(each) for name, each in callbacks.items()}
         for name, each in callbacks.items():
@@ -208,18 +216,21 @@ class TrainingCheckpoint(BaseCallback):
             "callbacks": {name: state for name, state in states.items() if state},
             "evaluation": {name: state for name, state in random_states.items() if state},
         }
-        if self._stop_asked or self._n_updates_seen % self.every_n_updates == 0:
-            self._write_boundary()
-        return not self._stop_asked
+        self._n_updates_taken = self.model._n_updates
 
-    def failed(self) -> None:
-        """Called by ``learn`` when an error ends it: the boundary before is written, if the networks are those of then."""
-        if self._boundary is not None and self._boundary["model"]["attributes"]["_n_updates"] == self.model._n_updates:
-            self._write_boundary()
+    def failed(self, iteration: int) -> None:
+        """
+        Called by ``learn`` when an error ends it: the state behind the last whole update is written.
+
+        :param iteration: number of updates of this run, the one begun included
+        """
+        if self.model._n_updates > self._n_updates_taken:  # the error came behind the update: while its row was written
+            self._take_boundary(iteration)
+        self._write_boundary()
 
     def _write_boundary(self) -> None:
         """Write the last boundary, unless that was done: at once or not at all."""
-        boundary, self._boundary = self._boundary, None
+        boundary = self._boundary
         if boundary is None or not self.writes:
             return
         path = self.path / f"checkpoint_{boundary['model']['attributes']['num_timesteps']}_steps.zip"
@@ -231,6 +242,7 @@ class TrainingCheckpoint(BaseCallback):
 
         if not _try(f"the checkpoint {path} could not be written, training goes on without it", write):
             return
+        self._boundary = None
         if self.verbose >= 2:
             print(f"Saved {path}")
         for old in checkpoints_in(self.path)[self.keep :]:
@@ -262,7 +274,8 @@ def begin_learning(model: "REINFORCE", callback: BaseCallback, total_timesteps: 
         if name in callbacks:
             set_evaluation_random_state(callbacks[name], saved)
     counters = {"n_calls", "num_timesteps", "n_updates_seen"}
-    if missing := [name for name, saved in state["callbacks"].items() if name not in callbacks and set(saved) - counters]:
+    missing = [name for name, saved in state["callbacks"].items() if name not in callbacks and set(saved) - counters]
+    if missing and distributed.rank() == 0:  # the other ranks lack what only rank 0 has
         warnings.warn(
             f"the checkpoint has the state of {', '.join(missing)}, which this learn() was not given",
             stacklevel=3,
@@ -286,10 +299,13 @@ def update_ended(callback: BaseCallback, iteration: int) -> bool:
     return all(goes_on)
 
 
-def learning_failed(callback: BaseCallback) -> None:
-    """:param callback: the callback that ``learn`` calls"""
+def learning_failed(callback: BaseCallback, iteration: int) -> None:
+    """
+    :param callback: the callback that ``learn`` calls
+    :param iteration: number of updates of this run, the one begun included
+    """
     for checkpoint in _checkpoints(callback):
-        checkpoint.failed()
+        checkpoint.failed(iteration)
 
 
 def _checkpoints(callback: BaseCallback) -> list[TrainingCheckpoint]:
@@ -390,7 +406,7 @@ def describe_env(env: VecEnv | None) -> dict[str, Any]:
     """
     assert env is not None, "a model that is trained has an environment"
     inside = getattr(env.unwrapped, "envs", None)  # of SubprocVecEnv: elsewhere
-    spec = getattr(inside[0], "spec", None) if inside else None
+    spec = getattr(inside[0] if inside else env.unwrapped, "spec", None)
     return {
         "id": None if spec is None else spec.id,
         "n_envs": env.num_envs,
@@ -398,11 +414,16 @@ def describe_env(env: VecEnv | None) -> dict[str, Any]:
         "action_space": _describe_space(env.action_space),
         "wrappers": [type(wrapper).__name__ for wrapper in wrappers(env)],
         "VecNormalize": [
-            {name: plain(getattr(wrapper, name)) for name in VEC_NORMALIZE_SETTINGS}
+            {name: _plain_setting(getattr(wrapper, name)) for name in VEC_NORMALIZE_SETTINGS}
             for wrapper in wrappers(env)
             if isinstance(wrapper, VecNormalize)
         ],
     }
+
+
+def _plain_setting(value: Any) -> Any:
+    """As it is once it was written as JSON and read again."""
+    return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else plain(value)
 
 
 def _describe_space(space: spaces.Space) -> str:

@@ -302,7 +302,8 @@ def compare_baselines(
     :param env: id of an environment, of which 8 are made, or a VecEnv; statistics of ``VecNormalize`` are frozen meanwhile
     :param model: whose policy and gamma to take (and ``returns``, ``discount_state`` of a REINFORCE); None: a new REINFORCE
     :param n_episodes: at least 4 and a multiple of the number of environments; rounded up to one
-    :param baselines: names or Baseline objects (which are copied); ``none`` is always measured
+    :param baselines: names or Baseline objects (which are copied, and numbered where several are of one class); ``none`` is
+        always measured
     :param seed: of environments and actions
     :param n_bootstrap: resamples
     :return: table, advice and picture
@@ -312,7 +313,11 @@ def compare_baselines(
     check_count("n_bootstrap", n_bootstrap)
     if n_episodes < 4:
         raise ValueError(f"n_episodes must be >= 4, to have a variance with an interval, got {n_episodes}")
-    named = {(b if isinstance(b, str) else type(b).__name__): copy.deepcopy(make_baseline(b)) for b in ("none", *baselines)}
+    named: dict[str, Baseline] = {}
+    for baseline in ("none", *baselines):
+        name = baseline if isinstance(baseline, str) else type(baseline).__name__
+        n_same = 0 if isinstance(baseline, str) else sum(given.split()[0] == name for given in named)
+        named[f"{name} {n_same + 1}" if n_same else name] = copy.deepcopy(make_baseline(baseline))
     vec_env = make_vec_env(env, min(8, n_episodes)) if isinstance(env, str) else env
     env_name = env if isinstance(env, str) else _env_name(env)
     n_rounds = -(-n_episodes // vec_env.num_envs)

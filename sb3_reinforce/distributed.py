@@ -94,11 +94,12 @@ def start(device: th.device | str = "auto") -> th.device | str:
     """
     Join the other ranks, if a launcher such as torchrun has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    The group is gloo on the CPU, and on GPUs NCCL for what lies there. One that exists already is used as it is.
+    The group is gloo on the CPU, and on GPUs NCCL for what lies there. One that exists already is used as it is, and must
+    serve the CPU, too.
 
     :param device: the device asked for
     :return: the device to use: for ``"auto"`` and ``"cuda"`` each rank of a machine gets a GPU of its own
-    :raises ValueError: if there are more ranks than GPUs on this machine
+    :raises ValueError: if there are more ranks than GPUs on this machine, or for a group that does not serve the CPU
     :raises LostRankError: in a process that has left its group because of an error
     """
     global _store
@@ -116,6 +117,11 @@ def start(device: th.device | str = "auto") -> th.device | str:
             )
         device = f"cuda:{local_rank}"
         th.cuda.set_device(local_rank)
+    if dist.is_initialized() and _store is None and "cpu:" not in dist.get_backend_config():
+        raise ValueError(
+            f"the process group must serve tensors on the CPU, too, got {dist.get_backend_config()!r}: leave "
+            'init_process_group out, or call init_process_group("cpu:gloo,cuda:nccl")'
+        )
     if not dist.is_initialized():
         # What init_process_group does by itself, in a part of the store of our own.
         store, own_rank, n_ranks = next(dist.rendezvous("env://"))
@@ -454,7 +460,7 @@ def callbacks_of_this_rank(callback: MaybeCallback) -> MaybeCallback:
 def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:
     """
     :param callback: a callback or a tree of them
-    :param n_steps: environment steps that other ranks have played, unseen by the progress bar
+    :param n_steps: environment steps that the progress bar has not seen: other ranks', or the greedy policy's
     """
     if isinstance(callback, ProgressBarCallback):
         callback.pbar.update(n_steps)

@@ -34,7 +34,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.nn import functional as F
 
 from sb3_reinforce import checkpoint, distributed
-from sb3_reinforce.arguments import NotFiniteError, check_arguments, check_clip_range, check_env, check_spaces
+from sb3_reinforce.arguments import (
+    NotFiniteError,
+    check_arguments,
+    check_clip_range,
+    check_count,
+    check_env,
+    check_finite,
+    check_spaces,
+)
 from sb3_reinforce.baselines import (
     BASELINES,
     Baseline,
@@ -80,6 +88,11 @@ SAME_ON_ALL_RANKS = (
     "unfinished", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
     "use_sde",
 )  # fmt: skip
+# Arguments that may change with the progress of training, and the attributes with the functions made of them
+SCHEDULES = {
+    "learning_rate": "lr_schedule", "value_learning_rate": "_value_lr_schedule", "ent_coef": "_ent_coef_schedule",
+    "clip_range": "_clip_range_schedule", "target_kl": "_target_kl_schedule",
+}  # fmt: skip
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
 
 
@@ -125,7 +138,9 @@ class REINFORCE(OnPolicyAlgorithm):
         gradient has exactly the true direction. The other two divide by a number that depends on the episodes: a ratio
         estimator, biased by O(1/N)
     :param truncation: what an episode ended by a time limit (``TimeLimit.truncated``) is worth beyond it:
-        ``"terminal"``: nothing; ``"bootstrap"``: gamma * V(s_T), which needs ``baseline="value"`` and reward-to-go.
+        ``"terminal"``: nothing; ``"bootstrap"``: gamma * V(s_T), which needs ``baseline="value"`` and reward-to-go. The
+        latter estimates the gradient as if there were no limit, with a bias as large as the error of V there; the former is
+        unbiased for the return up to the limit.
         Default: ``"bootstrap"`` where these two are given, ``"terminal"`` elsewhere. To a policy that does not see the
         clock, the end of a time limit is noise: counted as an end, HalfCheetah-v5 stays at 37 instead of 490 within
         200,000 steps
@@ -157,8 +172,9 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
     :param cg_damping: with ``natural_gradient``: what is added to the diagonal of the Fisher information
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
-        Its log-probability is marginal, so the gradient is exact only if the noise is new at each step:
-        ``sde_sample_freq=1``
+        Its log-probability is marginal, so the gradient is exact only if the noise is new at each step,
+        ``sde_sample_freq=1``. And SB3's policies let no gradient from the standard deviation into the network, of whose last
+        layer it is made; ``model.policy.action_dist.learn_features = True`` does (van Raffin et al. 2021 leave it off)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
@@ -247,8 +263,10 @@ class REINFORCE(OnPolicyAlgorithm):
         self.cg_damping = cg_damping
         self.n_steps, self.gamma, self.max_grad_norm = n_steps, gamma, max_grad_norm  # type: ignore[assignment]
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
+        self.seed = seed
         # Before the environment is made: what can be refused without it is refused without its cost.
         check_arguments(self)
+        check_count("stats_window_size", stats_window_size)
         check_clip_range(self)
         device = distributed.start(device)
         if distributed.rank() > 0:  # rank 0 alone prints and logs
@@ -300,18 +318,27 @@ class REINFORCE(OnPolicyAlgorithm):
     _statistics: dict[str, tuple[float, np.ndarray, np.ndarray]]
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
+    lr_schedule: Schedule
+    _value_lr_schedule: Schedule
+    _ent_coef_schedule: Schedule
+    _clip_range_schedule: Schedule
+    _target_kl_schedule: Schedule
 
     # ---------------------------------------------------------------------------------------------------- set-up
 
     def _setup_lr_schedule(self) -> None:
         """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
-        for name in ("learning_rate", "value_learning_rate", "ent_coef", "clip_range", "target_kl"):
-            setattr(self, name, plain_schedule(getattr(self, name)))
-        self.lr_schedule = make_schedule("learning_rate", self.learning_rate)  # type: ignore[arg-type]
-        self._value_lr_schedule = make_schedule("value_learning_rate", self.value_learning_rate)
-        self._ent_coef_schedule = make_schedule("ent_coef", self.ent_coef)
-        self._clip_range_schedule = make_schedule("clip_range", self.clip_range)
-        self._target_kl_schedule = make_schedule("target_kl", self.target_kl)
+        self._scheduled: dict[str, Any] = {}
+        self._renew_schedules()
+
+    def _renew_schedules(self) -> None:
+        """Make the schedules of arguments that were assigned since: callbacks may do so, as with the ``ent_coef`` of A2C."""
+        for name, attribute in SCHEDULES.items():
+            value = plain_schedule(getattr(self, name))
+            if name not in self._scheduled or value != self._scheduled[name]:
+                setattr(self, attribute, make_schedule(name, value))
+                setattr(self, name, value)
+                self._scheduled[name] = value
 
     def _setup_model(self) -> None:
         check_arguments(self)  # once more: load() may have brought others
@@ -429,8 +456,8 @@ class REINFORCE(OnPolicyAlgorithm):
             th.default_generator.manual_seed(actor_seed)
             if self.device.type == "cuda":
                 th.cuda.manual_seed(actor_seed)
-        if self._storage is None or self._storage.n_envs != env.num_envs:
-            self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs)
+        if self._storage is None:
+            self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs, self._last_obs)
         return np.random.default_rng(actor_seed)
 
     def collect_rollouts(
@@ -506,10 +533,12 @@ class REINFORCE(OnPolicyAlgorithm):
                         if shared:
                             kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
                             used_infos.append((n_steps, kept))
-        except Exception as error:
-            # Where a NaN or an infinite number is the cause, that is the better message.
+        except BaseException as error:
             last_obs = self._last_obs
             self._abandon_rollout()
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
+            # Where a NaN or an infinite number is the cause, that is the better message.
             storage.check_finite(last_obs, [])
             if self.logger.name_to_value:
                 self.logger.dump(self.num_timesteps)  # nothing recorded is lost
@@ -522,13 +551,16 @@ class REINFORCE(OnPolicyAlgorithm):
 
         tracker.cut_episodes(n_steps, self._last_obs)
         storage.check_finite(self._last_obs, tracker.episodes)
-        self._batch = storage.pack(rollout_buffer, tracker.episodes)
+        own_rewards = normalized is None or not normalized.norm_reward
+        self._batch = storage.pack(rollout_buffer, tracker.episodes, own_rewards)
         self._steps_into_episode = tracker.steps_into_episode
         greedy = None
         if "greedy" in self._baseline.needs:
             assert self._environment_seed is not None, "seeded by _next_rollout"
             first_observations = {key: stored[0] for key, stored in storage.observations.items()}
+            n_timesteps = self.num_timesteps
             greedy = play_greedy(self, env, sample_actions, self._environment_seed, first_observations)
+            distributed.advance_progress_bars(callback, self.num_timesteps - n_timesteps)
         self._compute_returns(rollout_buffer, self._batch, greedy)
         if not self._exchange(self._share(n_steps, used_infos), before, callback):
             self._abandon_rollout()
@@ -615,7 +647,7 @@ class REINFORCE(OnPolicyAlgorithm):
         last_values = th.zeros(len(batch.episodes), dtype=th.float64)
         goes_on = [i for i, episode in enumerate(batch.episodes) if episode.last_observation is not None]
         if goes_on:
-            stacked = stack_observations([batch.episodes[i].last_observation for i in goes_on], self.observation_space)
+            stacked = stack_observations([batch.episodes[i].last_observation for i in goes_on], observations)
             last_values[goes_on] = self._values_of(stacked, len(goes_on))
 
         rewards = th.as_tensor(rollout_buffer.rewards[:, 0], dtype=th.float64)
@@ -715,6 +747,7 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: if the gradient or a parameter becomes NaN or infinite; the parameters from before the
             update are put back
         """
+        self._renew_schedules()
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         if self.natural_gradient:
@@ -746,7 +779,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self._fit_baseline(rng, *of_returns)
             self._check_parameters()
             # Last: a checkpoint taken after an interruption goes by this number.
-            self._n_updates += self.n_epochs
+            self._n_updates += int(self.n_epochs)  # which may be NumPy's
 
         self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
@@ -1021,6 +1054,14 @@ class REINFORCE(OnPolicyAlgorithm):
         check_arguments(self)
         check_clip_range(self)
         check_env(self)
+        check_finite("total_timesteps", total_timesteps)
+        check_count("log_interval", log_interval, optional=True)
+        if type(make_baseline(self.baseline)) is not type(self._baseline):
+            raise ValueError(
+                f"baseline must stay the one that the model was made with, {type(self._baseline).__name__}, got "
+                f"{self.baseline!r}: make a new model, or load(path, baseline=...) a saved one"
+            )
+        self._renew_schedules()
         if reset_num_timesteps:
             self._resumed = self._checkpoint = None
         total_timesteps, callback = self._setup_learn(
@@ -1046,7 +1087,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 if distributed.any_rank(not checkpoint.update_ended(callback, iteration)):
                     break
         except BaseException:
-            checkpoint.learning_failed(callback)
+            checkpoint.learning_failed(callback, iteration)
             raise
 
         callback.on_training_end()
@@ -1063,6 +1104,8 @@ class REINFORCE(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if distributed.world_size() > 1:
             self._meet(total_timesteps, reset_num_timesteps)
+        # The environments may have changed since the last learn(), or been played with.
+        self._storage, self._has_just_been_reset = None, False
         if self._last_obs is not None and len(next(iter(by_key(self._last_obs).values()))) != self.n_envs:
             self._last_obs = None  # of a model saved with another number of environments
         if reset_num_timesteps or self._last_obs is None:
@@ -1087,11 +1130,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
         :raises ValueError: if arguments that must be the same are not
         """
-        schedules = {
-            "learning_rate": self.lr_schedule, "value_learning_rate": self._value_lr_schedule,
-            "ent_coef": self._ent_coef_schedule, "clip_range": self._clip_range_schedule,
-            "target_kl": self._target_kl_schedule,
-        }  # fmt: skip
+        schedules = {name: getattr(self, attribute) for name, attribute in SCHEDULES.items()}
         distributed.check_equal(
             {
                 "total_timesteps": total_timesteps,
@@ -1131,7 +1170,7 @@ class REINFORCE(OnPolicyAlgorithm):
         return [
             *super()._excluded_save_params(),
             "_storage", "_baseline", "_baseline_values", "_batch", "_episodes", "_all_episodes", "_shares", "_statistics",
-            "_value_parameters", "_value_modules",
+            "_value_parameters", "_value_modules", "_scheduled",
             "_resumed", "_checkpoint",
         ]  # fmt: skip
 

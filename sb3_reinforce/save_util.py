@@ -32,8 +32,11 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
 
 def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
-    # A state without groups is damaged: torch says so when it is loaded.
-    return "param_groups" not in saved or set(saved["param_groups"][0]) == set(own["param_groups"][0])
+    if "param_groups" not in saved:
+        return True  # a damaged state: torch says so when it is loaded
+    mine, theirs = own["param_groups"][0], saved["param_groups"][0]
+    decoupled = "decoupled_weight_decay"  # all that tells AdamW's from Adam's
+    return set(theirs) == set(mine) and theirs.get(decoupled) == mine.get(decoupled)
 
 
 def write_atomically(path: pathlib.Path, data: bytes, mode: int = 0o666) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch as th
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 from torch.distributions.constraints import Constraint
 
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
@@ -434,22 +434,64 @@ def _as_tensor(values: Any, name: str) -> th.Tensor:
 
 def _check_support(distribution: Distribution) -> None:
     """The gradient passes into the expectation only if the set of possible x does not move with the parameters."""
-    try:
-        support = distribution.support
-    except NotImplementedError:
-        return  # not known: nothing can be said
-    if _is_learnt(support):
+    if any(_moves(end) for end in _ends(distribution)):
         raise ValueError(
             f"the support of a distribution must not depend on parameters that are learnt, got {distribution}: there the "
             "score function gives a wrong gradient. Use rsample() and differentiate the cost, or a distribution such as Beta"
         )
 
 
-def _is_learnt(bound: Any) -> bool:
-    """Whether a constraint, or one that it is made of, has a bound that requires gradient."""
+def _ends(distribution: Distribution) -> list[th.Tensor]:
+    """Where the set of possible x begins and ends; nothing where that is not known, or nowhere."""
+    if isinstance(distribution, Independent):
+        return _ends(distribution.base_dist)
+    if isinstance(distribution, MixtureSameFamily):
+        return _ends(distribution.component_distribution)
+    if type(distribution).support is TransformedDistribution.support:  # torch's knows the last transform alone
+        transformed: Any = distribution
+        if any(transform.domain.event_dim or not transform.bijective for transform in transformed.transforms):
+            return []
+        ends = _ends(transformed.base_dist)
+        for transform in transformed.transforms:
+            ends = [_image(transform, end) for end in ends]
+        return ends
+    try:
+        return _bounds(distribution.support)
+    except NotImplementedError:
+        return []
+
+
+def _image(transform: Any, end: th.Tensor) -> th.Tensor:
+    """Where a transform takes an end: that of logit's domain to infinity, for which torch has a finite number."""
+    image = transform(end)
+    for edge in _bounds(transform.domain) if transform.codomain is constraints.real else ():
+        image = image.where(end != edge, th.inf)
+    return image
+
+
+def _bounds(bound: Any) -> list[th.Tensor]:
+    """The numbers that a constraint, or one that it is made of, is made of."""
     if isinstance(bound, Constraint):
-        return any(_is_learnt(part) for part in vars(bound).values())
-    return isinstance(bound, th.Tensor) and bound.requires_grad
+        return [number for part in vars(bound).values() for number in _bounds(part)]
+    if isinstance(bound, th.Tensor) or type(bound) is float:
+        return [th.as_tensor(bound)]
+    return []
+
+
+def _moves(end: th.Tensor) -> bool:
+    """Whether an end depends on a parameter; 0 * scale does not, nor does infinity."""
+    finite = end[end.isfinite()]
+    if not end.requires_grad or not len(finite):
+        return False
+    functions: dict[Any, None] = dict.fromkeys([end.grad_fn])  # of the graph, each once
+    for function in (queue := list(functions)):
+        for before, _ in getattr(function, "next_functions", ()):
+            if before is not None and before not in functions:
+                functions[before] = None
+                queue.append(before)
+    parameters = [end] if end.is_leaf else [f.variable for f in functions if hasattr(f, "variable")]
+    gradients = th.autograd.grad(finite.sum(), parameters, allow_unused=True, retain_graph=True)
+    return any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients)
 
 
 def _gradients_of_each(values: th.Tensor, parameters: list[th.Tensor]) -> Iterator[tuple[th.Tensor, ...]]:

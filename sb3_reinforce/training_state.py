@@ -138,10 +138,11 @@ def model_state(model: "REINFORCE") -> dict[str, Any]:
     successes = [plain(success) for success in model.ep_success_buffer or () if _is_plain(success)]
     return {
         "attributes": {
-            name: value
+            name: value.item() if isinstance(value, np.generic) else value
             for name, value in vars(model).items()
-            if type(value) in (int, float, bool) and name not in about_the_process
+            if isinstance(value, (int, float, bool, np.generic)) and name not in about_the_process
         },
+        "frozen": [name for name, parameter in model.policy.named_parameters() if not parameter.requires_grad],
         "ep_info_buffer": infos,
         "ep_success_buffer": successes,
         "vec_normalize": [plain(distributed.statistics_of(env)) for env in normalizing(model.env)],
@@ -159,6 +160,8 @@ def set_model_state(model: "REINFORCE", state: Mapping[str, Any]) -> None:
     :param state: what :func:`model_state` returned
     """
     vars(model).update(state["attributes"])
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(name not in state["frozen"])
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["ep_success_buffer"], maxlen=model._stats_window_size)
     set_statistics(model.env, state)
@@ -332,6 +335,11 @@ def set_evaluation_random_state(callback: BaseCallback, state: Mapping[str, Any]
         if not isinstance(env, VecEnv) or env.num_envs != len(states):
             continue
         env.unwrapped._seeds = list(seeds)
-        for index, (generator, saved) in enumerate(zip(env.get_attr("np_random"), states, strict=True)):
+        generators = env.get_attr("np_random")
+        for generator, saved in zip(generators, states, strict=True):
             generator.bit_generator.state = saved
+        if all(generator is generators[0] for generator in generators):  # a vector environment's, without single ones inside
+            env.set_attr("np_random", generators[0])
+            continue
+        for index, generator in enumerate(generators):
             env.set_attr("np_random", generator, indices=index)

@@ -57,6 +57,10 @@ VALUE_CURE = "needs a learned value function: choose baseline=\"value\", got bas
         (dict(ent_coef=-0.1), "ent_coef must be finite and >= 0 throughout training, got -0.1"),
         (dict(normalize_advantage="yes"), "normalize_advantage must be one of True, False, got 'yes'"),
         (dict(discount_state=2), "discount_state must be one of True, False, got 2"),
+        (dict(seed=1.5), r"seed must be a whole number in \[0, 2\^32 - 1\] or None, got 1.5"),
+        (dict(seed="0"), r"seed must be a whole number in \[0, 2\^32 - 1\] or None, got '0'"),
+        (dict(seed=-1), r"seed must be a whole number in \[0, 2\^32 - 1\] or None, got -1"),
+        (dict(stats_window_size=0), "stats_window_size must be a whole number >= 1, got 0"),
         # combinations
         (dict(truncation="bootstrap", baseline="none"), 'truncation="bootstrap" ' + VALUE_CURE),
         (dict(unfinished="bootstrap", baseline="none"), 'unfinished="bootstrap" ' + VALUE_CURE),
@@ -104,6 +108,7 @@ BOX = spaces.Box(-1, 1, (2,), np.float32)
         (BOX, spaces.Dict(a=BOX), "action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
         (BOX, spaces.Tuple([BOX, BOX]), "action_space must be Box, Discrete, MultiDiscrete or MultiBinary, got Tuple"),
         (BOX, spaces.Box(-np.inf, 1, (2,)), "action_space must have a finite lower and upper bound"),
+        (BOX, spaces.Box(-5, 5, (1,), np.int64), "action_space must be of floats, which are what a Gaussian draws"),
         (BOX, spaces.MultiBinary((2, 2)), "action_space must have one axis"),
         (BOX, spaces.MultiDiscrete([[2, 2]]), "action_space must have one axis"),
         (BOX, spaces.Discrete(3, start=1), r"action_space must count from 0 \(start=0\), got Discrete"),
@@ -159,6 +164,29 @@ def test_what_load_and_assignment_bring_is_checked_too(tmp_path, kwargs, message
     for name, value in kwargs.items():
         setattr(model, name, value)
     with pytest.raises(ValueError, match=message):
+        model.learn(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((float("nan"),), "total_timesteps must be a finite number, got nan"),
+        (("1000",), "total_timesteps must be a finite number, got '1000'"),
+        ((1, None, 0), "log_interval must be a whole number >= 1 or None, got 0"),
+        ((1, None, -1), "log_interval must be a whole number >= 1 or None, got -1"),
+    ],
+)
+def test_refused_by_learn(arguments, message):
+    model = REINFORCE("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match=message):
+        model.learn(*arguments)
+    assert model.num_timesteps == 0
+
+
+def test_another_baseline_needs_another_model():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8).learn(1)
+    model.baseline = "none"
+    with pytest.raises(ValueError, match="baseline must stay the one that the model was made with, ValueBaseline, got 'none'"):
         model.learn(1)
 
 

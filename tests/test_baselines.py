@@ -243,6 +243,8 @@ class TooShort(Baseline):
         ("leave_one_out", dict(n_steps=4, n_envs=1), "at least 2 independent groups of them, got 1: raise n_episodes"),
         ("none", dict(n_batches=1), "n_batches must be >= 2, got 1"),
         ("none", dict(n_episodes=3), "n_episodes must be a multiple of n_envs, got n_episodes=3 and n_envs=2"),
+        ("none", dict(gamma=-3), r"gamma must be a number in \[0, 1\], got -3"),
+        ("none", dict(returns="episode", discount_state=True), 'discount_state=True is for returns="reward_to_go"'),
         ("none", dict(returns="gae"), "got n_episodes=4, n_steps=None, n_envs=2, returns='gae'"),
     ],
 )

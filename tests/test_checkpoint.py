@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -24,10 +25,12 @@ from stable_baselines3.common.callbacks import (
     EvalCallback,
     StopTrainingOnNoModelImprovement,
 )
+from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, TrainingCheckpoint, checkpoint
+from sb3_reinforce import REINFORCE, TrainingCheckpoint, VectorEnvAdapter, checkpoint
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.checkpoint import CheckpointError, checkpoints_in
 from sb3_reinforce.logs import appending_logger
@@ -78,6 +81,7 @@ def test_every_baseline(tmp_path, baseline, actions):
             dict(learning_rate=LinearSchedule(1e-2, 1e-4, 0.7), value_learning_rate=lambda p: 0.01 * p * p), id="schedules"
         ),
         pytest.param(dict(n_epochs=2, batch_size=16, value_batch_size=8, clip_range="lin_0.2"), id="minibatches"),
+        pytest.param(dict(n_epochs=np.int64(2)), id="NumPy's whole numbers"),
         pytest.param(dict(n_episodes=2 * N_ENVS, stops=(35, 60), total=300), id="n_episodes"),
         pytest.param(dict(env=dict(actions="box"), use_sde=True, sde_sample_freq=1), id="gSDE"),
         pytest.param(dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.ReLU)), id="policy_kwargs"),
@@ -92,6 +96,68 @@ def test_every_setting(tmp_path, arguments):
 def test_a_run_that_was_finished_stays_as_it_is(tmp_path):
     before = results(play(tmp_path))
     assert differences(before, results(play(tmp_path))) == []  # resumed, and nothing left to do
+
+
+def test_what_was_frozen_stays_frozen(tmp_path):
+    model = REINFORCE("MlpPolicy", make_env(), n_steps=16, seed=0, device="cpu")
+    model.policy.mlp_extractor.policy_net.requires_grad_(False)
+    model.learn(60, TrainingCheckpoint(tmp_path))
+    resumed = REINFORCE.resume(tmp_path, make_env())
+    before = resumed.policy.mlp_extractor.policy_net[0].weight.clone()
+    resumed.learn(60, TrainingCheckpoint(tmp_path), reset_num_timesteps=False)
+    assert th.equal(resumed.policy.mlp_extractor.policy_net[0].weight, before)
+    assert not th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
+
+
+def test_an_error_behind_an_update_loses_none(tmp_path):
+    """The disk is full when the row of update 3 is written: update 3 is in the checkpoint."""
+
+    class Full(KVWriter):
+        n_rows = 0
+
+        def write(self, key_values, key_excluded, step=0):
+            self.n_rows += 1
+            if self.n_rows == 3:
+                raise OSError("no space left")
+
+    checkpoint = TrainingCheckpoint(tmp_path, every_n_updates=10)
+    model = REINFORCE("MlpPolicy", make_env(), n_steps=16, seed=0, device="cpu")
+    model.set_logger(Logger(None, [Full()]))
+    with pytest.raises(OSError, match="no space left"):
+        model.learn(1000, checkpoint)
+    resumed = REINFORCE.resume(tmp_path, make_env())
+    assert resumed._n_updates == model._n_updates == 3
+    assert th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
+    assert resumed._resumed["iteration"] == 3
+
+
+def vector_env(env_id="CartPole-v1"):
+    return VectorEnvAdapter(gym.make_vec(env_id, num_envs=2, vectorization_mode="vector_entry_point"))
+
+
+def test_evaluations_in_a_vector_environment_go_on(tmp_path):
+    """One generator for all environments inside: its state is put back."""
+
+    def learn(n_steps, model):
+        evaluation = EvalCallback(vector_env(), eval_freq=40, n_eval_episodes=2, verbose=0, warn=False)
+        callbacks = [TrainingCheckpoint(tmp_path / "run", every_n_updates=1), evaluation]
+        model.learn(n_steps, callbacks, reset_num_timesteps=model._checkpoint is None)
+        return evaluation.eval_env.get_attr("np_random")[0].bit_generator.state
+
+    state = learn(200, REINFORCE("MlpPolicy", vector_env(), n_steps=16, seed=0, device="cpu"))
+    resumed = REINFORCE.resume(tmp_path / "run", vector_env())
+    assert learn(0, resumed) == state  # nothing is left to do
+    with pytest.raises(ValueError, match="is of another environment: id was CartPole-v1, got CartPole-v0"):
+        REINFORCE.resume(tmp_path / "run", vector_env("CartPole-v0"))
+
+
+def test_settings_of_vec_normalize_are_compared_by_value(tmp_path):
+    """norm_obs_keys as a tuple and a NumPy number: JSON has neither."""
+    make = lambda: VecNormalize(  # noqa: E731
+        DummyVecEnv([lambda: SimpleMultiObsEnv(random_start=False)]), norm_obs_keys=("vec",), clip_obs=np.float64(5)
+    )
+    REINFORCE("MultiInputPolicy", make(), n_steps=16, seed=0, device="cpu").learn(60, TrainingCheckpoint(tmp_path))
+    assert REINFORCE.resume(tmp_path, make()).num_timesteps >= 60
 
 
 def test_stop_finishes_the_update(tmp_path):

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, GradientDiagnostics, compare_baselines
+from sb3_reinforce import REINFORCE, Baseline, GradientDiagnostics, compare_baselines
 from sb3_reinforce.diagnostics import EpisodeGradients, actions_of, episode_gradients
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.zoo.cli import main
@@ -289,6 +289,22 @@ def test_comparison_leaves_model_and_statistics_alone():
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     again = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
     assert again == comparison
+
+
+class Constant(Baseline):
+    def __init__(self, b: float):
+        self.b = b
+
+    def predict(self, episodes):
+        return th.full_like(episodes.returns, self.b)
+
+
+def test_comparison_of_two_settings_of_one_baseline():
+    baselines = ["none", Constant(0.0), Constant(10.0), "mean"]
+    comparison = compare_baselines("CartPole-v1", n_episodes=8, baselines=baselines, n_bootstrap=50)
+    assert [row.name for row in comparison.rows] == ["none", "Constant", "Constant 2", "mean"]
+    none, zero, ten, _ = (row.variance for row in comparison.rows)
+    assert none == zero != ten
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,23 @@ def test_a_plain_run_is_one_rank():
     assert distributed.moments(np.array([1.0, 2.0, 6.0]), th.tensor([[5.0]])) == [(3, 3.0, 14.0), (1, 5.0, 0.0)]
 
 
+def test_a_group_of_the_users_must_serve_the_cpu():
+    """As init_process_group("nccl") does not; "cuda:gloo" is another one that this machine can make."""
+    code = (
+        "import torch.distributed as dist; from sb3_reinforce import REINFORCE\n"
+        'dist.init_process_group("{}", store=dist.HashStore(), rank=0, world_size=1)\n'
+        'REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8).learn(1)'
+    )
+    for backend, words in (
+        ("gloo", ""),
+        ("cuda:gloo", "the process group must serve tensors on the CPU, too, got 'cuda:gloo'"),
+    ):
+        command = [sys.executable, "-c", code.format(backend)]
+        done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=120)
+        assert (done.returncode == 0) == (not words), done.stderr
+        assert words in done.stderr
+
+
 def test_nobody_meets_in_what_an_earlier_attempt_has_left():
     """torchrun keeps its store over a restart; the part of the first attempt must not be met in again."""
     store = distributed.dist.HashStore()
@@ -201,6 +218,7 @@ def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
     """Local rank, not rank; never two ranks on one GPU. Without a GPU: what a machine with two would say."""
     used = []
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "_store", th.distributed.HashStore())  # the group is our own
     monkeypatch.setattr(distributed.th.cuda, "is_available", lambda: True)
     monkeypatch.setattr(distributed.th.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed.th.cuda, "set_device", used.append)

@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
+from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.zoo import cli, register
+from sb3_reinforce.zoo import cli, config_file, register
 from tests.test_zoo import environment
 
 pytest.importorskip("rl_zoo3")
@@ -109,6 +112,7 @@ def test_a_bad_option_is_one_line(arguments: list[str], words: str, capsys: pyte
     error = capsys.readouterr().err
     assert words in error
     assert len(error.splitlines()) == 1
+    assert not list(Path().glob("logs/reinforce/*"))  # no empty run, which `enjoy` would take for the newest
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,13 @@ def test_a_bad_option_is_one_line(arguments: list[str], words: str, capsys: pyte
         (["-params", "gamma=0.9"], "got 'gamma=0.9' (there is no colon)"),
         (["--env-kwargs", "render_mode:human"], "--env-kwargs takes name:value"),
         (["-i", "nowhere.zip"], "-i must be the file of a saved model, which ends in .zip, got 'nowhere.zip'"),
+        (
+            ["-n", "many"],
+            "argument -n/--n-timesteps: invalid int value: 'many'; `sb3-reinforce train --help` lists the options",
+        ),
+        (["--tack"], "unrecognized arguments: --tack, did you mean --track? `sb3-reinforce train --help` lists the options"),
+        (["--optimize"], "unrecognized arguments: --optimize, did you mean --optimize-hyperparameters?"),
+        (["--algo", "renforce"], "argument --algo: invalid choice: 'renforce'"),
         (["-i", "."], "-i must be the file of a saved model, which ends in .zip, got '.'"),
     ],
 )
@@ -143,10 +154,64 @@ def test_configs_as_python(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         assert REINFORCE.load(f"logs/reinforce/CartPole-v1_{run}/CartPole-v1.zip").gamma == 0.5
 
 
+ENTRIES = [
+    (name, env_id.replace("default", "CartPole-v0"))
+    for name in ("reinforce.yml", "reinforce_reuse.yml")
+    for env_id in yaml.safe_load(config_file(name).read_text())
+]
+
+
+@pytest.mark.parametrize("name, env_id", ENTRIES)
+def test_every_entry_of_our_configs_trains(name: str, env_id: str):
+    """With its own arguments, but for the size of the rollout: one episode."""
+    small = ["--hyperparams", "n_envs:1", "n_steps:1", "n_value_epochs:1"]
+    arguments = ["train", "--env", env_id, "--conf-file", str(config_file(name)), "-n", "1", "--eval-freq", "-1", *small]
+    assert cli.main(arguments) == 0
+    assert REINFORCE.load(f"logs/reinforce/{env_id}_1/{env_id}.zip").num_timesteps >= 1
+
+
+class Partly(gym.Env):
+    """A Box beside what VecNormalize cannot take."""
+
+    observation_space = spaces.Dict(speed=spaces.Box(-9, 9, (2,), np.float32), gear=spaces.Discrete(3))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+
+def test_normalize_leaves_out_what_is_no_box():
+    """The default entry has ``normalize: true``."""
+    short = ["-n", "300", "--eval-freq", "-1", "-params", "n_steps:16"]
+    gym.register("Partly-v0", Partly)
+    try:
+        assert cli.main(["train", "--env", "Partly-v0", *short, "policy:'MultiInputPolicy'"]) == 0
+    finally:
+        del gym.registry["Partly-v0"]
+    statistics = Path("logs/reinforce/Partly-v0_1/Partly-v0/vecnormalize.pkl").read_bytes()
+    assert set(pickle.loads(statistics).obs_rms) == {"speed"}
+
+    assert cli.main(["train", "--env", "FrozenLake-v1", *short]) == 0
+    normalize = pickle.loads(Path("logs/reinforce/FrozenLake-v1_1/FrozenLake-v1/vecnormalize.pkl").read_bytes())
+    assert (normalize.norm_obs, normalize.norm_reward) == (False, True)
+    assert cli.main(["enjoy", "--env", "FrozenLake-v1", "-n", "20", "--no-render"]) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]):
+    Path("file").touch()
+    assert cli.main(["train", *SHORT, "-f", "file"]) == 2
+    error = capsys.readouterr().err
+    assert "the run's folder file/reinforce/CartPole-v1_1 cannot be made: Not a directory" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_the_zoos_own_configs_pass():
     """What is refused is refused in no entry that RL Zoo ships for an environment of gymnasium's own."""
     import rl_zoo3
-    import yaml
 
     from sb3_reinforce.zoo.config import check_entry
 

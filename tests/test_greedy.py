@@ -150,3 +150,12 @@ def test_a_reward_that_is_not_finite():
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, seed=0, device="cpu")
     with pytest.raises(ValueError, match="reward must be finite, got nan in an episode of the greedy policy"):
         model.learn(1)
+
+
+def test_the_progress_bar_counts_the_greedy_steps():
+    from stable_baselines3.common.callbacks import ProgressBarCallback
+
+    bar = ProgressBarCallback()
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 5)] * 2)
+    model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=2, seed=0).learn(50, bar)
+    assert bar.pbar.n == model.num_timesteps == 60  # 3 updates of 2 * 5 steps, played twice

@@ -369,6 +369,31 @@ def test_schedules_are_read_at_the_present_progress():
     assert model._current_progress_remaining == 0.0
 
 
+def test_an_argument_assigned_in_training_counts():
+    """As A2C's ent_coef, which callbacks anneal; and an assigned schedule function stays."""
+
+    class Assign(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.model.ent_coef, self.model.learning_rate, self.model.value_learning_rate = 0.25, "lin_0.5", 0.125
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, n_epochs=2, seed=0)
+    model.learn(1, Assign())
+    assert model._ent_coef_schedule(0.5) == 0.25
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.5 * model._current_progress_remaining
+    assert model.value_optimizer.param_groups[0]["lr"] == 0.125
+    model.lr_schedule = lambda _: 1e-5
+    model.clip_range = 0.05
+    model.learn(1)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-5
+    assert model._clip_range_schedule(1.0) == 0.05
+    model.ent_coef = -1
+    with pytest.raises(ValueError, match="ent_coef must be finite and >= 0 throughout training, got -1"):
+        model.learn(1)
+
+
 def test_ent_coef_by_hand():
     """Zero rewards leave the entropy alone: its gradient times ent_coef / D, from a one-step softmax with logits (1, 0)."""
     env = DummyVecEnv([lambda: RewardListEnv([0.0])])
@@ -436,6 +461,34 @@ def test_gaussian_gradient_with_clipped_actions():
     per_episode = model.rollout_buffer.advantages.flatten() * (drawn - 0.3)
     standard_error = per_episode.std() / len(drawn) ** 0.5
     assert abs(model.policy.action_net.bias.item() - 0.3 - expected) < 4 * standard_error
+
+
+@pytest.mark.parametrize("learn_features", [False, True])
+def test_the_score_of_gsde(learn_features):
+    """As SB3 has it, the network does not learn by the standard deviation that is made of it; with learn_features it does."""
+    model = REINFORCE("MlpPolicy", "Pendulum-v1", use_sde=True, sde_sample_freq=1, seed=0, policy_kwargs=SMALL_NET)
+    policy = model.policy.double()
+    policy.action_dist.learn_features = learn_features
+    observation, action = th.tensor([[0.6, -0.8, 1.0]], dtype=th.float64), th.tensor([[0.7]], dtype=th.float64)
+    weight = policy.mlp_extractor.policy_net[0].weight
+
+    def log_prob() -> th.Tensor:
+        return policy.action_dist.proba_distribution(*of_observation()).log_prob(action).sum()
+
+    def of_observation():
+        latent = policy.mlp_extractor.forward_actor(policy.features_extractor(observation))
+        return policy.action_net(latent), policy.log_std, latent
+
+    score = th.autograd.grad(log_prob(), weight)[0][0, 0].item()
+    at = []
+    for step in (1e-6, -1e-6):
+        with th.no_grad():
+            weight[0, 0] += step
+            at.append(log_prob().item())
+            weight[0, 0] -= step
+    slope = (at[0] - at[1]) / 2e-6
+    assert abs(slope) > 1e-3
+    assert (score == pytest.approx(slope, rel=1e-4)) == learn_features
 
 
 # --- what an A2C user does ---------------------------------------------------------------------------------------
@@ -517,6 +570,64 @@ def test_vec_env_wrappers(kind):
     assert model._n_updates > 1
     assert evaluate_policy(model, env, 2, warn=False)[0] > 0
     env.close()
+
+
+class Counting(gym.Env):
+    """Observation t of the episode is t, a whole number; the time limit is 4."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, dtype, as_dict):
+        whole = spaces.Box(0, 100, (2,), dtype)
+        self.as_dict = as_dict
+        self.observation_space = spaces.Dict(a=whole, b=spaces.MultiBinary(2)) if as_dict else whole
+
+    def _observation(self):
+        a = np.full(2, self.t, self.observation_space["a"].dtype if self.as_dict else self.observation_space.dtype)
+        return {"a": a, "b": np.ones(2, np.int8)} if self.as_dict else a
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._observation(), 1.0, False, self.t == 4, {}
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_whole_numbers_that_vec_normalize_makes_floats(dtype, as_dict):
+    """What the policy saw is what the gradient is computed on: (t - 1) / 2, not cut to whole numbers."""
+    env = VecNormalize(
+        DummyVecEnv([lambda: Counting(dtype, as_dict)]), norm_reward=False, norm_obs_keys=["a"] * as_dict or None
+    )
+    env.training, obs_rms = False, env.obs_rms["a"] if as_dict else env.obs_rms
+    obs_rms.mean, obs_rms.var = np.full(2, 1.0), np.full(2, 4.0)
+    model = REINFORCE("MultiInputPolicy" if as_dict else "MlpPolicy", env, n_episodes=1, seed=0, gamma=0.5)
+    callback = NoCallback()
+    _, callback = model._setup_learn(10, callback)
+    assert model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    observations = model.rollout_buffer.observations
+    observations = observations["a"] if as_dict else observations
+    np.testing.assert_allclose(observations[:, 0, 0], [-0.5, 0, 0.5, 1])
+    # behind the time limit, too: R_3 = 1 + gamma V(s_4)
+    last = {"a": th.full((1, 2), 1.5), "b": th.ones(1, 2)} if as_dict else th.full((1, 2), 1.5)
+    with th.no_grad():
+        value = model.policy.predict_values(last).item()
+    assert model.rollout_buffer.returns[3, 0] == pytest.approx(1 + 0.5 * value, rel=1e-5)
+    model.train()
+
+
+@pytest.mark.parametrize(("norm_reward", "monitor"), [(True, True), (True, False), (False, False)])
+def test_episode_returns_are_the_environments_own(norm_reward, monitor):
+    make = lambda: Monitor(RewardListEnv([100.0] * 5)) if monitor else RewardListEnv([100.0] * 5)  # noqa: E731
+    env = VecNormalize(DummyVecEnv([make]), norm_reward=norm_reward)
+    model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0).learn(20)
+    model._record_rollout()
+    logged = model.logger.name_to_value.get("rollout/ep_return_mean")
+    assert logged == (500 if monitor or not norm_reward else None)  # what only VecNormalize has seen is not known
 
 
 class BatchNormDropout(BaseFeaturesExtractor):
@@ -616,6 +727,33 @@ def test_a_dropped_rollout_leaves_no_hole():
     # and without a stop it goes on where it was, t = 4
     model.learn(4, reset_num_timesteps=False)
     np.testing.assert_array_equal(model.rollout_buffer.observations[:, 0], [4, 0, 1, 2])
+
+
+def test_ctrl_c_leaves_no_hole():
+    """As above, but interrupted in the middle of an episode."""
+
+    class CtrlC(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 2:
+                raise KeyboardInterrupt
+            return True
+
+    env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3, 4, 5])])
+    model = REINFORCE("MlpPolicy", env, n_steps=4, unfinished="bootstrap", seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, callback=CtrlC())
+    model.learn(4, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.rollout_buffer.observations[:, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(model.rollout_buffer.episode_starts[:, 0], [1, 0, 0, 0])
+
+
+def test_a_learn_without_a_rollout_leaves_no_reset_behind():
+    """learn(0) has reset the environment; who has played with it since must not be believed to have not."""
+    env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3])])
+    model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0).learn(0)
+    env.step(np.array([0]))
+    model.learn(1, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.rollout_buffer.rewards[:, 0], [1, 2, 3])
 
 
 def test_environments_are_reset_once_per_rollout():
@@ -766,6 +904,17 @@ def test_weights_of_other_algorithms(tmp_path, other_class):
     assert any("another class of optimiser" in str(w.message) for w in caught) == (other_class is A2C)
     model.learn(16)
     assert not th.equal(parameters(model), parameters(other))
+
+
+def test_adam_stays_adam():
+    """AdamW's state has Adam's keys, and would bring its weight decay."""
+    policy_kwargs = dict(optimizer_class=th.optim.AdamW, optimizer_kwargs=dict(weight_decay=0.5))
+    other = REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs)
+    model = REINFORCE("MlpPolicy", "CartPole-v1")
+    with pytest.warns(UserWarning, match="another class of optimiser"):
+        model.set_parameters(other.get_parameters())
+    for optimizer in (model.policy.optimizer, model.value_optimizer):
+        assert optimizer.param_groups[0]["weight_decay"] == 0
 
 
 def test_user_baseline_is_saved(tmp_path):

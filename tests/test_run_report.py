@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFo
 
 from sb3_reinforce.tracking.metrics import all_metrics
 from sb3_reinforce.tracking.report import GRID, STUDENT, curves_of, make_page, panel_data, problems
-from sb3_reinforce.tracking.runs import NoRunsError, Run, find_runs
+from sb3_reinforce.tracking.runs import NoRunsError, Run, _records, find_runs
 from sb3_reinforce.tracking.service import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
@@ -88,7 +88,10 @@ def test_a_torn_run_file_is_read_as_far_as_it_goes(keep: float, tmp_path: Path):
     path = write_wandb(tmp_path, [{"global_step": step, RETURN: 1.0, "b": 2.0} for step in range(200)])
     file = next(path.glob("*.wandb"))
     whole = file.read_bytes()
-    file.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    length = int(len(whole) * keep) if isinstance(keep, float) else keep
+    file.write_bytes(whole[:length])
+    if isinstance(keep, float) and _records(file)[1] is None:  # cut between two records
+        file.write_bytes(whole[: length - 1])
     (run,) = find_runs([tmp_path])
     assert run.state != "finished"
     assert any(str(file) in problem for problem in run.problems) or keep == 7
@@ -97,6 +100,38 @@ def test_a_torn_run_file_is_read_as_far_as_it_goes(keep: float, tmp_path: Path):
         assert problems([run])
     else:
         assert run.problems[-1] == f"{path}: no metric was logged"
+
+
+def test_a_metric_that_is_now_a_number_and_now_a_histogram(tmp_path: Path):
+    """An array of one number is logged as a number: the kind that comes more often is kept, in a panel the first run's."""
+    wandb = pytest.importorskip("wandb")
+    histogram = wandb.Histogram(np_histogram=([1, 2, 1], [0.0, 1.0, 2.0, 3.0]))
+    one, two = {"global_step": 1, "x": 5.0}, {"global_step": 2, "x": histogram}
+    write_wandb(tmp_path / "a", [one, two, {"global_step": 3, "x": 7.0}])
+    write_wandb(tmp_path / "b", [one, two, {"global_step": 3, "x": histogram}])
+    numbers, histograms = find_runs([tmp_path / "a", tmp_path / "b"])
+    np.testing.assert_array_equal(numbers.metrics["x"][1], [5.0, 7.0])
+    assert histograms.metrics["x"][1].shape == (2, 3)
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    assert cli.main(["inspect-run", str(tmp_path)]) == 0
+
+
+def test_runs_of_one_second_are_in_the_order_of_their_starts(tmp_path: Path):
+    """The rest of their folders' names is a random id."""
+    for run_id in ("b", "a"):
+        path = write_wandb(tmp_path, [{"global_step": 1, RETURN: 1.0}], id=run_id)
+        path.rename(path.with_name(f"offline-run-20200101_000000-{run_id}"))
+    assert [run.path.name[-1] for run in find_runs([tmp_path])] == ["b", "a"]
+
+
+def test_parts_of_a_run_are_in_the_order_of_their_times(tmp_path: Path):
+    """Begun online, gone on with offline: `offline-run-` would come before `run-`."""
+    first = write_wandb(tmp_path, [{"global_step": 1, RETURN: 1.0}], id="one")
+    first = first.rename(first.with_name("run-20200101_000000-one"))
+    second = write_wandb(tmp_path, [{"global_step": 1, RETURN: 2.0}], id="one")
+    (run,) = find_runs([tmp_path])
+    assert run.path == second
+    np.testing.assert_array_equal(run.metrics[RETURN][1], [2.0])
 
 
 def test_a_damaged_run_file(tmp_path: Path):

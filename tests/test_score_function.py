@@ -11,10 +11,14 @@ from torch.distributions import (
     AffineTransform,
     Bernoulli,
     Categorical,
+    Exponential,
+    ExpTransform,
+    GeneralizedPareto,
     Independent,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    SigmoidTransform,
     TransformedDistribution,
     Uniform,
 )
@@ -762,6 +766,36 @@ def test_bad_calls(distribution, cost, arguments, message):
 def test_bad_estimates(parameters, arguments, message):
     with pytest.raises(ValueError, match=message):
         ScoreFunctionEstimator(**arguments).estimate(Bernoulli(logits=LOGIT), lambda x: x, parameters)
+
+
+THETA = th.tensor(2.0, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "moves"),
+    [
+        (TransformedDistribution(Uniform(0.0, 1.0), [AffineTransform(0.0, THETA)]), True),
+        (TransformedDistribution(Exponential(1.0), [AffineTransform(THETA, 1.0)]), True),
+        (TransformedDistribution(Exponential(1.0), [AffineTransform(THETA**2, 1.0), ExpTransform()]), True),
+        (Independent(TransformedDistribution(Uniform(th.zeros(2), th.ones(2)), [AffineTransform(0.0, THETA)]), 1), True),
+        (GeneralizedPareto(THETA, 1.0, 0.1), True),
+        # the end of a scaled Exponential stays at 0, that of a logistic variable at infinity, a Normal has none
+        (TransformedDistribution(Exponential(1.0), [AffineTransform(0.0, THETA)]), False),
+        (TransformedDistribution(Uniform(0.0, 1.0), [SigmoidTransform().inv, AffineTransform(THETA, THETA)]), False),
+        (TransformedDistribution(Normal(THETA, 1.0), [ExpTransform()]), False),
+        (GeneralizedPareto(0.0, THETA, 0.1), False),
+        (Exponential(THETA), False),
+        (Categorical(logits=THETA * th.ones(3)), False),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", ""),
+)
+def test_a_support_that_moves_is_seen_through_transforms(distribution, moves):
+    estimator = ScoreFunctionEstimator(n_samples=4)
+    if moves:
+        with pytest.raises(ValueError, match="the support of a distribution must not depend on parameters"):
+            estimator(distribution, lambda x: x.reshape(len(x), -1).sum(1))
+    else:
+        estimator(distribution, lambda x: x.reshape(len(x), -1).sum(1)).backward()
 
 
 def test_a_support_that_moves_really_is_wrong():

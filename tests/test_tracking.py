@@ -32,9 +32,17 @@ from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background,
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
 from sb3_reinforce.tracking.service import end_service  # noqa: E402
 from sb3_reinforce.tracking.settings import masked_command  # noqa: E402
+from sb3_reinforce.tracking.video import make_video_env  # noqa: E402
 from sb3_reinforce.tracking.writer import histogram  # noqa: E402
 from tests.envs import RewardListEnv  # noqa: E402
 from tests.wandb_file import artifacts, config, exit_codes, history, no_account, records, summary, updates  # noqa: E402, F401
+
+
+class Interrupt(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.n_calls == 200:
+            raise KeyboardInterrupt
+        return True
 
 
 def run_dirs() -> list[Path]:
@@ -175,6 +183,29 @@ class BrokenRun:
     def log(self, row: dict[str, Any]) -> None:
         self.calls += 1
         raise OSError("disk full")
+
+
+@pytest.mark.parametrize("same_callback", [True, False])
+def test_what_comes_after_an_interrupted_learn_is_a_run_of_its_own(same_callback: bool):
+    """A notebook's cell, stopped by Ctrl-C and run again: each model in the artifacts of its own run, rows written once."""
+    logger = Logger(None, [])
+    first, second = small_model(), small_model(learning_rate=0.25)
+    for model in (first, second):
+        model.set_logger(logger)
+    callback = WandbCallback(mode="offline", verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        first.learn(1000, [callback, Interrupt()])
+    if not same_callback:
+        callback = WandbCallback(mode="offline", verbose=0)
+    second.learn(100, callback)
+    assert wandb.run is None
+    assert logger.output_formats == []
+    failed, finished = find_runs([Path("wandb")])
+    if failed.state == "finished":  # of runs started within a second
+        failed, finished = finished, failed
+    assert (failed.state, finished.state) == ("failed", "finished")
+    assert (failed.config["learning_rate"], finished.config["learning_rate"]) == (first.learning_rate, 0.25)
+    assert failed.summary["global_step"] < 1000
 
 
 def test_a_failing_log_warns_once_and_goes_quiet():
@@ -436,6 +467,13 @@ def test_videos_of_episodes():
         film = (tracker.run_dir / "files" / row["eval/video.path"]).read_bytes()
         assert film[4:8] == b"ftyp"  # an mp4
         assert re.fullmatch(r"step \d+, return \d+", row["eval/video.caption"])
+
+
+def test_videos_are_of_what_the_model_sees():
+    """VecNormalize's settings, not its defaults."""
+    env = VecNormalize(make_vec_env("CartPole-v1"), norm_obs=False, clip_obs=3.0)
+    video_env = make_video_env("CartPole-v1", REINFORCE("MlpPolicy", env))
+    assert (video_env.norm_obs, video_env.clip_obs, video_env.training) == (False, 3.0, False)
 
 
 def test_a_video_that_cannot_be_made_costs_a_warning():
@@ -702,6 +740,10 @@ print("trained", model.num_timesteps >= 8000, time.monotonic() - started < 60)
         (["--keyboard", "us", "logs/reinforce/CartPole-v1_1/best_model.zip"],
          ["--keyboard", "us", "logs/reinforce/CartPole-v1_1/best_model.zip"]),
         (["--env-kwargs", "render_mode:'rgb_array'"], ["--env-kwargs", "render_mode:'rgb_array'"]),
+        *([[env_id], [env_id]] for env_id in (
+            "MiniGrid-Dynamic-Obstacles-5x5-v0", "HandManipulateEggRotate_ContinuousTouchSensors-v1", "TaskCartPoleSwingup-v0",
+        )),
+        (["benchmark_learning_results"], ["benchmark_learning_results"]),
     ],
 )  # fmt: skip
 def test_masked_command(given: list[str], shown: list[str]):

@@ -19,6 +19,7 @@ from sb3_reinforce.zoo import cli, config_file, register
 from sb3_reinforce.zoo.search_space import (
     NORMALIZATION,
     SEARCH_SPACE,
+    complete_sample,
     convert_reinforce_params,
     sample_reinforce_params,
     search_space,
@@ -347,6 +348,14 @@ def test_a_study_with_other_ranges(in_folder: Path, capsys: pytest.CaptureFixtur
         (["tune", "--algo", "crossq"], "RL Zoo has no search space for crossq; it has for a2c"),
         (["train", "--trial-id", "0"], "--storage logs/reinforce/CartPole-v1-study.log: there is no such journal"),
         (["train", "--sampled", '{"gama": 0.9}'], "--sampled: reinforce has no hyperparameter 'gama', did you mean 'gamma'?"),
+        (
+            ["train", "--env", "Pendulum-v1", "--sampled", '{"learning_rate": 0.1}'],
+            "--sampled: learning_rate has no effect with the config's natural_gradient=True: sample that, too",
+        ),
+        (
+            ["train", "--sampled", '{"lr_schedule": "lin"}'],
+            "--sampled: lr_schedule is that of learning_rate: sample that, too",
+        ),
         (["train", "--sampled", '{"net_arch": "huge"}'], "--sampled: 'huge' is nothing that the search of reinforce knows"),
     ],
 )
@@ -355,6 +364,24 @@ def test_one_line(arguments: list[str], words: str, in_folder: Path, capsys: pyt
     error = capsys.readouterr().err
     assert f"sb3-reinforce {arguments[0]}: error: {words}" in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+def test_a_sample_means_what_the_config_makes_of_it():
+    """Of a config with the natural gradient: target_kl counts, a linear schedule is its own."""
+    entry = {"natural_gradient": True, "target_kl": "lin_0.03", "baseline": "value", "gamma": 0.95}
+    sampled = {"target_kl": 0.09, "lr_schedule": "lin", "value_learning_rate": 0.1}
+    converted = convert_reinforce_params(complete_sample(sampled, entry))
+    assert (converted["target_kl"], converted["value_learning_rate"]) == ("lin_0.09", 0.1)
+    assert "gamma" not in converted
+
+
+def test_a_file_that_is_no_journal_is_left_alone(in_folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("notes.log").write_text('{"mine": 1}\n')
+    assert cli.main(["tune", "--env", "CartPole-v1", "--n-trials", "1", "-n", "300", "--storage", "notes.log"]) == 2
+    assert "--storage notes.log must be a journal that Optuna has written, or a new file" in capsys.readouterr().err
+    assert Path("notes.log").read_text() == '{"mine": 1}\n'
+    assert cli.main(["tune", "--env", "CartPole-v1", "--n-trials", "1", "-n", "300", "--storage", "notes.log/x.log"]) == 2
+    assert "--storage notes.log/x.log cannot be used: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["{", "3"])
@@ -366,9 +393,14 @@ def test_sampled_must_be_a_json_object(text: str, capsys: pytest.CaptureFixture[
 
 def test_a_search_does_not_resume_a_run(in_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["train", *SHORT, "--checkpoint-every", "1", "--eval-freq", "-1"]) == 0
+    resume = ["train", "--resume", "logs/reinforce/CartPole-v1_1"]
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", "--resume", "logs/reinforce/CartPole-v1_1", "-optimize"])
+        cli.main([*resume, "-optimize"])
     assert "--resume goes on with a training run; a search goes on by itself" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*resume, "-params", "gamma:0.5", "--seed", "3"])
+    assert "own hyperparameters and seed, so -params, --seed cannot be given" in capsys.readouterr().err
+    assert cli.main([*resume, "--eval-freq", "-1"]) == 0
 
 
 def test_help_of_tune(capsys: pytest.CaptureFixture[str]):

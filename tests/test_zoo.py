@@ -3,6 +3,7 @@
 import os
 import random
 import select
+import shlex
 import signal
 import stat
 import subprocess
@@ -71,6 +72,21 @@ def test_the_main_job_needs_nothing_but_the_model():
 def test_config_file_that_is_not_there():
     with pytest.raises(FileNotFoundError, match=r"no nothing\.yml in .*zoo_configs"):
         config_file("nothing.yml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--env", "A-v1"], "--env A-v1 -params \"baseline:'none'\""),
+        (["-params", "gamma:0.9", "n_steps:8", "-P"], "-params gamma:0.9 n_steps:8 \"baseline:'none'\" -P"),
+        (["--hyperparams", "baseline:'mean'"], "--hyperparams 'baseline:'\"'\"'mean'\"'\"'' \"baseline:'none'\""),
+    ],
+)
+def test_the_same_without_a_baseline(arguments: list[str], expected: str):
+    from sb3_reinforce.zoo.report import without_baseline
+
+    assert without_baseline(arguments) == expected
+    assert [word for word in shlex.split(expected) if word in arguments] == arguments  # as a shell reads it
 
 
 # --- verbs ---
@@ -160,7 +176,8 @@ def test_train(tmp_path: Path):
     wandb_run = Path(lines["W&B run"].split(" ")[0])
     assert wandb_run.parent == Path("wandb")
     assert list((tmp_path / wandb_run).glob("*.wandb"))
-    assert "sb3-reinforce train --env CartPole-v1" in lines["Next"]
+    own = " ".join([*arguments, *tracking, "--eval-final", "10"])
+    assert lines["Next"].endswith(f"""sb3-reinforce train {own} -params "baseline:'none'\"""")
 
     # the score is the saved model's, and plausible: a CartPole episode returns 8 to 500
     model = REINFORCE.load(tmp_path / lines["Model"])

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakSet
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +35,7 @@ from sb3_reinforce.tracking.writer import WandbOutputFormat, histogram
 if TYPE_CHECKING:
     import optuna
     import wandb
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -48,6 +50,8 @@ _LONG_ROLLOUT = 1.0
 
 # A new best model within so many seconds of the last waits, so that early training does not upload one per evaluation
 _SECONDS_BETWEEN_BESTS = 60.0
+# Callbacks whose run has not ended
+_OPEN: "WeakSet[WandbCallback]" = WeakSet()
 
 
 class WandbCallback(BaseCallback):
@@ -171,6 +175,7 @@ class WandbCallback(BaseCallback):
         self._first_row = 0
         self._n_rows = 0
         self._owns_run = False
+        self._thread = 0
         self._background: BackgroundRun | None = None
         self._writer: WandbOutputFormat | None = None
         self._rollout_start = 0.0
@@ -192,10 +197,20 @@ class WandbCallback(BaseCallback):
 
     # ------------------------------------------------------------------------------------------- SB3 calls these
 
+    def init_callback(self, model: "BaseAlgorithm") -> None:
+        """
+        Called by ``learn``. A run that is still open ends here, while its model is known: the ``learn`` of this thread that it
+        belongs to was interrupted, or ``finish_at_end`` is False and ``finish`` was not called.
+
+        :param model: about to train
+        """
+        for each in list(_OPEN):
+            left_open = each is self or not (each.new_run or each._training_ended)
+            if left_open and each._owns_run and each._thread == threading.get_ident():
+                each.finish(exit_code=FINISHED if each._training_ended else FAILED)
+        super().init_callback(model)
+
     def _on_training_start(self) -> None:
-        if self.run is not None and self._owns_run:
-            # still open: the last learn() raised before its end, or finish_at_end is False and finish was not called
-            self.finish(exit_code=FINISHED if self._training_ended else FAILED)
         self._total_timesteps = self.locals["total_timesteps"]
         self._training_ended = False
         self._start_due = True
@@ -275,6 +290,7 @@ class WandbCallback(BaseCallback):
         atexit.unregister(self._at_exit)
         run, background = self.run, self._background
         self.run = self._background = None
+        _OPEN.discard(self)
         if background is None or run is None:
             return
         last = (lambda: run.finish(exit_code=exit_code)) if self._owns_run else None
@@ -353,16 +369,21 @@ class WandbCallback(BaseCallback):
             self._submit(lambda: run.config.setdefaults(settings), "the settings were not recorded")
         self._writer = WandbOutputFormat(self._background, add_to_row=self._add_to_row, warn=self._warn)
         self.logger.output_formats.append(self._writer)
+        _OPEN.add(self)
+        self._thread = threading.get_ident()
         if self._owns_run:
             # before W&B's own, which would wait without bound
             atexit.register(self._at_exit)
             self._notice_sigterm()
 
     def _start_run(self) -> "wandb.Run | None":
+        # W&B's own crash reports look up a host even offline, and the first run of a process starts them. Set before W&B reads
+        # its variables, which it does to find the key.
+        reports = os.environ.get("WANDB_ERROR_REPORTING")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         mode = self._resolved_mode()
-        if mode != "online":
-            # W&B's own crash reports look up a host even offline, and the first run of a process starts them
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        if mode == "online" and reports is None:
+            del os.environ["WANDB_ERROR_REPORTING"]
         modes = ("online", "offline") if mode == "online" else (mode,)
         for attempt in modes:
             try:

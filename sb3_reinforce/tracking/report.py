@@ -46,7 +46,7 @@ def report(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce report",
         description="One HTML page from W&B's offline runs, TensorBoard logs or SB3's progress.csv. Runs that differ in "
-        "nothing but the seed become one curve, the mean with a 95 %% confidence band.",
+        "nothing but the seed become one curve, the mean with a 95 % confidence band.",
         epilog="example: sb3-reinforce report wandb",
     )
     parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
@@ -128,7 +128,12 @@ def panel_data(metric: Metric, curves: list[Curve]) -> dict[str, Any] | None:
     :param curves: the runs
     :return: steps, and for each curve with values its line and band; None if there is none
     """
-    chosen = [(curve, [run.metrics[metric.key] for run in curve.runs if metric.key in run.metrics]) for curve in curves]
+    found = [run.metrics[metric.key] for curve in curves for run in curve.runs if metric.key in run.metrics]
+    ndim = found[0][1].ndim if found else 1  # numbers, or histograms: not both in one panel
+    chosen = [
+        (curve, [s for s in (run.metrics.get(metric.key) for run in curve.runs) if s is not None and s[1].ndim == ndim])
+        for curve in curves
+    ]
     chosen = [(curve, series) for curve, series in chosen if series]
     if not chosen:
         return None

@@ -55,7 +55,7 @@ class NoRunsError(ValueError):
 
 def find_runs(paths: list[Path]) -> list[Run]:
     """
-    All runs below some folders, in the order of their names.
+    All runs below some folders: W&B's in the order of their starts, then the others in the order of their paths.
 
     :param paths: folders of runs, a run's own folder, or a file of one
     :return: the runs; parts of one W&B run (it was stopped and gone on with) as one
@@ -76,7 +76,8 @@ def find_runs(paths: list[Path]) -> list[Run]:
     if not runs:
         where = ", ".join(str(path) for path in paths)
         raise NoRunsError(
-            f"no run below {where}: looked for *.wandb (W&B), events.out.tfevents.* (TensorBoard) and progress.csv (SB3)"
+            f"no run below {where}: looked for *.wandb (W&B), events.out.tfevents.* (TensorBoard) and progress.csv (SB3); "
+            "`sb3-reinforce train` leaves them with --track (in wandb) or --tensorboard-log DIR"
         )
     return runs
 
@@ -98,7 +99,8 @@ def _read_wandb(files: list[Path]) -> list[Run]:
         return []
     found: dict[str, Run] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
+    starts: dict[str, tuple[str, int]] = {}
+    for file in sorted(files, key=lambda file: (file.parent.name.removeprefix("offline-"), file.name)):
         records, problem = _records(file)
         parsed = []
         for data in records:
@@ -108,6 +110,9 @@ def _read_wandb(files: list[Path]) -> list[Run]:
                 problem = problem or "a record that cannot be read"
         started = [record.run for record in parsed if record.WhichOneof("record_type") == "run"]
         run_id = started[0].run_id if started else file.stem.removeprefix("run-")
+        # the second, of the folder's name (run-20260101_123456-id), then the fraction, as its rest is a random id
+        second = file.parent.name.removeprefix("offline-").removesuffix(f"-{run_id}")
+        starts.setdefault(run_id, (second, started[0].start_time.ToNanoseconds() if started else 0))
         run = found.setdefault(run_id, Run(run_id, file.parent, "wandb"))
         run.state = "killed or running"
         run.path = file.parent
@@ -119,7 +124,7 @@ def _read_wandb(files: list[Path]) -> list[Run]:
         run.metrics = _columns(rows.get(run_id, []))
         if not run.metrics:
             run.problems.append(f"{run.path}: no metric was logged")
-    return list(found.values())
+    return [found[run_id] for run_id in sorted(found, key=lambda run_id: starts[run_id])]
 
 
 def _records(file: Path) -> tuple[list[bytes], str | None]:
@@ -217,11 +222,18 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 quantiles = _quantiles(value)
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
-    ordered = {key: sorted(at.items()) for key, at in points.items()}
+    ordered = {key: sorted(_of_one_kind(at).items()) for key, at in points.items()}
     return {
         key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=np.float64))
         for key, pairs in ordered.items()
     }
+
+
+def _of_one_kind(points: dict[float, Any]) -> dict[float, Any]:
+    """Numbers or histograms, whichever are more: an array of one number was logged as a number, longer ones as histograms."""
+    numbers = {step: value for step, value in points.items() if isinstance(value, float)}
+    histograms = {step: value for step, value in points.items() if not isinstance(value, float)}
+    return max(numbers, histograms, key=len)
 
 
 def _is_number(value: Any) -> bool:

@@ -25,12 +25,13 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_VALUE = re.compile(
     r"""
-    (?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}
+    (?<![A-Za-z0-9])(?!ENVIRONMENT)(?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}
     | eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)+          # a JSON web token
     | (?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])  # W&B's keys, and others in hexadecimal digits
-    | (?<![A-Za-z0-9+/_\-])(?=[A-Za-z+/_\-]*\d)(?=[A-Z\d+/_\-]*[a-z])(?=[a-z\d+/_\-]*[A-Z])[A-Za-z0-9+_\-]{32,}={0,2}
+    | (?<![A-Za-z0-9+/_\-])(?!ENVIRONMENT)
+      (?=[A-Za-z+/_\-]*\d)(?=[A-Z\d+/_\-]*[a-z])(?=[a-z\d+/_\-]*[A-Z])[A-Za-z0-9+_\-]{32,}={0,2}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
-    """,
+    """.replace("ENVIRONMENT", r"[A-Za-z0-9_\-]+-v\d+(?![A-Za-z0-9_\-])"),  # an environment's id may be as long
     re.X,
 )
 _URL_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")
@@ -147,6 +148,8 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     spec = env.envs[0].spec if isinstance(env, DummyVecEnv) else None
     if spec is not None:
         found |= {"env_id": spec.id, "env_kwargs": spec.kwargs}
+    else:  # what tells most environments apart
+        found |= {"observation_space": str(env.observation_space), "action_space": str(env.action_space)}
     normalize = model.get_vec_normalize_env()
     if isinstance(normalize, VecNormalize):
         names = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")

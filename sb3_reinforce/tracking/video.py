@@ -24,8 +24,10 @@ def make_video_env(env: gym.Env | str, model: BaseAlgorithm) -> VecEnv:
         made: VecEnv = make_vec_env(env, env_kwargs={"render_mode": "rgb_array"})
     else:
         made = DummyVecEnv([lambda: env])
-    if model.get_vec_normalize_env() is not None:
-        made = VecNormalize(made, training=False, norm_reward=False)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        settings = {name: getattr(normalize, name) for name in ("norm_obs", "clip_obs", "epsilon", "norm_obs_keys")}
+        made = VecNormalize(made, training=False, norm_reward=False, **settings)
     return model._wrap_env(made, verbose=0, monitor_wrapper=False)
 
 

@@ -103,7 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f'{name} needs RL Zoo: pip install "sb3-reinforce[zoo]"')
     _render_without_display()
     try:
-        return VERBS[name].run(rest)
+        code = VERBS[name].run(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UnregisteredEnv, DependencyNotInstalled) as error:
         return _refuse(f"{name}: {error}")
     except ValueError as error:

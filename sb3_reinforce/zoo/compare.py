@@ -39,6 +39,8 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: baselines-ID.png)")
     options = parser.parse_args(arguments)
     try:
+        if options.model is not None and not options.model.is_file():
+            raise FileNotFoundError(f"--model {options.model}: there is no such file")
         env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)))
         statistics = options.vecnormalize or _beside(options.model, options.env)
         if statistics is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from sb3_reinforce.zoo.checkpoints import (
 from sb3_reinforce.zoo.config import UsageError, check_entry, read_entry
 from sb3_reinforce.zoo.mends import replaced
 from sb3_reinforce.zoo.report import command, relative
-from sb3_reinforce.zoo.search_space import search_space, suggest
+from sb3_reinforce.zoo.search_space import complete_sample, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, open_study, params_of_trial, plain_entry
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Experiment(exp_manager.ExperimentManager):
         super().__init__(*args, **kwargs)
         self.checkpoint: RunCheckpoint | None = None
         self.stopped_by: list[int] = []
+        self.created_folder: str | None = None
         # steps that the agent given by -i has played before this run
         self.first_step = 0
         if self.plan.run is not None:
@@ -94,10 +96,12 @@ class Experiment(exp_manager.ExperimentManager):
     def setup_experiment(self) -> "tuple[BaseAlgorithm, dict[str, Any]] | None":
         try:
             return super().setup_experiment()
-        except UsageError:
+        except BaseException as error:
+            if self.created_folder is not None:  # without a model it would be in the way of those that look for the newest
+                shutil.rmtree(self.created_folder, ignore_errors=True)
+            if isinstance(error, ValueError) and not isinstance(error, UsageError):  # from a constructor
+                raise UsageError(f"{error} (hyperparameters from {self._source()})") from error
             raise
-        except ValueError as error:  # from a constructor
-            raise UsageError(f"{error} (hyperparameters from {self._source()})") from error
 
     def _source(self) -> str:
         """:return: where the hyperparameters come from"""
@@ -122,7 +126,10 @@ class Experiment(exp_manager.ExperimentManager):
                 params_of_trial(self._study(create=False), self.trial_id), f"trial {self.trial_id}"
             )
         if self.plan.sampled is not None:
-            parts["--sampled"] = self._converted(self.plan.sampled, "--sampled")
+            sampled = self.plan.sampled
+            if self.algo == "reinforce":
+                sampled = complete_sample(sampled, parts[str(own or self.config)])
+            parts["--sampled"] = self._converted(sampled, "--sampled")
         parts["-params"] = self.custom_hyperparams or {}
         entry: dict[str, Any] = {}
         sources: dict[str, str] = {}
@@ -168,7 +175,12 @@ class Experiment(exp_manager.ExperimentManager):
         if self.optimize_hyperparameters:  # trials keep nothing, the study has a folder of its own
             return
         if distributed.rank() == 0:
-            super().create_log_folder()
+            there = os.path.exists(self.save_path)
+            try:
+                super().create_log_folder()
+            except OSError as error:
+                raise UsageError(f"the run's folder {self.save_path} cannot be made: {error.strerror}") from error
+            self.created_folder = None if there else self.save_path
         self.save_path, self.params_path = distributed.broadcast((self.save_path, self.params_path))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
@@ -193,6 +205,19 @@ class Experiment(exp_manager.ExperimentManager):
         for index, file in enumerate(there):
             env.env_method("set_wrapper_attr", "t_start", started_at(file), indices=index)
         return env
+
+    def _maybe_normalize(self, env: "VecEnv", eval_env: bool) -> "VecEnv":
+        """VecNormalize takes a Box or a Dict of them: what else is observed stays as it is, rewards are normalised."""
+        space = env.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+        boxes = [key for key, part in parts.items() if isinstance(part, spaces.Box)]
+        if self.normalize and len(boxes) < len(parts) and self.normalize_kwargs.get("norm_obs", True):
+            if boxes:
+                self.normalize_kwargs.setdefault("norm_obs_keys", boxes)
+            else:
+                print(f"Observations of {self.env_name} are not normalised, which is for Box: {space}")
+                self.normalize_kwargs["norm_obs"] = False
+        return super()._maybe_normalize(env, eval_env)
 
     def create_callbacks(self) -> None:
         # in steps of all ranks

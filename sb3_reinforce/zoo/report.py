@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rl_zoo3.exp_manager import ExperimentManager
 
     from sb3_reinforce.tracking import WandbCallback
+    from sb3_reinforce.zoo.experiment import Experiment
 
 # SB3's own rollout/ep_rew_mean averages over as many
 SMOOTHING_WINDOW = 100
@@ -146,7 +149,7 @@ def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) ->
 
 
 def report_lines(
-    experiment: "ExperimentManager", score: Score | None, curve: Path | None, tracker: "WandbCallback | None"
+    experiment: "Experiment", score: Score | None, curve: Path | None, tracker: "WandbCallback | None"
 ) -> list[str]:
     """
     The run in five lines: score, model, learning curve, W&B run, what to try next.
@@ -164,13 +167,12 @@ def report_lines(
     else:
         run = tracker.run_url or f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
     picture = relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
-    env_id = experiment.env_name.gym_id
-    again = f"{command('sb3-reinforce')} train --env {env_id} -P"
+    again = f"{command('sb3-reinforce')} train"
     if experiment.algo == "reinforce":
         # what the project is about, seen on the user's own environment
-        following = f"""the same without a baseline: {again} -params "baseline:'none'\""""
+        following = f"the same without a baseline: {again} {without_baseline(experiment.plan.arguments)}"
     else:
-        following = f"REINFORCE for comparison: {again}"
+        following = f"REINFORCE for comparison: {again} --env {experiment.env_name.gym_id} -P"
     return [
         f"Score:          {score or 'not evaluated, add --eval-final 100'}",
         f"Model:          {relative(model_file(experiment))}",
@@ -178,6 +180,21 @@ def report_lines(
         f"W&B run:        {run}",
         f"Next:           {following}",
     ]
+
+
+def without_baseline(arguments: Sequence[str]) -> str:
+    """
+    :param arguments: a command line of training
+    :return: the same for a shell, but with ``baseline="none"`` among its ``-params``
+    """
+    words = [shlex.quote(word) for word in arguments]
+    flags = [number for number, word in enumerate(words) if word in ("-params", "--hyperparams")]
+    if not flags:
+        words.append("-params")
+        flags = [len(words) - 1]
+    end = next((number for number in range(flags[-1] + 1, len(words)) if words[number].startswith("-")), len(words))
+    words.insert(end, "\"baseline:'none'\"")
+    return " ".join(words)
 
 
 def relative(path: Path) -> str:

@@ -85,6 +85,27 @@ def sample_reinforce_params(
     return convert_reinforce_params(suggest(trial, search_space(n_envs, normalization=False)))
 
 
+def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Some values of the search space, with what their meaning hangs on.
+
+    :param sampled: name -> value, of some names of the search space
+    :param entry: the config's entry, which holds what is not sampled
+    :return: the same, with ``natural_gradient`` and ``baseline``
+    :raises ValueError: if one of them would have no effect
+    """
+    found = {name: entry[name] for name in ("natural_gradient", "baseline") if name in entry} | dict(sampled)
+    step_size, unused = "learning_rate", "target_kl"
+    if found.get("natural_gradient"):
+        step_size, unused = unused, step_size
+    if unused in sampled and "natural_gradient" not in sampled:
+        natural = bool(found.get("natural_gradient"))
+        raise ValueError(f"--sampled: {unused} has no effect with the config's natural_gradient={natural}: sample that, too")
+    if "lr_schedule" in sampled and step_size not in sampled:
+        raise ValueError(f"--sampled: lr_schedule is that of {step_size}: sample that, too")
+    return found
+
+
 def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
     """
     RL Zoo's converter of REINFORCE: sampled values to hyperparameters, as they stand in a config.

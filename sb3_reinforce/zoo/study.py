@@ -1,6 +1,7 @@
 """A search's study: where it is kept, whether it fits, and what came out of it."""
 
 import io
+import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,8 +47,12 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
         journal = Path(storage)
         if not create and not journal.is_file():  # Optuna would make an empty one
             raise UsageError(f"--storage {storage}: there is no such journal")
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        where = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        try:
+            _check_journal(journal)
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            where = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        except OSError as error:
+            raise UsageError(f"--storage {storage} cannot be used: {error.strerror}") from error
     elif "://" not in storage:
         raise UsageError(
             f"--storage must be a journal's file, whose name ends in {JOURNAL}, or a database's address such as "
@@ -62,6 +67,20 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
         raise UsageError(f"--study-name {study_name!r} is not in {storage}, which has: {known}") from error
     except Exception as error:  # whatever a database's driver raises
         raise UsageError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _check_journal(journal: Path) -> None:
+    """:raises UsageError: if the file is there and not Optuna's, to which a study would be appended"""
+    if not journal.is_file():
+        return
+    with journal.open(errors="replace") as file:
+        line = file.readline()
+    try:
+        is_journal = not line or "op_code" in json.loads(line)
+    except (ValueError, TypeError):
+        is_journal = False
+    if not is_journal:
+        raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
 
 
 def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:

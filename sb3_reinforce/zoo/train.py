@@ -64,6 +64,8 @@ def _train(verb: str, arguments: Sequence[str]) -> int:
         zoo_arguments += _join_ranks(zoo_options, parser)
     run = _run_to_go_on_with(options.resume, zoo_options.log_folder, parser)
     if run is not None:
+        if options.resume is not None:
+            _check_resumed(options, zoo_options, run, parser)
         # begun again by torchrun: the command line is the same
         arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
         options, zoo_arguments = parser.parse_known_args(arguments)
@@ -107,6 +109,26 @@ def _train(verb: str, arguments: Sequence[str]) -> int:
     if lines:
         print("\n".join(lines), flush=True)
     return exit_code
+
+
+def _check_resumed(
+    options: argparse.Namespace, zoo_options: argparse.Namespace, run: Run, parser: argparse.ArgumentParser
+) -> None:
+    """Refuse, as a usage error, what a run that is gone on with cannot change."""
+    own = _zoo_options(run.arguments)
+    given: dict[str, tuple[str, Any]] = {
+        "-params": ("hyperparams", []), "--conf-file": ("conf_file", None), "--trial-id": ("trial_id", None),
+        "-i": ("trained_agent", None), "--seed": ("seed", -1),
+    }  # fmt: skip
+    changed = [
+        option for option, (name, missing) in given.items() if getattr(zoo_options, name) not in (missing, getattr(own, name))
+    ]
+    changed += ["--sampled"] if options.sampled is not None else []
+    if changed:
+        parser.error(
+            f"--resume goes on with the run's own hyperparameters and seed, so {', '.join(changed)} cannot be given: leave it "
+            f"out, or begin a new run with the agent of this one, -i MODEL.zip"
+        )
 
 
 def _check(
@@ -341,10 +363,11 @@ def _run_zoo(zoo_arguments: list[str], plan: "Plan") -> None:
 
     from sb3_reinforce.zoo.experiment import Experiment
     from sb3_reinforce.zoo.mends import replaced
+    from sb3_reinforce.zoo.verbs import errors_in_one_line
 
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
     with replaced(exp_manager, "ExperimentManager", type("Experiment", (Experiment,), {"plan": plan})):
-        with replaced(sys, "argv", ["sb3-reinforce train", *zoo_arguments]):
+        with replaced(sys, "argv", ["sb3-reinforce train", *zoo_arguments]), errors_in_one_line("train"):
             runpy.run_module("rl_zoo3.train", run_name="__main__")
 
 

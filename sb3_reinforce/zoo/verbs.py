@@ -68,14 +68,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         for option, settings in verb.options:
             parser.add_argument(option, **settings)
-        parser.error = error  # type: ignore[method-assign]
-        options = _PARSE_ARGS(parser, *args, **kwargs)
+        options = parse_whole_names(parser, *args, **kwargs)
         verb.check(options)
         parsed.append(options)
         return options
-
-    def error(message: str) -> NoReturn:
-        sys.exit(refuse(name, f"{message}; `sb3-reinforce {name} --help` lists the options"))
 
     register()
     try:
@@ -84,6 +80,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
                 around.enter_context(mend())
             if verb.module.startswith("plots."):
                 around.enter_context(_figures(parsed))
+            around.enter_context(errors_in_one_line(name))
+            parse_whole_names = argparse.ArgumentParser.parse_args
             around.enter_context(replaced(argparse.ArgumentParser, "parse_args", parse_args))
             around.enter_context(replaced(sys, "argv", [f"sb3-reinforce {name}", *verb.defaults, *arguments]))
             around.enter_context(warnings.catch_warnings())
@@ -99,6 +97,29 @@ def run(name: str, arguments: Sequence[str]) -> int:
             raise
         return refuse(name, str(wrong))
     return 0
+
+
+@contextmanager
+def errors_in_one_line(name: str) -> Iterator[None]:
+    """
+    What the zoo's parser refuses is one line, without the list of all options before it, and with the nearest option.
+
+    :param name: the verb
+    """
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")] if message.startswith("unrecognized") else []
+        options = [option for option in parser._option_string_actions if option.startswith("--")]
+        nearest = [[o for o in options if o.startswith(w)] or difflib.get_close_matches(w, options, n=1) for w in unknown]
+        meant = "".join(f", did you mean {matches[0]}?" for matches in nearest if matches)
+        sys.exit(refuse(name, f"{message}{meant or ';'} `sb3-reinforce {name} --help` lists the options"))
+
+    def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        parser.allow_abbrev = False  # what we look for among the zoo's options is found by its whole name
+        return _PARSE_ARGS(parser, *args, **kwargs)
+
+    with replaced(argparse.ArgumentParser, "error", error), replaced(argparse.ArgumentParser, "parse_args", parse_args):
+        yield
 
 
 def refuse(name: str, message: str) -> int:
@@ -164,7 +185,11 @@ def _run_folder(options: argparse.Namespace, *which: Any) -> str:
             return get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
     except (AssertionError, ValueError) as error:
         train = f"sb3-reinforce train --algo {options.algo} --env {options.env.gym_id} -f {options.folder}"
-        raise ValueError(f"{error}; -f names the folder with the runs, `{train}` makes one") from error
+        load_best, load_checkpoint, load_last = which
+        extra = " --eval-freq N" * load_best + " --save-freq N" * (load_last or load_checkpoint is not None)
+        raise ValueError(
+            f"{error}; -f names the folder with the runs, --exp-id one of them, `{train}{extra}` makes one"
+        ) from error
 
 
 def _check_enjoy(options: argparse.Namespace) -> None:
