@@ -48,10 +48,15 @@ DEFAULT_ARGUMENTS = {"CartPole-v1": 98_900, "Acrobot-v1": 298_900}
 
 
 def settings_of(env_id: str, config: Path = CONFIG) -> dict[str, Any]:
-    """:return: an environment's entry of a config, that of its last earlier version, or the default one; code evaluated"""
+    """
+    :return: an environment's entry of a config, that of its last earlier version, or the default one; code evaluated
+    :raises ValueError: if the config has none of these
+    """
     entries = yaml.safe_load(config.read_text())
-    names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)]
-    entry = entries[next((name for name in names if name in entries), "default")]
+    names = [f"{env_id[:-1]}{version}" for version in range(int(env_id[-1]), -1, -1)] + ["default"]
+    entry = next((entries[name] for name in names if name in entries), None)
+    if entry is None:
+        raise ValueError(f"env must be one of {config.name}, got {env_id}: choose among {', '.join(entries)}")
     return {
         key: eval(value) if key in ("normalize", "policy_kwargs") and isinstance(value, str) else value
         for key, value in entry.items()

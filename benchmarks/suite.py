@@ -68,8 +68,14 @@ class Agent:
 
 
 OURS = "REINFORCE"
+REUSE = "REINFORCE, reuse"  # each batch is used several times
 OF_ZOO = Path(rl_zoo3.__file__).parent / "hyperparams"
-AGENTS = {OURS: Agent(REINFORCE, CONFIG), "A2C": Agent(A2C, OF_ZOO / "a2c.yml"), "PPO": Agent(PPO, OF_ZOO / "ppo.yml")}
+AGENTS = {
+    OURS: Agent(REINFORCE, CONFIG),
+    REUSE: Agent(REINFORCE, CONFIG.with_name("reinforce_reuse.yml")),
+    "A2C": Agent(A2C, OF_ZOO / "a2c.yml"),
+    "PPO": Agent(PPO, OF_ZOO / "ppo.yml"),
+}
 
 
 @dataclass(frozen=True)
@@ -234,17 +240,19 @@ def table(suite: Suite) -> str:
 
 
 def comparison(suite: Suite) -> str:
-    """One line per published result: on how many tasks ours is at or above it, and on which it is not."""
-    ours = {}
-    for env_id in sorted({row["env"] for row in suite.rows() if row["agent"] == OURS}):
-        maximum = suite.compares == "maximum"
-        ours[env_id] = curves(suite, env_id, OURS)[1].mean(0).max() if maximum else finals(suite, env_id, OURS).mean()
+    """One line per agent of ours and published result: on how many tasks ours is at or above it, and on which it is not."""
     lines = []
-    for name, scores_of in suite.published.items():
-        below = [env_id for env_id, score in ours.items() if score < scores_of[env_id]]
-        lines.append(
-            f"{name}: at or above on {len(ours) - len(below)} of {len(ours)} tasks; below: {', '.join(below) or 'none'}"
-        )
+    for agent in (OURS, REUSE):
+        ours = {}
+        for env_id in sorted({row["env"] for row in suite.rows() if row["agent"] == agent}):
+            maximum = suite.compares == "maximum"
+            ours[env_id] = curves(suite, env_id, agent)[1].mean(0).max() if maximum else finals(suite, env_id, agent).mean()
+        for name, scores_of in suite.published.items() if ours else ():
+            below = [env_id for env_id, score in ours.items() if score < scores_of[env_id]]
+            lines.append(
+                f"{agent} against {name}: at or above on {len(ours) - len(below)} of {len(ours)} tasks; "
+                f"below: {', '.join(below) or 'none'}"
+            )
     return "\n".join(lines)
 
 
@@ -299,8 +307,13 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
         suite = replace(suite, results=args.results, pictures=args.results)
     try:
         check_settings(suite)
+        for env_id in args.env:
+            for agent in args.agents:
+                AGENTS[agent].settings(suite, env_id)
     except ValueError as error:
         parser.error(str(error))
+    if args.collect and not suite.rows():
+        parser.error(f"nothing has been measured: there is no {suite.path('runs.csv')}")
     if not args.collect:
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
         jobs = [(env_id, agent, seed) for seed in range(args.seeds) for agent in args.agents for env_id in args.env]

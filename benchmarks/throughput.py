@@ -22,7 +22,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -45,8 +45,28 @@ th.set_num_threads(1)
 warnings.simplefilter("ignore")
 
 
-def alone(env: VecEnv, seconds: float) -> float:
-    """Steps per second of the environment with ready-made actions."""
+class Speed(NamedTuple):
+    """Environment steps per second, and the share of them that an update used: of whole episodes, not of waiting for them."""
+
+    steps: float
+    used: float = 1.0
+
+
+class Used(BaseCallback):
+    """Counts the steps that updates of REINFORCE use."""
+
+    needs_steps = False
+    n_steps = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.n_steps += self.model.rollout_buffer.pos
+
+
+def alone(env: VecEnv, seconds: float) -> Speed:
+    """Of the environment with ready-made actions."""
     env.reset()
     actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(32)]
     n_steps, start = 0, time.perf_counter()
@@ -54,26 +74,28 @@ def alone(env: VecEnv, seconds: float) -> float:
         for action in actions:
             env.step(action)
         n_steps += len(actions) * env.num_envs
-    return n_steps / (time.perf_counter() - start)
+    return Speed(n_steps / (time.perf_counter() - start))
 
 
-def training(model: Any, seconds: float) -> float:
-    """Steps per second of ``learn``, updates included; how many steps fill the time is tried out first."""
+def training(model: Any, seconds: float) -> Speed:
+    """Of ``learn``, updates included; how many steps fill the time is tried out first."""
     n_steps = max(1000, model.n_envs * 100)
     model.learn(n_steps)
     start = time.perf_counter()
     model.learn(n_steps)
     n_steps = int(model.num_timesteps * seconds / (time.perf_counter() - start))
+    used = Used() if isinstance(model, REINFORCE) else None
     start = time.perf_counter()
-    model.learn(n_steps)
-    return model.num_timesteps / (time.perf_counter() - start)
+    model.learn(n_steps, used)
+    speed = model.num_timesteps / (time.perf_counter() - start)
+    return Speed(speed, 1.0 if used is None else used.n_steps / model.num_timesteps)
 
 
-def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]:
+def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], Speed]]:
     def make_env() -> VecEnv:
         return make_vec_env(env_id, n_envs, seed=0)
 
-    def trainer(algorithm: Any, **kwargs: Any) -> Callable[[float], float]:
+    def trainer(algorithm: Any, **kwargs: Any) -> Callable[[float], Speed]:
         return lambda seconds: training(algorithm("MlpPolicy", make_env(), seed=0, device="cpu", **kwargs), seconds)
 
     found = {
@@ -87,7 +109,7 @@ def contestants(env_id: str, n_envs: int) -> dict[str, Callable[[float], float]]
     if find_spec("tianshou") is not None:
         from tianshou_reinforce import speed
 
-        found["Tianshou's Reinforce"] = lambda seconds: speed(env_id, n_envs, seconds)
+        found["Tianshou's Reinforce"] = lambda seconds: Speed(speed(env_id, n_envs, seconds))
     return found
 
 
@@ -95,10 +117,10 @@ def vector_env(n_envs: int) -> VecEnv:
     return VectorEnvAdapter(gym.make_vec("CartPole-v1", num_envs=n_envs, vectorization_mode="vector_entry_point"))
 
 
-def vector_contestants(n_envs: int) -> dict[str, Callable[[float], float]]:
+def vector_contestants(n_envs: int) -> dict[str, Callable[[float], Speed]]:
     """CartPole-v1 through VectorEnvAdapter, against A2C on eight environments in a DummyVecEnv."""
 
-    def reinforce(env: VecEnv, seconds: float) -> float:
+    def reinforce(env: VecEnv, seconds: float) -> Speed:
         model = REINFORCE("MlpPolicy", env, n_steps=128, seed=0, device="cpu", baseline="mean", chunk_size=16_384)
         return training(model, seconds)
 
@@ -124,17 +146,24 @@ def spread(values: list[float], digits: str = ".2f") -> str:
     return f"{np.median(values):{digits}} ({min(values):{digits}}-{max(values):{digits}})"
 
 
-def compare(title: str, found: dict[str, Callable[[float], float]], rounds: int, seconds: float) -> None:
+def compare(title: str, found: dict[str, Callable[[float], Speed]], rounds: int, seconds: float) -> None:
     """Let all take turns, and print a line of Markdown for each."""
-    speeds: dict[str, list[float]] = defaultdict(list)
+    speeds: dict[str, list[Speed]] = defaultdict(list)
     for _ in range(rounds):
         for name, measure in found.items():
             speeds[name].append(measure(seconds))
-    print(f"\n{title}\n\n| | steps per second | of the environment alone | times A2C |\n| --- | --- | --- | --- |")
+    print(f"\n{title}\n\n| | steps per second | of the environment alone | times A2C | steps used | used steps, times A2C |")
+    print("| --- " * 6 + "|")
     for name, values in speeds.items():
-        of_alone = [value / base for value, base in zip(values, speeds["alone"], strict=True)]
-        of_a2c = [value / base for value, base in zip(values, speeds["A2C"], strict=True)]
-        print(f"| {name} | {np.median(values):,.0f} | {spread(of_alone)} | {spread(of_a2c, '.1f')} |", flush=True)
+        of_alone = [value.steps / base.steps for value, base in zip(values, speeds["alone"], strict=True)]
+        of_a2c = [value.steps / base.steps for value, base in zip(values, speeds["A2C"], strict=True)]
+        used = [value.used for value in values]
+        used_of_a2c = [ratio * share for ratio, share in zip(of_a2c, used, strict=True)]
+        print(
+            f"| {name} | {np.median([value.steps for value in values]):,.0f} | {spread(of_alone)} | {spread(of_a2c, '.1f')} | "
+            f"{np.median(used):.2f} | {np.median(used_of_a2c):.1f} |",
+            flush=True,
+        )
 
 
 def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:

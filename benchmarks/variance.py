@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from learning import ROOT, read_rows, save_rows, settings_of, versions
+from learning import ROOT, described, read_rows, save_rows, settings_of, versions
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
@@ -49,6 +49,7 @@ class Snapshots(BaseCallback):
 def run(env_id: str, seed: int = 0) -> None:
     n_timesteps, n_episodes = RUNS[env_id]
     settings = settings_of(env_id)
+    text = described(settings)
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", None)
     settings.pop("n_timesteps")
     kwargs = normalize if isinstance(normalize, dict) else {}
@@ -72,14 +73,25 @@ def run(env_id: str, seed: int = 0) -> None:
             save_rows(RESULTS, {
                 "env": env_id, "stage": stage, "steps": model.num_timesteps, "episodes": n_episodes, "baseline": row.name,
                 "variance": f"{row.variance:.5g}", "relative": f"{row.relative:.4g}", "low": f"{row.low:.4g}",
-                "high": f"{row.high:.4g}", "seed": seed, "seconds": f"{time.time() - start:.0f}", "versions": versions(),
-                "date": time.strftime("%Y-%m-%d"),
+                "high": f"{row.high:.4g}", "seed": seed, "seconds": f"{time.time() - start:.0f}", "settings": text,
+                "versions": versions(), "date": time.strftime("%Y-%m-%d"),
             })  # fmt: skip
         print(f"{stage}, {model.num_timesteps} steps\n{comparison}\n", flush=True)
 
     measure("start")
     model.learn(n_timesteps, Snapshots(n_timesteps // 2, measure))
     measure("end")
+
+
+def check_settings() -> None:
+    """:raises ValueError: if what has been measured was measured with other settings than those of now"""
+    now = {env_id: described(settings_of(env_id)) for env_id in RUNS}
+    for row in read_rows(RESULTS):
+        if row["settings"] != now[row["env"]]:
+            raise ValueError(
+                f"{RESULTS} must be of the settings as they are now, got {row['env']} with {row['settings']} instead of "
+                f"{now[row['env']]}: remove its rows"
+            )
 
 
 def table() -> str:
@@ -135,6 +147,10 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--table", action="store_true", help="print and draw what has been measured, and run nothing")
     args = parser.parse_args()
+    try:
+        check_settings()
+    except ValueError as error:
+        parser.error(str(error))
     for env_id in [] if args.table else args.env:
         if {row["stage"] for row in read_rows(RESULTS) if row["env"] == env_id} < set(STAGES):
             run(env_id)
