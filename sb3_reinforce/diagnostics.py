@@ -265,7 +265,7 @@ class BaselineComparison:
         axes.axvline(1.0, color="gray", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.set_xlabel("variance of the gradient, relative to no baseline (95 % interval)")
-        axes.set_title(self.title, fontsize="medium")
+        axes.set_title(self.title.replace("; ", "\n"), fontsize="medium")
         axes.grid(axis="x", which="both", alpha=0.3)
         figure.savefig(path, dpi=150)
 
@@ -348,6 +348,8 @@ def compare_baselines(
     distances = (first.squares - 2 * second.along + first.mean.square().sum(1).cpu()).clamp(min=0.0).numpy()
     kind = "a new policy" if model is None else f"the given {type(model).__name__}"
     value = "V as the model has learned it" if learned else "V fitted to other episodes"
+    if learned and (not isinstance(model, REINFORCE) or model._bootstraps_truncated()):
+        value += " (bootstrapped at time limits, which end the sum here)"
     title = f"{env_name}: {len(episodes.lengths)} episodes of {kind}; {value}"
     return _compared(list(named), distances, title, seed, n_bootstrap)
 
@@ -448,6 +450,8 @@ def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_
         also = f", which is not clearly beaten by the lowest, {best}" if advised != best else ", the lowest"
         advice = (
             f'Advice: baseline="{advised}" leaves {100 * row.relative:.0f} % of the variance ({100 * row.low:.0f} to '
-            f"{100 * row.high:.0f} %){also}: as many episodes tell about {1 / max(row.relative, 1e-12):.1f} times as much."
+            f"{100 * row.high:.0f} %){also}"
         )
+        exact = row.relative < 1e-9  # but for rounding
+        advice += "." if exact else f": as many episodes tell about {1 / row.relative:.1f} times as much."
     return BaselineComparison(rows, advice, title)

@@ -284,11 +284,20 @@ def test_comparison_leaves_model_and_statistics_alone():
     count, steps, training = env.obs_rms.count, model.num_timesteps, env.training
     comparison = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
     assert [row.name for row in comparison.rows] == ["none", "mean", "value", "greedy"]
-    assert "V as the model has learned it" in comparison.title
+    assert comparison.title.endswith("; V as the model has learned it (bootstrapped at time limits, which end the sum here)")
     assert (env.obs_rms.count, model.num_timesteps, env.training) == (count, steps, training)
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     again = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
     assert again == comparison
+
+
+def test_comparison_with_a_baseline_that_leaves_nothing():
+    """All episodes reach the time limit, so the return is a function of t: no multiple of infinity is told."""
+    env = make_vec_env("CartPole-v1", 2, env_kwargs={"max_episode_steps": 5})
+    model = REINFORCE("MlpPolicy", env, seed=0, truncation="terminal", device="cpu").learn(50)
+    comparison = compare_baselines(env, model, n_episodes=8, baselines=["per_step"], n_bootstrap=50)
+    assert comparison.title.endswith("; V as the model has learned it")
+    assert comparison.advice == 'Advice: baseline="per_step" leaves 0 % of the variance (0 to 0 %), the lowest.'
 
 
 class Constant(Baseline):
