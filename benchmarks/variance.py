@@ -105,11 +105,15 @@ def table() -> str:
             if own:
                 for n in names:
                     own[n]["relative"] = str(float(own[n]["variance"]) / float(own["none"]["variance"]))
-                cells = [
-                    f"{float(own[n]['relative']):.2g} ({float(own[n]['low']):.2g}-{float(own[n]['high']):.2g})" for n in names
-                ]
+                cells = ["{} ({}-{})".format(*(_short(own[n][key]) for key in ("relative", "low", "high"))) for n in names]
                 lines.append(f"| {env_id} | {int(own['none']['steps']):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short(number: str) -> str:
+    """Two digits; what is 0 but for rounding as 0."""
+    value = float(number)
+    return "0" if value < 1e-9 else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def draw() -> None:
