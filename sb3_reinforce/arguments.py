@@ -77,7 +77,7 @@ def check_arguments(model: "REINFORCE") -> None:
         check_flag(name, getattr(model, name))
     for name in ("n_steps", "max_episode_steps", "n_epochs", "n_value_epochs"):
         check_count(name, getattr(model, name))
-    for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size"):
+    for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size", "freeze_normalization_after"):
         check_count(name, getattr(model, name), optional=True)
     if model.seed is not None and (not isinstance(model.seed, Integral) or not 0 <= model.seed < 2**32):
         raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {model.seed!r}")
@@ -139,6 +139,20 @@ def check_clip_range(model: "REINFORCE") -> None:
     """
     if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
         raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
+
+
+def check_normalization(model: "REINFORCE") -> None:
+    """
+    For training only: a model is evaluated without ``VecNormalize`` around, by its own means.
+
+    :param model: a REINFORCE with its environment, about to be trained
+    :raises ValueError: if there is nothing that could be frozen
+    """
+    if model.freeze_normalization_after is not None and model.get_vec_normalize_env() is None:
+        raise ValueError(
+            "freeze_normalization_after is for an environment in VecNormalize, got "
+            f"{model.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
+        )
 
 
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -41,6 +41,7 @@ from sb3_reinforce.arguments import (
     check_count,
     check_env,
     check_finite,
+    check_normalization,
     check_spaces,
 )
 from sb3_reinforce.baselines import (
@@ -65,7 +66,7 @@ from sb3_reinforce.buffers import (
     map_arrays,
     stack_observations,
 )
-from sb3_reinforce.greedy import play_greedy
+from sb3_reinforce.greedy import frozen_statistics, play_greedy
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
@@ -85,8 +86,8 @@ POINTWISE = (NoBaseline, ValueBaseline, GreedyBaseline)
 # n_episodes and batch_size are each rank's own.
 SAME_ON_ALL_RANKS = (
     "policy_class", "gamma", "returns", "discount_state", "normalize_advantage", "loss_reduction", "truncation",
-    "unfinished", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
-    "use_sde",
+    "unfinished", "freeze_normalization_after", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient",
+    "cg_max_steps", "cg_damping", "use_sde",
 )  # fmt: skip
 # Arguments that may change with the progress of training, and the attributes with the functions made of them
 SCHEDULES = {
@@ -149,6 +150,9 @@ class REINFORCE(OnPolicyAlgorithm):
         ``baseline="value"``, and excludes ``returns="episode"`` and ``n_episodes``
     :param max_episode_steps: an episode that is longer than this ends the run with a ValueError, so that an
         environment without end is no run without end
+    :param freeze_normalization_after: environment steps (``num_timesteps``) after which rollouts no longer change the
+        statistics of ``VecNormalize``; None: they always do. Each change of them changes the policy, too, against all that
+        a step within ``target_kl`` has gained, if the states visited drift: docs/theory.md
     :param n_epochs: optimiser passes over a batch. 1 with ``batch_size=None`` is REINFORCE. More steps on one batch are
         off-policy: then the loss is PPO's clipped importance ratio, whose gradient at the sampling parameters is the same
     :param batch_size: steps per minibatch; None: the whole batch in one optimiser step. A minibatch estimates the
@@ -216,6 +220,7 @@ class REINFORCE(OnPolicyAlgorithm):
         truncation: Literal["terminal", "bootstrap"] | None = None,
         unfinished: Literal["finish", "bootstrap"] = "finish",
         max_episode_steps: int = 100_000,
+        freeze_normalization_after: int | None = None,
         n_epochs: int = 1,
         batch_size: int | None = None,
         clip_range: float | str | Schedule = 0.2,
@@ -250,6 +255,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.truncation = truncation
         self.unfinished = unfinished
         self.max_episode_steps = max_episode_steps
+        self.freeze_normalization_after = freeze_normalization_after
         self.n_epochs = n_epochs
         self.batch_size = batch_size
         self.clip_range = clip_range
@@ -444,7 +450,8 @@ class REINFORCE(OnPolicyAlgorithm):
             self._n_rollouts += 1
         elif not self._has_just_been_reset:
             self._next_rollout(env)
-            self._last_obs = env.reset()
+            with self._normalization():
+                self._last_obs = env.reset()
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self._has_just_been_reset = False
         if self.unfinished == "finish" or self._steps_into_episode is None:
@@ -459,6 +466,12 @@ class REINFORCE(OnPolicyAlgorithm):
         if self._storage is None:
             self._storage = EpisodeStorage(self.observation_space, self.action_space, env.num_envs, self._last_obs)
         return np.random.default_rng(actor_seed)
+
+    def _normalization(self) -> AbstractContextManager[None]:
+        """Inside, ``VecNormalize`` learns nothing if ``freeze_normalization_after`` steps have been played."""
+        after = self.freeze_normalization_after
+        frozen = after is not None and self.num_timesteps >= after
+        return frozen_statistics(self.env) if frozen else nullcontext()  # type: ignore[arg-type]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -504,35 +517,36 @@ class REINFORCE(OnPolicyAlgorithm):
             check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
 
         try:
-            while tracker.goes_on(n_steps):
-                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                    self.policy.reset_noise(env.num_envs)
+            with self._normalization():
+                while tracker.goes_on(n_steps):
+                    if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                        self.policy.reset_noise(env.num_envs)
 
-                actions = sample_actions(self._last_obs)
-                clipped_actions = self._within_bounds(actions) if is_box else actions
+                    actions = sample_actions(self._last_obs)
+                    clipped_actions = self._within_bounds(actions) if is_box else actions
 
-                new_obs, rewards, dones, infos = env.step(clipped_actions)
-                self.num_timesteps += env.num_envs
-                n_steps += 1
-                if normalized is not None:
-                    check_before_normalization(normalized, new_obs, rewards, n_steps)
+                    new_obs, rewards, dones, infos = env.step(clipped_actions)
+                    self.num_timesteps += env.num_envs
+                    n_steps += 1
+                    if normalized is not None:
+                        check_before_normalization(normalized, new_obs, rewards, n_steps)
 
-                if listening:
-                    callback.update_locals(locals())
-                    if not callback.on_step():
-                        self._abandon_rollout()
-                        self._exchange(self._share(n_steps, used_infos, stopped=True), before, callback)
-                        return False
+                    if listening:
+                        callback.update_locals(locals())
+                        if not callback.on_step():
+                            self._abandon_rollout()
+                            self._exchange(self._share(n_steps, used_infos, stopped=True), before, callback)
+                            return False
 
-                storage.add(self._last_obs, actions, rewards)
-                self._last_obs = new_obs
-                self._last_episode_starts = dones
-                if np.count_nonzero(dones):
-                    for index in tracker.end_episodes(n_steps, dones, infos):
-                        self._update_info_buffer([infos[index]], dones[[index]])
-                        if shared:
-                            kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
-                            used_infos.append((n_steps, kept))
+                    storage.add(self._last_obs, actions, rewards)
+                    self._last_obs = new_obs
+                    self._last_episode_starts = dones
+                    if np.count_nonzero(dones):
+                        for index in tracker.end_episodes(n_steps, dones, infos):
+                            self._update_info_buffer([infos[index]], dones[[index]])
+                            if shared:
+                                kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
+                                used_infos.append((n_steps, kept))
         except BaseException as error:
             last_obs = self._last_obs
             self._abandon_rollout()
@@ -1054,6 +1068,7 @@ class REINFORCE(OnPolicyAlgorithm):
         check_arguments(self)
         check_clip_range(self)
         check_env(self)
+        check_normalization(self)
         check_finite("total_timesteps", total_timesteps)
         check_count("log_interval", log_interval, optional=True)
         if type(make_baseline(self.baseline)) is not type(self._baseline):
@@ -1064,9 +1079,11 @@ class REINFORCE(OnPolicyAlgorithm):
         self._renew_schedules()
         if reset_num_timesteps:
             self._resumed = self._checkpoint = None
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
+        # an environment that is new is reset in here
+        with nullcontext() if reset_num_timesteps else self._normalization():
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
         callback.on_training_start(locals(), globals())
         iteration = checkpoint.begin_learning(self, callback, total_timesteps)
         assert self.env is not None

@@ -45,6 +45,10 @@ VALUE_CURE = "needs a learned value function: choose baseline=\"value\", got bas
         (dict(batch_size=0), "batch_size must be a whole number >= 1 or None, got 0"),
         (dict(value_batch_size=0.5), "value_batch_size must be a whole number >= 1 or None, got 0.5"),
         (dict(chunk_size=-4), "chunk_size must be a whole number >= 1 or None, got -4"),
+        (
+            dict(freeze_normalization_after=0),
+            "freeze_normalization_after must be a whole number >= 1 or None, got 0",
+        ),
         (dict(max_episode_steps=0), "max_episode_steps must be a whole number >= 1, got 0"),
         (dict(clip_range=-0.2), "clip_range must be finite and >= 0 throughout training, got -0.2"),
         (dict(clip_range=0.0), "clip_range must be > 0 at the start of training, got 0.0"),
@@ -433,3 +437,9 @@ def test_not_finite_before_normalization(what, step):
     env = VecNormalize(DummyVecEnv([lambda: RewardListEnv([1.0] * 6), lambda: Broken([1.0] * 6)]))
     with pytest.raises(ValueError, match=rf"{what} must be finite, got (nan|inf) from environment 1 at step {step} of"):
         REINFORCE("MlpPolicy", env, n_steps=12).learn(100)
+
+
+def test_nothing_to_freeze():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", freeze_normalization_after=100)
+    with pytest.raises(ValueError, match="freeze_normalization_after is for an environment in VecNormalize, got 100 and none"):
+        model.learn(10)

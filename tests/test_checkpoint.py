@@ -76,6 +76,7 @@ def test_every_baseline(tmp_path, baseline, actions):
     [
         pytest.param(dict(env=dict(vec="subproc"), stops=(60,)), id="SubprocVecEnv"),
         pytest.param(dict(env=dict(normalize=False)), id="without VecNormalize"),
+        pytest.param(dict(freeze_normalization_after=70), id="frozen statistics"),
         pytest.param(dict(learning_rate="lin_1e-2", ent_coef="lin_0.1"), id="schedules by name"),
         pytest.param(
             dict(learning_rate=LinearSchedule(1e-2, 1e-4, 0.7), value_learning_rate=lambda p: 0.01 * p * p), id="schedules"

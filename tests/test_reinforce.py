@@ -944,3 +944,26 @@ def test_rollout_buffer_class():
         REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_kwargs=dict(colour=3))
     with pytest.raises(AssertionError, match="must be used with Dict obs space only"):
         REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_class=DictRolloutBuffer)
+
+
+def test_freeze_normalization_after():
+    """Rollouts that begin behind it, and their resets, leave the statistics alone; VecNormalize itself stays as it was."""
+    env, other = (VecNormalize(make_vec_env("Pendulum-v1", 2, env_kwargs={"max_episode_steps": 10})) for _ in range(2))
+    model = REINFORCE("MlpPolicy", env, n_steps=10, freeze_normalization_after=30, seed=0, device="cpu")
+    # Rollouts of 20 steps: those from 0 and 20 on count, and the two observations of the reset before each.
+    model.learn(40)
+    assert env.obs_rms.count == pytest.approx(2 * (2 + 20) + 1e-4)
+    before = [value.copy() for value in (env.obs_rms.mean, env.obs_rms.var, env.ret_rms.var)]
+    model.learn(40, reset_num_timesteps=False)
+    assert model.num_timesteps == 80
+    assert env.obs_rms.count == pytest.approx(2 * (2 + 20) + 1e-4)
+    for then, now in zip(before, (env.obs_rms.mean, env.obs_rms.var, env.ret_rms.var), strict=True):
+        np.testing.assert_array_equal(then, now)
+    assert env.training
+    # a new environment is reset before its first rollout
+    model.set_env(other)
+    model.learn(20, reset_num_timesteps=False)
+    assert other.obs_rms.count == pytest.approx(1e-4)
+    # counted anew
+    model.learn(20)
+    assert other.obs_rms.count > 20
