@@ -29,7 +29,8 @@ class Study:
     """
     :param steps: training steps by environment
     :param variants: by name, what is changed: keyword arguments, and ``n_envs``, ``normalize``
-    :param from_config: whether the unchanged settings are those of the config; else the default arguments
+    :param from_config: whether the unchanged settings are those of the config, but for ``freeze_normalization_after``; else
+        the default arguments
     :param n_episodes: of the evaluation
     """
 
@@ -66,7 +67,8 @@ STUDIES = {
     "ablation": Study(
         steps={"HalfCheetah-v5": 300_000, "Hopper-v5": 300_000, "InvertedDoublePendulum-v5": 300_000},
         variants={
-            "the config's settings": {},
+            "the config's settings, statistics of `VecNormalize` not frozen": {},
+            "`freeze_normalization_after=50000`": {"freeze_normalization_after": 50_000},
             "Adam instead of the natural gradient": ADAM,
             "Adam, each batch used ten times (clipped ratio)": {
                 **ADAM, "learning_rate": "lin_3e-4", "n_epochs": 10, "batch_size": 64,
@@ -100,6 +102,7 @@ def run(name: str, env_id: str, variant: str, seed: int) -> dict[str, Any]:
     changed = dict(study.variants[variant])
     if "policy_kwargs" in changed:
         changed["policy_kwargs"] = settings.get("policy_kwargs", {}) | changed["policy_kwargs"]
+    settings.pop("freeze_normalization_after", None)
     settings |= {"n_timesteps": study.steps[env_id], **changed}
     scores, steps, seconds, _ = train_and_evaluate(env_id, settings, seed, study.n_episodes)
     return {
@@ -126,13 +129,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--seeds", type=int, default=3, help="seeds 100 to 99 + SEEDS")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="run only these; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     args = parser.parse_args()
     if not args.table:
         study, path = STUDIES[args.study], path_of(args.study)
+        names = args.variants or list(study.variants)
+        if unknown := set(names) - set(study.variants):
+            parser.error(f"--variants must be of {list(study.variants)}, got {sorted(unknown)}")
         done = {(row["env"], row["variant"], int(row["seed"])) for row in read_rows(path)}
-        jobs = [(env_id, name, 100 + seed) for seed in range(args.seeds) for name in study.variants for env_id in study.steps]
+        jobs = [(env_id, name, 100 + seed) for seed in range(args.seeds) for name in names for env_id in study.steps]
         jobs = [job for job in jobs if job not in done]
         for number, row in enumerate(in_parallel(partial(run, args.study), jobs, args.jobs), start=1):
             save_rows(path, row)
