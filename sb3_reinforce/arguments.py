@@ -143,7 +143,7 @@ def check_clip_range(model: "REINFORCE") -> None:
 
 def check_normalization(model: "REINFORCE") -> None:
     """
-    For training only: a model is evaluated without ``VecNormalize`` around, by its own means.
+    For training only: a model may be evaluated in any environment.
 
     :param model: a REINFORCE with its environment, about to be trained
     :raises ValueError: if there is nothing that could be frozen
