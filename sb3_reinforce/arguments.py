@@ -143,9 +143,9 @@ def check_clip_range(model: "REINFORCE") -> None:
 
 def check_normalization(model: "REINFORCE") -> None:
     """
-    For training only: a model may be evaluated in any environment.
+    Not where a model is loaded: it may be evaluated in any environment.
 
-    :param model: a REINFORCE with its environment, about to be trained
+    :param model: a REINFORCE about to be trained, or made for it
     :raises ValueError: if there is nothing that could be frozen
     """
     if model.freeze_normalization_after is not None and model.get_vec_normalize_env() is None:

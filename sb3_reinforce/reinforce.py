@@ -318,6 +318,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
         if _init_setup_model:
             check_env(self)
+            check_normalization(self)
             self._setup_model()
 
     # VecNormalize's statistics at the last rollout's end, which all ranks had then

@@ -440,6 +440,10 @@ def test_not_finite_before_normalization(what, step):
 
 
 def test_nothing_to_freeze():
-    model = REINFORCE("MlpPolicy", "CartPole-v1", freeze_normalization_after=100)
-    with pytest.raises(ValueError, match="freeze_normalization_after is for an environment in VecNormalize, got 100 and none"):
+    message = "freeze_normalization_after is for an environment in VecNormalize, got 100 and none"
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", "CartPole-v1", freeze_normalization_after=100)
+    model = REINFORCE("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), freeze_normalization_after=100)
+    model.set_env(make_vec_env("CartPole-v1"))  # to be evaluated there
+    with pytest.raises(ValueError, match=message):
         model.learn(10)
