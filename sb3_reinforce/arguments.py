@@ -141,20 +141,6 @@ def check_clip_range(model: "REINFORCE") -> None:
         raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
 
 
-def check_normalization(model: "REINFORCE") -> None:
-    """
-    Not where a model is loaded: it may be evaluated in any environment.
-
-    :param model: a REINFORCE about to be trained, or made for it
-    :raises ValueError: if there is nothing that could be frozen
-    """
-    if model.freeze_normalization_after is not None and model.get_vec_normalize_env() is None:
-        raise ValueError(
-            "freeze_normalization_after is for an environment in VecNormalize, got "
-            f"{model.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
-        )
-
-
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):
     """A space that SB3's policies cannot serve. SB3 itself raises one of the other two, which old code may expect."""
 
@@ -203,6 +189,11 @@ def check_env(model: "REINFORCE") -> None:
         raise ValueError(
             f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
             f"first to finish would be the short ones), got n_episodes={model.n_episodes} and n_envs={model.n_envs}"
+        )
+    if model.freeze_normalization_after is not None and model.get_vec_normalize_env() is None:
+        raise ValueError(
+            "freeze_normalization_after is for an environment in VecNormalize, got "
+            f"{model.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
         )
     baseline = make_baseline(model.baseline)
     if "greedy" in baseline.needs and model.n_episodes != model.n_envs:

@@ -25,9 +25,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce.arguments import check_count, check_fraction
 from sb3_reinforce.baselines import BASELINES, Baseline, Episodes, checked_prediction, join_episodes, make_baseline
 from sb3_reinforce.buffers import map_arrays
-from sb3_reinforce.greedy import frozen_statistics
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.training_state import frozen_statistics
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """The greedy policy's episodes from the resets of a rollout, for the baseline that is made of them."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import at_same_step
 from sb3_reinforce.buffers import EpisodeTracker, by_key
-from sb3_reinforce.training_state import normalizing
+from sb3_reinforce.training_state import frozen_statistics
 
 if TYPE_CHECKING:
     from sb3_reinforce.reinforce import REINFORCE
@@ -73,16 +71,3 @@ def _warn_of_other_starts(model: "REINFORCE", observations: Any, first_observati
         'starts (said once): baseline="greedy" is then as right, but of less use; make reset(seed=...) obey its seed',
         stacklevel=2,
     )
-
-
-@contextmanager
-def frozen_statistics(env: VecEnv) -> Iterator[None]:
-    """Whatever ``VecNormalize`` is around the environments learns nothing inside."""
-    frozen = [wrapper for wrapper in normalizing(env) if wrapper.training]
-    for wrapper in frozen:
-        wrapper.training = False
-    try:
-        yield
-    finally:
-        for wrapper in frozen:
-            wrapper.training = True

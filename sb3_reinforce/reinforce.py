@@ -41,7 +41,6 @@ from sb3_reinforce.arguments import (
     check_count,
     check_env,
     check_finite,
-    check_normalization,
     check_spaces,
 )
 from sb3_reinforce.baselines import (
@@ -66,13 +65,14 @@ from sb3_reinforce.buffers import (
     map_arrays,
     stack_observations,
 )
-from sb3_reinforce.greedy import frozen_statistics, play_greedy
+from sb3_reinforce.greedy import play_greedy
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.returns import episode_return, reward_to_go
 from sb3_reinforce.sampling import make_sampler, needs_torch, overrides, policy_class
 from sb3_reinforce.save_util import check_model_file, same_optimizer_kind
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.training_state import frozen_statistics
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -318,7 +318,6 @@ class REINFORCE(OnPolicyAlgorithm):
 
         if _init_setup_model:
             check_env(self)
-            check_normalization(self)
             self._setup_model()
 
     # VecNormalize's statistics at the last rollout's end, which all ranks had then
@@ -472,7 +471,7 @@ class REINFORCE(OnPolicyAlgorithm):
         """Inside, ``VecNormalize`` learns nothing if ``freeze_normalization_after`` steps have been played."""
         after = self.freeze_normalization_after
         frozen = after is not None and self.num_timesteps >= after
-        return frozen_statistics(self.env) if frozen else nullcontext()  # type: ignore[arg-type]
+        return frozen_statistics(self.env) if frozen else nullcontext()
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -1069,7 +1068,6 @@ class REINFORCE(OnPolicyAlgorithm):
         check_arguments(self)
         check_clip_range(self)
         check_env(self)
-        check_normalization(self)
         check_finite("total_timesteps", total_timesteps)
         check_count("log_interval", log_interval, optional=True)
         if type(make_baseline(self.baseline)) is not type(self._baseline):

@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,6 +198,19 @@ def normalizing(env: VecEnv | None) -> list[VecNormalize]:
     returns, last observations) is made anew by the reset of the next rollout.
     """
     return [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize)]
+
+
+@contextmanager
+def frozen_statistics(env: VecEnv | None) -> Iterator[None]:
+    """Whatever ``VecNormalize`` is around the environments learns nothing inside."""
+    frozen = [wrapper for wrapper in normalizing(env) if wrapper.training]
+    for wrapper in frozen:
+        wrapper.training = False
+    try:
+        yield
+    finally:
+        for wrapper in frozen:
+            wrapper.training = True
 
 
 def _is_plain(value: Any) -> bool:
