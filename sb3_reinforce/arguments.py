@@ -1,19 +1,22 @@
-"""What users pass, refused at once where it cannot be right: argument, rule, value received, cure."""
+"""
+Checks of what users pass. Each error names the argument, the rule, the value received and a cure.
+
+The rules of an algorithm take its arguments as a mapping, ``vars(model)``.
+"""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.baselines import make_baseline
-from sb3_reinforce.distributed import world_size
+from sb3_reinforce.baselines import Baseline, make_baseline
+from sb3_reinforce.running.normalization import normalizing
 from sb3_reinforce.schedules import make_schedule
-
-if TYPE_CHECKING:
-    from sb3_reinforce.reinforce import REINFORCE
 
 
 class NotFiniteError(ValueError):
@@ -58,87 +61,93 @@ def check_positive(name: str, value: Any, optional: bool = True) -> None:
         )
 
 
-def check_finite(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
     """:raises ValueError: if ``value`` is no finite number"""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
-def check_arguments(model: "REINFORCE") -> None:
+def check_episodic(given: Mapping[str, Any]) -> None:
     """
-    :param model: a REINFORCE of which no more is known than its arguments
+    :param given: the arguments of an EpisodicAlgorithm
     :raises ValueError: for arguments that cannot be right, whatever the environment
     """
-    check_choice("returns", model.returns, ("reward_to_go", "episode"))
-    check_choice("loss_reduction", model.loss_reduction, ("episode", "step", None))
-    check_choice("truncation", model.truncation, ("terminal", "bootstrap", None))
-    check_choice("unfinished", model.unfinished, ("finish", "bootstrap"))
-    for name in ("discount_state", "normalize_advantage"):
-        check_flag(name, getattr(model, name))
-    for name in ("n_steps", "max_episode_steps", "n_epochs", "n_value_epochs"):
-        check_count(name, getattr(model, name))
-    for name in ("n_episodes", "batch_size", "chunk_size", "value_batch_size", "freeze_normalization_after"):
-        check_count(name, getattr(model, name), optional=True)
-    if model.seed is not None and (not isinstance(model.seed, Integral) or not 0 <= model.seed < 2**32):
-        raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {model.seed!r}")
-    check_fraction("gamma", model.gamma)
-    check_positive("max_grad_norm", model.max_grad_norm)
-    for name in ("learning_rate", "ent_coef", "value_learning_rate", "clip_range"):
-        make_schedule(name, getattr(model, name))
-
-    _check_natural_gradient(model)
-
-    needs = make_baseline(model.baseline).needs
-    if "greedy" in needs and model.n_episodes is None:
+    check_choice("unfinished", given["unfinished"], ("finish", "bootstrap"))
+    for name in ("n_steps", "max_episode_steps"):
+        check_count(name, given[name])
+    for name in ("n_episodes", "freeze_normalization_after"):
+        check_count(name, given[name], optional=True)
+    seed = given["seed"]
+    if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**32):
+        raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {seed!r}")
+    check_fraction("gamma", given["gamma"])
+    make_schedule("learning_rate", given["learning_rate"])
+    if given["unfinished"] == "bootstrap" and given["n_episodes"] is not None:
         raise ValueError(
-            f"baseline={model.baseline!r} plays each reset twice, so it needs n_episodes equal to the number of environments, "
+            f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={given["n_episodes"]}: '
+            "leave one of them out"
+        )
+
+
+def check_reinforce(given: Mapping[str, Any]) -> None:
+    """
+    :param given: the arguments of REINFORCE
+    :raises ValueError: for arguments that cannot be right, whatever the environment
+    """
+    check_choice("returns", given["returns"], ("reward_to_go", "episode"))
+    check_choice("loss_reduction", given["loss_reduction"], ("episode", "step", None))
+    check_choice("truncation", given["truncation"], ("terminal", "bootstrap", None))
+    for name in ("discount_state", "normalize_advantage", "natural_gradient"):
+        check_flag(name, given[name])
+    for name in ("n_epochs", "n_value_epochs", "cg_max_steps"):
+        check_count(name, given[name])
+    for name in ("batch_size", "chunk_size", "value_batch_size"):
+        check_count(name, given[name], optional=True)
+    check_positive("max_grad_norm", given["max_grad_norm"])
+    check_positive("cg_damping", given["cg_damping"], optional=False)
+    for name in ("ent_coef", "value_learning_rate", "clip_range"):
+        make_schedule(name, given[name])
+    if make_schedule("target_kl", given["target_kl"])(1.0) == 0.0:
+        raise ValueError(f"target_kl must be > 0 at the start of training, got {given['target_kl']!r}")
+    if given["natural_gradient"] and (given["n_epochs"] > 1 or given["batch_size"] is not None):
+        raise ValueError(
+            "natural_gradient=True takes one step on the whole batch, as long as target_kl says, so n_epochs must be 1 and "
+            f"batch_size None, got n_epochs={given['n_epochs']} and batch_size={given['batch_size']}"
+        )
+
+    baseline = given["baseline"]
+    needs = make_baseline(baseline).needs
+    if "greedy" in needs and given["n_episodes"] is None:
+        raise ValueError(
+            f"baseline={baseline!r} plays each reset twice, so it needs n_episodes equal to the number of environments, "
             "got n_episodes=None: give n_episodes"
         )
-    has_values = "values" in needs
     for name in ("truncation", "unfinished"):
-        if getattr(model, name) == "bootstrap" and not has_values:
+        if given[name] == "bootstrap" and "values" not in needs:
             raise ValueError(
-                f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={model.baseline!r}'
+                f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={baseline!r}'
             )
-        if getattr(model, name) == "bootstrap" and model.returns == "episode":
+        if given[name] == "bootstrap" and given["returns"] == "episode":
             raise ValueError(
                 f'{name}="bootstrap" needs returns="reward_to_go": the value of a later state is a reward-to-go, '
                 'got returns="episode"'
             )
-    if model.unfinished == "bootstrap" and model.n_episodes is not None:
-        raise ValueError(
-            f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={model.n_episodes}: '
-            "leave one of them out"
-        )
-    if model.discount_state and model.returns == "episode":
+    if given["discount_state"] and given["returns"] == "episode":
         raise ValueError(
             'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
             'start already, and would count gamma twice; got returns="episode"'
         )
 
 
-def _check_natural_gradient(model: "REINFORCE") -> None:
-    check_flag("natural_gradient", model.natural_gradient)
-    check_count("cg_max_steps", model.cg_max_steps)
-    check_positive("cg_damping", model.cg_damping, optional=False)
-    if make_schedule("target_kl", model.target_kl)(1.0) == 0.0:
-        raise ValueError(f"target_kl must be > 0 at the start of training, got {model.target_kl!r}")
-    if model.natural_gradient and (model.n_epochs > 1 or model.batch_size is not None):
-        raise ValueError(
-            "natural_gradient=True takes one step on the whole batch, as long as target_kl says, so n_epochs must be 1 and "
-            f"batch_size None, got n_epochs={model.n_epochs} and batch_size={model.batch_size}"
-        )
-
-
-def check_clip_range(model: "REINFORCE") -> None:
+def check_clip_range(clip_range: Any) -> None:
     """
     For training only: RL Zoo's enjoy puts a clip range of 0 into the model that it loads.
 
-    :param model: a REINFORCE about to be trained, or made for it
+    :param clip_range: number, schedule or string
     :raises ValueError: for a clip range that would undo the first update
     """
-    if make_schedule("clip_range", model.clip_range)(1.0) == 0.0:
-        raise ValueError(f"clip_range must be > 0 at the start of training, got {model.clip_range!r}")
+    if make_schedule("clip_range", clip_range)(1.0) == 0.0:
+        raise ValueError(f"clip_range must be > 0 at the start of training, got {clip_range!r}")
 
 
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):
@@ -177,42 +186,52 @@ def _starts_above_zero(space: spaces.Space) -> bool:
     return isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and bool(np.any(space.start != 0))
 
 
-def check_env(model: "REINFORCE") -> None:
+def check_env(env: VecEnv, given: Mapping[str, Any]) -> None:
     """
-    :param model: a REINFORCE with its environment
-    :raises ValueError: for arguments that the environment cannot be trained with
+    :param env: the training environments
+    :param given: the arguments of an EpisodicAlgorithm
+    :raises ValueError: for arguments that the environments cannot be trained with
     """
-    if model.env is None:
-        raise ValueError("env must be given before training, got None: set_env(env), or load(path, env=env)")
-    check_spaces(model.observation_space, model.action_space)
-    if model.n_episodes is not None and model.n_episodes % model.n_envs != 0:
+    check_spaces(env.observation_space, env.action_space)
+    n_episodes = given["n_episodes"]
+    if n_episodes is not None and n_episodes % env.num_envs != 0:
         raise ValueError(
             f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
-            f"first to finish would be the short ones), got n_episodes={model.n_episodes} and n_envs={model.n_envs}"
+            f"first to finish would be the short ones), got n_episodes={n_episodes} and n_envs={env.num_envs}"
         )
-    if model.freeze_normalization_after is not None and model.get_vec_normalize_env() is None:
+    if given["freeze_normalization_after"] is not None and not normalizing(env):
         raise ValueError(
             "freeze_normalization_after is for an environment in VecNormalize, got "
-            f"{model.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
+            f"{given['freeze_normalization_after']} and none: wrap the environment, or leave the argument out"
         )
-    baseline = make_baseline(model.baseline)
-    if "greedy" in baseline.needs and model.n_episodes != model.n_envs:
-        raise ValueError(
-            f"baseline={model.baseline!r} plays each reset twice, so every environment must play one episode per update, "
-            f"got n_episodes={model.n_episodes} and n_envs={model.n_envs}: make them equal"
-        )
-    if baseline.needs_others and world_size() == 1:  # other ranks have other episodes
-        if model.n_episodes is None and model.n_envs == 1:
-            raise ValueError(
-                f"baseline={model.baseline!r} is made of other environments' episodes where n_steps sets the batch, "
-                "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"
-            )
-        if model.n_episodes == 1:
-            raise ValueError(f"baseline={model.baseline!r} is made of other episodes: n_episodes must be >= 2, got 1")
-    if model.unfinished == "finish":
-        monitored = [index for index, is_monitor in enumerate(model.env.env_is_wrapped(Monitor)) if is_monitor]
-        if monitored and not all(model.env.get_attr("allow_early_resets", indices=monitored)):
+    if given["unfinished"] == "finish":
+        monitored = [index for index, is_monitor in enumerate(env.env_is_wrapped(Monitor)) if is_monitor]
+        if monitored and not all(env.get_attr("allow_early_resets", indices=monitored)):
             raise ValueError(
                 "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
                 'leave the argument out, or use unfinished="bootstrap"'
             )
+
+
+def check_baseline(baseline: str | Baseline, n_episodes: int | None, n_envs: int, world_size: int) -> None:
+    """
+    :param baseline: the argument
+    :param n_episodes: the argument
+    :param n_envs: number of environments
+    :param world_size: number of ranks: other ranks have other episodes
+    :raises ValueError: for a baseline that these batches do not serve
+    """
+    made = make_baseline(baseline)
+    if "greedy" in made.needs and n_episodes != n_envs:
+        raise ValueError(
+            f"baseline={baseline!r} plays each reset twice, so every environment must play one episode per update, "
+            f"got n_episodes={n_episodes} and n_envs={n_envs}: make them equal"
+        )
+    if made.needs_others and world_size == 1:
+        if n_episodes is None and n_envs == 1:
+            raise ValueError(
+                f"baseline={baseline!r} is made of other environments' episodes where n_steps sets the batch, "
+                "got n_envs=1: use n_episodes >= 2 instead of n_steps, or more environments"
+            )
+        if n_episodes == 1:
+            raise ValueError(f"baseline={baseline!r} is made of other episodes: n_episodes must be >= 2, got 1")

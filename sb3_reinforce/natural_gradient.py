@@ -5,26 +5,27 @@ The Fisher information F = E[grad log pi grad log pi^T] measures how far a step 
 order KL(pi_old, pi_new) = 1/2 d^T F d. So the step of steepest ascent per unit of KL goes along F^-1 g, however the policy
 is parametrised, and its length can be chosen by the KL divergence that it costs.
 
-To second order is not always enough: where a policy that hardly explores meets states that it knows little of, such a step
-can cost a hundred times that KL, and lose the policy. So the step's KL is measured, and a step too long is halved.
+Second order is not always enough: where a policy that hardly explores meets states that it knows little of, such a step
+can cost a hundred times that KL, and ruin the policy. So the step's KL is measured, and a step too long is halved.
 
 Source: Kakade (2001), "A natural policy gradient"; by conjugate gradients and with a line search for the KL as in Schulman et
 al. (2015), appendix C. sb3-contrib's solver starts at random numbers, which would tie a run to torch's global random state;
-this one starts at 0 and hands back its residual, from which the step's KL follows without another product.
+this one starts at 0 and returns its residual, from which the step's KL follows without another product.
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_reinforce import distributed
 from sb3_reinforce.arguments import NotFiniteError
-from sb3_reinforce.sampling import overrides, policy_class
+from sb3_reinforce.rollout.sampling import overrides, policy_class
+from sb3_reinforce.running.exchange import sum_over_ranks
+from sb3_reinforce.update.rows import Rows, Selection
 
 MAX_KL_RATIO = 1.5  # of a step's KL to its target: second order is some tenths off for usual targets, which does no harm
 MAX_HALVINGS = 10
@@ -42,31 +43,31 @@ def check_policy(policy: nn.Module) -> None:
 
 class FisherProduct:
     """
-    v -> F v for the Fisher information of a policy, averaged over the steps of a model's rollout buffer (all ranks' steps).
+    v -> F v for the Fisher information of a policy, averaged over the steps of all ranks.
 
     F v is the gradient of v . grad KL(pi_old, pi), at pi = pi_old: the expectation over actions is exact, that over states
-    is the rollout's mean. In evaluation mode, in pieces of ``chunk_size`` steps.
+    is the rollout's mean. In evaluation mode, chunk by chunk.
 
-    :param model: a REINFORCE with a rollout
+    :param policy: the policy, as it was when it sampled
+    :param rows: the steps
     :param parameters: the policy's parameters that v and F are about
     """
 
-    def __init__(self, model: Any, parameters: Sequence[nn.Parameter]):
-        self.model, self.parameters = model, parameters
-        self._chunks = list(model._chunks(slice(0, model._batch.n_steps)))
-        self._n_steps = sum(share.n_steps for share in model._shares)
+    def __init__(self, policy: ActorCriticPolicy, rows: Rows, parameters: Sequence[nn.Parameter]):
+        self.policy, self.rows, self.parameters = policy, rows, parameters
+        self._chunks = list(rows.chunks())
         with th.no_grad():
             # copies: the policy keeps one object, whose contents the next call replaces
-            self._old = [copy.copy(self._distribution(rows)) for rows in self._chunks]
+            self._old = [copy.copy(self._distribution(chunk)) for chunk in self._chunks]
         # In one piece, the graph is kept from one product to the next
         self._kept = self._kl_gradient(0) if len(self._chunks) == 1 else None
 
-    def _distribution(self, rows: Any) -> Distribution:
-        return self.model.policy.get_distribution(self.model._samples(rows).observations)
+    def _distribution(self, rows: Selection) -> Distribution:
+        return self.policy.get_distribution(self.rows.samples(rows).observations)
 
     def _kl(self, chunk: int) -> th.Tensor:
         """A chunk's part of the mean KL(pi_old, pi)."""
-        return kl_divergence(self._old[chunk], self._distribution(self._chunks[chunk])).sum() / self._n_steps
+        return kl_divergence(self._old[chunk], self._distribution(self._chunks[chunk])).sum() / self.rows.n_total
 
     def _kl_gradient(self, chunk: int) -> th.Tensor:
         """Gradient of a chunk's part of the mean KL, flat and itself differentiable; its value is 0."""
@@ -80,7 +81,7 @@ class FisherProduct:
             own = th.stack([self._kl(chunk) for chunk in range(len(self._chunks))]).sum()
         except ValueError:  # from torch: a mean that is not finite, a standard deviation of 0
             own = self.parameters[0].new_tensor(math.inf)
-        return distributed.sum_over_ranks(own).item()
+        return sum_over_ranks(own).item()
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -94,7 +95,7 @@ class FisherProduct:
                 gradient @ vector, self.parameters, retain_graph=self._kept is not None, materialize_grads=True
             )
             total += flatten(product)
-        return distributed.sum_over_ranks(total)
+        return sum_over_ranks(total)
 
 
 def conjugate_gradient(
@@ -125,22 +126,32 @@ def conjugate_gradient(
     return x, residual
 
 
-def natural_step(model: Any, parameters: Sequence[nn.Parameter], target_kl: float) -> None:
+def natural_step(
+    policy: ActorCriticPolicy,
+    rows: Rows,
+    parameters: Sequence[nn.Parameter],
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+) -> None:
     """
-    Move the parameters against the natural gradient of the loss, as far as the KL divergence from the policy before, averaged
+    Move the parameters against the natural gradient of the loss, until the KL divergence from the policy before, averaged
     over the steps of the rollout, is ``target_kl`` to second order: d = sqrt(2 target_kl / (x . F x)) x, (F + damping) x = g.
     A step whose KL is more than ``MAX_KL_RATIO`` times that is halved until it is not; after ``MAX_HALVINGS``, none is taken.
 
-    :param model: a REINFORCE with a rollout; of its arguments ``cg_max_steps`` and ``cg_damping`` are used
+    :param policy: the policy that sampled
+    :param rows: the steps of the rollout
     :param parameters: those to move; their ``grad`` is the gradient of the loss
     :param target_kl: in nats
+    :param cg_max_steps: steps of the conjugate gradients at most
+    :param cg_damping: added to the diagonal of F
     :raises NotFiniteError: if the natural gradient has NaN or infinite numbers; nothing is moved then
     """
     gradient = flatten([parameter.grad for parameter in parameters if parameter.grad is not None])
-    model.policy.set_training_mode(False)
-    fisher = FisherProduct(model, parameters)
-    x, residual = conjugate_gradient(lambda v: fisher(v) + model.cg_damping * v, gradient, model.cg_max_steps)
-    curvature = x @ (gradient - residual - model.cg_damping * x)  # x . F x
+    policy.set_training_mode(False)
+    fisher = FisherProduct(policy, rows, parameters)
+    x, residual = conjugate_gradient(lambda v: fisher(v) + cg_damping * v, gradient, cg_max_steps)
+    curvature = x @ (gradient - residual - cg_damping * x)  # x . F x
     if not curvature.isfinite():
         raise NotFiniteError(f"the Fisher information along the natural gradient is {curvature.item()}")
     if curvature <= 0:  # the gradient is 0, or so small that its square is

@@ -1,8 +1,8 @@
 """
 Scores, grad log pi(a|s): one vector per step, or their weighted sums, one per episode.
 
-They are what the optimal baseline and the gradient's variance are made of. A score has P numbers, one per parameter of
-the policy, so all of a batch may not fit into memory: they are made in pieces, and long episodes are summed piece by piece.
+The optimal baseline and the gradient's variance are computed from them. A score has P numbers, one per parameter of the
+policy, so those of a batch may not fit into memory: they are computed in pieces, and long episodes are summed piece by piece.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,20 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from sb3_reinforce.buffers import map_arrays
+from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.update.likelihood import log_prob_and_entropy
 
 # Numbers in memory at a time: 64 MiB of single scores and their sums.
 PIECE = 2**24
-# P times the mean length of an episode up to which single scores are made at once by vmap. Above, one backward pass per
-# episode is faster: vmap writes P numbers per step, a backward pass adds them up where they arise (measured on a CPU).
+# P times the mean length of an episode up to which vmap computes single scores at once. Above, one backward pass per
+# episode is faster: vmap writes P numbers per step, a backward pass adds them up where they arise.
 SINGLE = 2**19
 # Numbers of the scores whose norms are averaged: all of them for a small policy, some steps for a large one
 NORMS = 2**20
-
 
 # Whether vmap gives the scores that plain autograd gives, found out once per policy
 _VMAP_IS_EXACT: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
@@ -32,13 +33,12 @@ _VMAP_IS_EXACT: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 class _LogProb(nn.Module):
     """log pi(a|s) as a module's ``forward``, which is what ``functional_call`` takes."""
 
-    def __init__(self, model: Any):
+    def __init__(self, policy: ActorCriticPolicy):
         super().__init__()
-        self.policy = model.policy
-        self.of = model._log_prob_and_entropy
+        self.policy = policy
 
     def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
-        return self.of(observations, actions)[0]
+        return log_prob_and_entropy(self.policy, observations, actions)[0]
 
 
 class Scores:
@@ -49,20 +49,20 @@ class Scores:
     scores come from ``torch.func.vmap``, which is compared with plain autograd at first use; a policy that vmap cannot
     serve gets a loop.
 
-    :param model: a REINFORCE
+    :param policy: the policy
     :param observations: as the policy gets them, first axis S; a dict of tensors for Dict spaces
     :param actions: as the rollout buffer has them, float, shape [S, action dimensions]
+    :param chunk_size: steps at a time, at most; None: as many as :data:`PIECE` allows
     """
 
-    def __init__(self, model: Any, observations: Any, actions: th.Tensor):
-        self.model, self.observations, self.actions = model, observations, actions
+    def __init__(self, policy: ActorCriticPolicy, observations: Any, actions: th.Tensor, chunk_size: int | None = None):
+        self.policy, self.observations, self.actions, self.chunk_size = policy, observations, actions, chunk_size
         self.n_steps = len(actions)
-        policy = model.policy
         policy.set_training_mode(False)
         named = {f"policy.{name}": p for name, p in policy.named_parameters() if p.requires_grad}
         some = th.linspace(0, self.n_steps - 1, min(self.n_steps, 16)).round().long()
         with _distribution_put_back(policy):
-            log_prob = model._log_prob_and_entropy(*self._data(some))[0]
+            log_prob = log_prob_and_entropy(policy, *self._data(some))[0]
             of_some = th.autograd.grad(log_prob.sum(), list(named.values()), allow_unused=True)
         used = [score is not None for score in of_some]
         self._parameters = {name: p for (name, p), is_used in zip(named.items(), used, strict=True) if is_used}
@@ -81,12 +81,12 @@ class Scores:
         return th.allclose(by_vmap, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
     def _data(self, rows: slice | th.Tensor) -> tuple[Any, th.Tensor]:
-        device = self.model.device
+        device = self.policy.device
         return map_arrays(lambda array: array[rows].to(device), self.observations), self.actions[rows].to(device)
 
     def _by_vmap(self, rows: slice | th.Tensor) -> th.Tensor:
         """The scores of the given steps, shape [n, P]."""
-        log_prob = _LogProb(self.model)
+        log_prob = _LogProb(self.policy)
 
         def of_one_step(parameters: dict[str, th.Tensor], observation: Any, action: th.Tensor) -> th.Tensor:
             batch_of_one = map_arrays(lambda array: array[None], observation)
@@ -95,14 +95,14 @@ class Scores:
             return functional_call(log_prob, parameters, (batch_of_one, action[None]), tie_weights=False).sum()
 
         detached = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        with _distribution_put_back(self.model.policy):
+        with _distribution_put_back(self.policy):
             scores = vmap(grad(of_one_step), in_dims=(None, 0, 0))(detached, *self._data(rows))
         return th.cat([scores[name].flatten(1) for name in detached], dim=1)
 
     def _by_autograd(self, rows: slice | th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Sums of the given steps' scores, by weights of shape [K, n]: shape [K, P]."""
-        with _distribution_put_back(self.model.policy):
-            log_prob = self.model._log_prob_and_entropy(*self._data(rows))[0]
+        with _distribution_put_back(self.policy):
+            log_prob = log_prob_and_entropy(self.policy, *self._data(rows))[0]
         parameters = list(self._parameters.values())
         sums = []
         for k, weight in enumerate(weights):
@@ -134,16 +134,16 @@ class Scores:
         :param weights: K weights per step, shape [K, S]
         :return: blocks of consecutive episodes, shape [n, K, P] each, their n adding up to N, on the policy's device
         """
-        weights = weights.to(self.model.device, th.float32)
+        weights = weights.to(self.policy.device, th.float32)
         size = max(1, PIECE // ((1 + len(weights)) * max(self.n_parameters, 1)))
         few = self.n_parameters * self.n_steps <= SINGLE * len(lengths)
         if few and self._by_single_steps:
-            yield from self._episodes_by_vmap(lengths.tolist(), weights, min(size, self.model.chunk_size or size))
+            yield from self._episodes_by_vmap(lengths.tolist(), weights, min(size, self.chunk_size or size))
             return
         start = 0
         for length in lengths.tolist():
             sums: Any = 0.0
-            for piece in _pieces(start, length, self.model.chunk_size or 512):
+            for piece in _pieces(start, length, self.chunk_size or 512):
                 sums = sums + self._by_autograd(piece, weights[:, piece])
             yield sums[None]
             start += length

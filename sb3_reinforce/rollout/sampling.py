@@ -56,7 +56,7 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generato
 
 def needs_torch(policy: nn.Module) -> str | None:
     """
-    Whether NumPy would be exact is decided by exact types: a subclass that overrides anything gets torch.
+    NumPy is used only for SB3's own classes. Any subclass uses torch, since it may override something.
 
     :param policy: any policy
     :return: why actions must be sampled by torch, in a few words; None if NumPy computes the same

@@ -1,11 +1,15 @@
-"""Files: written at once or not at all; whether a model file is whole, and what of another algorithm's can be taken over."""
+"""Files: written whole or not at all; whether a model file is whole, and what of another algorithm's file can be loaded."""
 
 import io
 import os
 import pathlib
+import warnings
 import zipfile
 from contextlib import suppress
 from typing import Any
+
+import torch as th
+from stable_baselines3.common.save_util import load_from_zip_file
 
 MODEL_PARTS = {"data", "policy.pth", "policy.optimizer.pth"}
 
@@ -30,7 +34,33 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
         raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
 
 
-def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
+def parameters_to_load(given: str | dict[str, Any], own: dict[str, Any], device: th.device | str) -> dict[str, Any]:
+    """
+    Parameters for ``set_parameters``, where they may come from another algorithm.
+
+    :param given: a file, or what ``get_parameters`` of some algorithm returned
+    :param own: what ``get_parameters`` of the model returns
+    :param device: where to load them
+    :return: the given parameters; the model's own state of an optimiser that the other algorithm lacks, or has of another
+        class (a warning says so)
+    """
+    if isinstance(given, dict):
+        params = dict(given)
+    else:
+        check_model_file(given)
+        params = load_from_zip_file(given, device=device, load_data=False)[1]
+    if "value_optimizer" in own:
+        params.setdefault("value_optimizer", own["value_optimizer"])
+    else:
+        params.pop("value_optimizer", None)
+    for name in ("policy.optimizer", "value_optimizer"):
+        if name in params and name in own and not _same_optimizer_kind(params[name], own[name]):
+            params[name] = own[name]
+            warnings.warn(f"the saved state of {name} belongs to another class of optimiser and was not loaded", stacklevel=3)
+    return params
+
+
+def _same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether two optimiser state dicts have the same hyperparameters, and so come from the same class."""
     if "param_groups" not in saved:
         return True  # a damaged state: torch says so when it is loaded
@@ -41,9 +71,9 @@ def same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
 
 def write_atomically(path: pathlib.Path, data: bytes, mode: int = 0o666) -> None:
     """
-    Write a file so that it is there whole or not at all, whenever the process is killed.
+    Write a file so that it is whole or not there at all, whenever the process is killed.
 
-    Its bytes are on the disk before its name is there, so that after a power cut, too, the file or the one before is whole.
+    Its bytes are on the disk before its name, so that after a power cut, too, either this file or the one before is whole.
 
     :param path: the file, replaced if it is there
     :param data: its bytes

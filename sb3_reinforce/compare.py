@@ -1,0 +1,288 @@
+"""Which baseline leaves the least gradient variance here? Measured on the same episodes of one frozen policy."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.arguments import check_count
+from sb3_reinforce.baselines import BASELINES, Baseline, checked_prediction, make_baseline
+from sb3_reinforce.diagnostics import actions_of, episode_gradients
+from sb3_reinforce.episodes import Episodes, join_episodes
+from sb3_reinforce.estimate import state_weights, with_scores
+from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.running.normalization import frozen_statistics
+from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.likelihood import value_only_parameters, values_of
+
+# From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
+BY_COST = ("none", "moving_average", "leave_one_out", "per_step", "value", "optimal", "greedy")
+VALUE_FIT_STEPS, VALUE_FIT_BATCH, VALUE_FIT_RATE = 500, 256, 1e-2
+
+
+@dataclass(frozen=True)
+class BaselineVariance:
+    """
+    The gradient's variance under one baseline.
+
+    :param name: of the baseline
+    :param variance: trS, the trace of the covariance of one episode's gradient
+    :param relative: trS over that of ``none`` on the same episodes
+    :param low: lower end of the bootstrap interval of ``relative``, 95 %
+    :param high: upper end
+    """
+
+    name: str
+    variance: float
+    relative: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """
+    What :func:`compare_baselines` has measured. ``print`` shows the table and the advice.
+
+    :param rows: one per baseline, ``none`` first
+    :param advice: one sentence
+    :param title: what was measured: policy, environment, episodes
+    """
+
+    rows: list[BaselineVariance]
+    advice: str
+    title: str
+
+    def __str__(self) -> str:
+        head = f"{'baseline':<16} {'variance':>12}   relative to none (95 % interval)"
+        lines = [
+            f"{row.name:<16} {row.variance:>12.4g}   {row.relative:>8.3f} ({row.low:.3f} - {row.high:.3f})"
+            for row in self.rows
+        ]
+        return "\n".join([self.title, head, *lines, self.advice])
+
+    def plot(self, path: str | Path) -> None:
+        """
+        Draw the table as a PNG.
+
+        :param path: file to write
+        :raises ModuleNotFoundError: if matplotlib is not installed
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        # without pyplot: neither a display nor the user's own figures are touched
+        figure = Figure(figsize=(7, 0.45 * len(self.rows) + 1.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        rows = self.rows[::-1]
+        relative = np.array([row.relative for row in rows])
+        errors = np.abs(np.array([[row.low for row in rows], [row.high for row in rows]]) - relative)
+        axes.errorbar(relative, [row.name for row in rows], xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
+        axes.axvline(1.0, color="gray", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlabel("variance of the gradient, relative to no baseline (95 % interval)")
+        axes.set_title(self.title.replace("; ", "\n"), fontsize="medium")
+        axes.grid(axis="x", which="both", alpha=0.3)
+        figure.savefig(path, dpi=150)
+
+
+class _Recorder(Baseline):
+    """b = 0, and everything that any baseline needs of a rollout is computed."""
+
+    needs = frozenset({"values", "greedy"})
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        return th.zeros_like(episodes.returns)
+
+
+def compare_baselines(
+    env: str | VecEnv,
+    model: OnPolicyAlgorithm | None = None,
+    n_episodes: int = 100,
+    baselines: Sequence[str | Baseline] = tuple(BASELINES),
+    seed: int = 0,
+    n_bootstrap: int = 2000,
+) -> BaselineComparison:
+    """
+    The variance of the policy gradient under every baseline, on the same episodes of a frozen policy.
+
+    Two batches of ``n_episodes`` are played, and the greedy policy's episodes from the same resets. The first batch is
+    the past: ``moving_average`` and a baseline of your own are updated by it, and V is fitted to it unless the model has
+    learned one. The second is measured: per baseline trS of g_i = sum_t gamma^(c t) grad log pi (R - b), all episodes in
+    one batch (in smaller batches, baselines made of other episodes are noisier). Intervals: 95 % by bootstrap over the
+    episodes, with the mean gradient held fixed.
+
+    For all alike a time limit ends the sum (``truncation="terminal"``). Where most episodes end by one, returns fall towards
+    it, which ``per_step`` and ``greedy`` see and V(s) cannot; training with ``baseline="value"`` bootstraps there instead.
+
+    :param env: id of an environment, of which 8 are made, or a VecEnv; statistics of ``VecNormalize`` are frozen meanwhile
+    :param model: whose policy and gamma to take (and ``returns``, ``discount_state`` of a REINFORCE); None: a new REINFORCE
+    :param n_episodes: at least 4 and a multiple of the number of environments; rounded up to one
+    :param baselines: names or Baseline objects (which are copied, and numbered where several are of one class); ``none`` is
+        always measured
+    :param seed: of environments and actions
+    :param n_bootstrap: resamples
+    :return: table, advice and picture
+    :raises ValueError: for an unknown baseline, another policy's spaces, numbers out of range
+    """
+    check_count("n_episodes", n_episodes)
+    check_count("n_bootstrap", n_bootstrap)
+    if n_episodes < 4:
+        raise ValueError(f"n_episodes must be >= 4, to have a variance with an interval, got {n_episodes}")
+    named: dict[str, Baseline] = {}
+    for baseline in ("none", *baselines):
+        name = baseline if isinstance(baseline, str) else type(baseline).__name__
+        n_same = 0 if isinstance(baseline, str) else sum(given.split()[0] == name for given in named)
+        named[f"{name} {n_same + 1}" if n_same else name] = copy.deepcopy(make_baseline(baseline))
+    vec_env = make_vec_env(env, min(8, n_episodes)) if isinstance(env, str) else env
+    env_name = env if isinstance(env, str) else _env_name(env)
+    n_rounds = -(-n_episodes // vec_env.num_envs)
+    with frozen_statistics(vec_env):
+        probe = _probe(vec_env, model, seed)
+        past, _ = _play(probe, n_rounds)
+        learned = _has_learned_values(model)
+        if not learned:
+            _fit_values(probe, past, seed)
+        episodes, actions = _play(probe, n_rounds)
+    if isinstance(env, str):
+        vec_env.close()
+    discount = state_weights(episodes, probe.gamma, probe.discount_state)
+    scores = Scores(probe.policy, episodes.observations, actions, probe.chunk_size)
+    if any("scores" in baseline.needs for baseline in named.values()):
+        episodes = with_scores(episodes, scores, discount)
+    past, episodes = _with_values(probe, past), _with_values(probe, episodes)
+
+    advantages = []
+    for baseline in named.values():
+        if "scores" not in baseline.needs:
+            baseline.update(past)
+        advantages.append(episodes.returns - checked_prediction(baseline, episodes))
+    weights = discount * th.stack(advantages)
+    first = episode_gradients(scores, episodes.lengths, weights)
+    second = episode_gradients(scores, episodes.lengths, weights, first.mean.float())
+    assert second.along is not None
+    # abs(g_i - gbar)^2 of each episode and baseline
+    distances = (first.squares - 2 * second.along + first.mean.square().sum(1).cpu()).clamp(min=0.0).numpy()
+    kind = "a new policy" if model is None else f"the given {type(model).__name__}"
+    value = "V as the model has learned it" if learned else "V fitted to other episodes"
+    if learned and (not isinstance(model, REINFORCE) or model._keeps_last_observations()):
+        value += " (bootstrapped at time limits, which end the sum here)"
+    title = f"{env_name}: {len(episodes.lengths)} episodes of {kind}; {value}"
+    return _compared(list(named), distances, title, seed, n_bootstrap)
+
+
+def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE:
+    """A REINFORCE with the model's policy that plays one episode per environment and rollout."""
+    own: dict[str, Any] = {}
+    policy: Any = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    if is_image_space(env.observation_space):
+        policy = "CnnPolicy"
+    if model is not None:
+        policy = type(model.policy)
+        own = dict(policy_kwargs=model.policy_kwargs, gamma=model.gamma, device=model.device, use_sde=model.use_sde)
+        own["sde_sample_freq"] = model.sde_sample_freq
+        if model.observation_space != env.observation_space or model.action_space != env.action_space:
+            raise ValueError(
+                "model and env must have the same spaces, got "
+                f"{model.observation_space} and {model.action_space} of the model, {env.observation_space} and "
+                f"{env.action_space} of the environment: wrap it as for training"
+            )
+    if isinstance(model, REINFORCE):
+        own.update(returns=model.returns, discount_state=model.discount_state, max_episode_steps=model.max_episode_steps)
+        own.update(chunk_size=model.chunk_size)
+    probe = REINFORCE(policy, env, n_episodes=env.num_envs, baseline=_Recorder(), truncation="terminal", seed=seed, **own)
+    if model is not None:
+        probe.policy.load_state_dict(model.policy.state_dict())
+    probe._warned_of_discarded_steps = True  # of no interest here
+    probe._setup_learn(1)
+    return probe
+
+
+def _env_name(env: VecEnv) -> str:
+    spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
+    return getattr(spec, "id", None) or type(env.unwrapped).__name__
+
+
+def _has_learned_values(model: OnPolicyAlgorithm | None) -> bool:
+    if model is None or model.num_timesteps == 0:
+        return False
+    return "values" in model._baseline.needs if isinstance(model, REINFORCE) else True
+
+
+def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, th.Tensor]:
+    """Rollouts as one batch of independent episodes, and their actions, shape [S, action dimensions]."""
+    callback = ConvertCallback(None)
+    callback.init_callback(probe)
+    env = probe.env
+    assert env is not None
+    parts, actions = [], []
+    for _ in range(n_rounds):
+        probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
+        # The buffer is used again by the next rollout.
+        parts.append(replace(probe.batch.episodes, observations=map_arrays(th.clone, probe.batch.episodes.observations)))
+        actions.append(actions_of(probe.rollout_buffer).clone())
+    return join_episodes(parts, [env.num_envs] * n_rounds), th.cat(actions)
+
+
+def _with_values(probe: REINFORCE, episodes: Episodes) -> Episodes:
+    values = values_of(probe.policy, episodes.observations, len(episodes.returns), probe.chunk_size)
+    return replace(episodes, values=values)
+
+
+def _fit_values(probe: REINFORCE, episodes: Episodes, seed: int) -> None:
+    """Least squares of V on the returns, by Adam over the value network's own parameters."""
+    parameters = value_only_parameters(probe.policy)
+    optimizer = th.optim.Adam(parameters, lr=VALUE_FIT_RATE)
+    rng = np.random.default_rng(seed)
+    returns = episodes.returns.float().to(probe.device)
+    for _ in range(VALUE_FIT_STEPS):
+        rows = th.as_tensor(rng.integers(len(returns), size=min(VALUE_FIT_BATCH, len(returns))))
+        observations = map_arrays(lambda array, rows=rows: array[rows].to(probe.device), episodes.observations)
+        loss = (probe.policy.predict_values(observations).flatten() - returns[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        optimizer.step()
+
+
+def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_bootstrap: int) -> BaselineComparison:
+    """
+    :param names: of K baselines, ``none`` first
+    :param distances: abs(g_i - gbar)^2, shape [N, K]
+    """
+    n = len(distances)
+    resampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_bootstrap) @ distances
+    relative = distances.sum(0) / distances[:, 0].sum()
+    low, high = np.quantile(resampled / resampled[:, :1], [0.025, 0.975], axis=0)
+    rows = [
+        BaselineVariance(name, *map(float, (distances[:, k].sum() / (n - 1), relative[k], low[k], high[k])))
+        for k, name in enumerate(names)
+    ]
+    unbiased = [name for name in names if name != "mean"]
+    best = min(unbiased, key=lambda name: relative[names.index(name)])
+    # Not told apart from the best: in more than 2.5 % of the resamples it is as good.
+    as_good = [b for b in unbiased if np.mean(resampled[:, names.index(b)] <= resampled[:, names.index(best)]) > 0.025]
+    advised = min({*as_good, best}, key=lambda name: BY_COST.index(name) if name in BY_COST else len(BY_COST))
+    row = rows[names.index(advised)]
+    if advised == "none":
+        advice = "Advice: no baseline has clearly less variance here than none."
+    else:
+        also = f", which is not clearly beaten by the lowest, {best}" if advised != best else ", the lowest"
+        advice = (
+            f'Advice: baseline="{advised}" leaves {100 * row.relative:.0f} % of the variance ({100 * row.low:.0f} to '
+            f"{100 * row.high:.0f} %){also}"
+        )
+        exact = row.relative < 1e-9  # but for rounding
+        advice += "." if exact else f": as many episodes tell about {1 / row.relative:.1f} times as much."
+    return BaselineComparison(rows, advice, title)

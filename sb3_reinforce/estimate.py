@@ -1,0 +1,157 @@
+"""
+From a rollout to the estimator's terms: returns R, baseline b, and the advantages gamma^(c t) (R - b) that weight the scores.
+
+In two steps, because a baseline may be made of all ranks' episodes: :func:`make_episodes` of what this rank has played, and
+:func:`make_batch` once the ranks have told each other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_reinforce.baselines import Baseline, checked_prediction
+from sb3_reinforce.episodes import Episodes, join_episodes
+from sb3_reinforce.observations import map_arrays, stack_observations
+from sb3_reinforce.returns import episode_return, reward_to_go
+from sb3_reinforce.rollout.recording import Rollout
+from sb3_reinforce.rollout.totals import Totals
+from sb3_reinforce.running import ranks
+from sb3_reinforce.running.exchange import moments
+from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.likelihood import values_of
+
+Returns = Literal["reward_to_go", "episode"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    What one update is made of: S steps of N episodes of this rank, in the order of the rollout buffer.
+
+    :param episodes: this rank's
+    :param all_episodes: what the baseline has seen: those of all ranks, if its b is made of other episodes
+    :param baseline: b of each step, reward units, shape [S]
+    :param weights: gamma^(c t) of each step, shape [S]
+    :param advantages: gamma^(c t) (R - b), or with R - b normalised over all ranks' steps, shape [S]
+    :param divisor: D
+    :param sizes: steps of each rank
+    """
+
+    episodes: Episodes
+    all_episodes: Episodes
+    baseline: th.Tensor
+    weights: th.Tensor
+    advantages: th.Tensor
+    divisor: float
+    sizes: Sequence[int]
+
+    @property
+    def n_steps(self) -> int:
+        """S."""
+        return len(self.weights)
+
+
+def returns_of(
+    kind: Returns, rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
+) -> th.Tensor:
+    """:return: R_t of episodes laid end to end, as the argument ``returns`` says, shape [S]; see :mod:`sb3_reinforce.returns`"""
+    formula = reward_to_go if kind == "reward_to_go" else episode_return
+    return formula(rewards, lengths, gamma, last_values)
+
+
+def state_weights(episodes: Episodes, gamma: float, discount_state: bool) -> th.Tensor:
+    """:return: gamma^(c t) of each step, shape [S], float64"""
+    return gamma ** episodes.steps.double() if discount_state else th.ones_like(episodes.returns)
+
+
+def make_episodes(
+    rollout: Rollout,
+    policy: ActorCriticPolicy,
+    kind: Returns,
+    gamma: float,
+    fixed_count: bool,
+    needs_values: bool,
+    chunk_size: int | None,
+) -> Episodes:
+    """
+    Returns of a rollout, and V before its fit where it is needed.
+
+    :param rollout: the rollout, whose buffer gets the returns and values
+    :param policy: the policy that played it
+    :param kind: the argument ``returns``
+    :param gamma: discount factor
+    :param fixed_count: whether the number of episodes was fixed before the rollout
+    :param needs_values: whether V of every step is needed
+    :param chunk_size: steps per forward pass
+    :return: the episodes
+    """
+    buffer = rollout.buffer
+    observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
+    values = values_of(policy, observations, rollout.n_steps, chunk_size) if needs_values else None
+
+    # 0 behind a terminal state; V of the last one where the episode would have continued
+    last_values = th.zeros(len(rollout.spans), dtype=th.float64)
+    continued = [i for i, span in enumerate(rollout.spans) if span.last_observation is not None]
+    if continued:
+        stacked = stack_observations([rollout.spans[i].last_observation for i in continued], observations)
+        last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
+
+    rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
+    returns = returns_of(kind, rewards, rollout.lengths, gamma, last_values)
+    buffer.returns[:, 0] = returns.numpy()
+    if values is not None:
+        buffer.values[:, 0] = values.numpy()
+    return Episodes(
+        returns=returns,
+        lengths=rollout.lengths,
+        env_indices=rollout.env_indices,
+        fixed_count=fixed_count,
+        values=values,
+        observations=observations,
+        first_steps=rollout.first_steps,
+    )
+
+
+def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episodes:
+    """
+    :param episodes: any episodes
+    :param scores: of the policy at their steps
+    :param weights: gamma^(c t) of each step, shape [S]
+    :return: the same episodes, with X.S and abs(S)^2 of each
+    """
+    blocks = scores.of_episodes(episodes.lengths, th.stack([weights, weights * episodes.returns]))
+    # [n, 2, P] each: S and X. Of these only two scalars per episode are kept.
+    products = th.cat([(block[:, :1] * block).sum(2, dtype=th.float64).cpu() for block in blocks])
+    return replace(episodes, score_squares=products[:, 0], score_products=products[:, 1])
+
+
+def make_batch(
+    episodes: Episodes, totals: Totals, baseline: Baseline, weights: th.Tensor, divisor: float, normalize_advantage: bool
+) -> Batch:
+    """
+    The advantages of this rank's steps.
+
+    :param episodes: this rank's
+    :param totals: of all ranks; the results in it are their episodes, or None where b needs no others
+    :param baseline: predicts b, from all episodes there are
+    :param weights: gamma^(c t) of each step of this rank, shape [S]
+    :param divisor: D
+    :param normalize_advantage: whether R - b becomes (A - mean(A)) / std(A), over all ranks' steps
+    :return: the batch
+    :raises ValueError: if the baseline does not return one finite number per step
+    """
+    parts: list[Any] = [report.result for report in totals.reports if report.result is not None]
+    everyones, first = episodes, 0
+    if len(parts) > 1:
+        everyones, first = join_episodes(parts, totals.n_envs), sum(totals.sizes[: ranks.rank()])
+    b = checked_prediction(baseline, everyones)[first : first + len(weights)]
+    advantages = episodes.returns - b
+    if normalize_advantage:
+        [(n, mean, squares)] = moments(advantages)
+        if n > 1:
+            advantages = (advantages - mean) / (math.sqrt(squares / (n - 1)) + 1e-8)
+    return Batch(episodes, everyones, b, weights, weights * advantages, divisor, totals.sizes)

@@ -1,0 +1,1 @@
+"""Playing: observations to actions, steps to arrays, and where episodes begin and end."""

@@ -1,0 +1,185 @@
+"""
+Steps as they are played, and the Stable-Baselines3 rollout buffer of whole episodes that they become.
+
+While playing, row t of :class:`Recording` holds step t of every environment. Afterwards the steps that count are
+laid end to end, environment by environment and episode by episode, into a rollout buffer with one row per step.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_reinforce.observations import by_key
+from sb3_reinforce.rollout.finite import check_finite, check_observations
+from sb3_reinforce.rollout.spans import Span
+
+FIRST_ROWS = 64  # steps that there is memory for at first
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    What one process has played for one update.
+
+    :param spans: its N episodes, by environment and time
+    :param buffer: their S steps in this order: observations, actions, rewards and episode starts, one row per step
+    :param n_rows: steps that each environment has played, including discarded ones
+    :param n_envs: number of environments
+    :param first_observations: those of the first step, by key (None for a space without keys), first axis ``n_envs``;
+        valid until the next rollout
+    """
+
+    spans: list[Span]
+    buffer: RolloutBuffer
+    n_rows: int
+    n_envs: int
+    first_observations: dict[Any, np.ndarray]
+
+    @cached_property
+    def lengths(self) -> th.Tensor:
+        """Steps of each episode, shape [N]."""
+        return th.tensor([span.length for span in self.spans])
+
+    @cached_property
+    def env_indices(self) -> th.Tensor:
+        """Environment that played each episode, shape [N]."""
+        return th.tensor([span.env_index for span in self.spans])
+
+    @cached_property
+    def first_steps(self) -> th.Tensor:
+        """Time index t of each episode's first step here, shape [N]."""
+        return th.tensor([span.first_step for span in self.spans])
+
+    @cached_property
+    def n_steps(self) -> int:
+        """S, the number of steps that are used."""
+        return int(self.lengths.sum())
+
+    @property
+    def played_steps(self) -> int:
+        """Steps of all environments, including discarded ones."""
+        return self.n_rows * self.n_envs
+
+
+class Recording:
+    """
+    Observations, actions and rewards of the running rollout, shape [T, n_envs, ...], T growing by doubling.
+
+    The memory is kept from one rollout to the next.
+
+    :param observation_space: as the rollout buffer's
+    :param action_space: as the rollout buffer's
+    :param n_envs: number of environments
+    :param observations: the first ones; VecNormalize makes floats of what its space still has as integers
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, observations: Any):
+        self.n_envs = n_envs
+        self.n_rows = 0
+        parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
+        given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
+        self.observations = {
+            key: self._empty(space, np.float32 if given[key] == "f" and space.dtype.kind in "iu" else space.dtype)
+            for key, space in parts.items()
+        }
+        self.actions = self._empty(action_space, action_space.dtype)
+        self.rewards = np.empty((FIRST_ROWS, n_envs), dtype=np.float32)
+        self._single_array = self.observations.get(None)  # spares the loop over keys in each step
+
+    def _empty(self, space: spaces.Space, dtype: Any) -> np.ndarray:
+        return np.empty((FIRST_ROWS, self.n_envs, *(space.shape or ())), dtype=dtype)
+
+    def reset(self) -> None:
+        """Forget all rows, keep the memory."""
+        self.n_rows = 0
+
+    def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """
+        :param observations: what the actions were drawn for, first axis ``n_envs``
+        :param actions: what the policy drew, shape [n_envs, *action_space.shape]
+        :param rewards: what they earned, shape [n_envs]
+        """
+        row = self.n_rows
+        if row == len(self.rewards):
+            self._grow()
+        if self._single_array is not None:
+            self._single_array[row] = observations
+        else:
+            for key, stored in self.observations.items():
+                stored[row] = observations[key]
+        self.actions[row] = actions
+        self.rewards[row] = rewards
+        self.n_rows = row + 1
+
+    def _grow(self) -> None:
+        self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
+        self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
+        self._single_array = self.observations.get(None)
+
+    def check_finite(self, last_observations: Any) -> None:
+        """
+        :param last_observations: those behind the last row, for which no action was drawn yet
+        :raises ValueError: if a reward or an observation is NaN or infinite; it names the environment and the step
+        """
+        check_finite("reward", self.rewards[: self.n_rows])
+        check_observations("observation", {key: stored[: self.n_rows] for key, stored in self.observations.items()})
+        check_observations("observation", {key: last[None] for key, last in by_key(last_observations).items()}, self.n_rows)
+
+    def pack(self, buffer: RolloutBuffer, spans: list[Span], sum_rewards: bool = True) -> Rollout:
+        """
+        Lay the steps of the episodes end to end into the rollout buffer: one row per step, ``n_envs=1``.
+
+        What is not known yet stays NaN in the buffer: ``values`` without a value baseline, ``log_probs`` for an update
+        of one step, whose log-probabilities are computed with their gradient.
+
+        :param buffer: the buffer to fill
+        :param spans: the episodes to keep; of each environment the first ones, without gaps
+        :param sum_rewards: whether the sum of the rewards stands in for a missing Monitor's return; not so for normalised ones
+        :return: the rollout, whose episodes are in the order of the buffer
+        :raises ValueError: if the observation behind a time limit is NaN or infinite
+        """
+        for span in spans:
+            if span.last_observation is not None:
+                last = {key: np.asarray(value)[None, None] for key, value in by_key(span.last_observation).items()}
+                check_observations("terminal observation", last, span.end, span.env_index)
+        spans = sorted(spans, key=lambda span: (span.env_index, span.start))
+        first_observations = {key: stored[0] for key, stored in self.observations.items()}
+        rollout = Rollout(spans, buffer, self.n_rows, self.n_envs, first_observations)
+        kept_rows = np.zeros(self.n_envs, dtype=np.int64)
+        for span in spans:
+            kept_rows[span.env_index] = span.end
+        kept = np.arange(self.n_rows) < kept_rows[:, None]  # [n_envs, T]: boolean indexing goes environment by environment
+
+        buffer.buffer_size, buffer.n_envs = rollout.n_steps, 1
+        buffer.reset()
+        targets = by_key(buffer.observations)
+        observations = {key: self._kept(self.observations[key], kept).reshape(targets[key].shape) for key in targets}
+        buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
+        buffer.actions[:] = self._kept(self.actions, kept).reshape(buffer.actions.shape)
+        buffer.rewards[:, 0] = self._kept(self.rewards, kept)
+        starts = (rollout.lengths.cumsum(0) - rollout.lengths).numpy()
+        buffer.episode_starts[starts[rollout.first_steps.numpy() == 0], 0] = 1.0
+        buffer.values.fill(np.nan)
+        buffer.log_probs.fill(np.nan)
+        buffer.pos, buffer.full = rollout.n_steps, True
+
+        if sum_rewards:
+            sums = np.add.reduceat(buffer.rewards[:, 0], starts, dtype=np.float64)
+            for span, total in zip(spans, sums.tolist(), strict=True):
+                if span.total_reward is None and span.first_step == 0 and not span.cut:
+                    span.total_reward = total
+        return rollout
+
+    def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        return stored[: self.n_rows].swapaxes(0, 1)[kept]
+
+
+def _doubled(stored: np.ndarray) -> np.ndarray:
+    grown = np.empty((2 * len(stored), *stored.shape[1:]), dtype=stored.dtype)
+    grown[: len(stored)] = stored
+    return grown

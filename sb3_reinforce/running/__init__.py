@@ -1,0 +1,1 @@
+"""The run around the algorithm: processes, checkpoints, callbacks, VecNormalize, loggers and files."""

@@ -1,0 +1,142 @@
+"""Callbacks: one walk over them all, and what each part of a run asks of them."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+    EventCallback,
+    ProgressBarCallback,
+)
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+RANK_ZERO_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
+
+
+@runtime_checkable
+class UpdateListener(Protocol):
+    """A callback that ``learn`` calls around each update, when all random numbers of the update are drawn; for checkpoints."""
+
+    def begin(self, root: BaseCallback) -> None:
+        """
+        All callbacks have started, and no rollout has begun.
+
+        :param root: the callback that ``learn`` calls
+        """
+
+    def update_ended(self, iteration: int) -> bool:
+        """
+        An update and its log row are done.
+
+        :param iteration: number of updates of this run
+        :return: False if training is to stop here
+        """
+
+    def failed(self, iteration: int) -> None:
+        """
+        An error ends ``learn``.
+
+        :param iteration: number of updates of this run
+        """
+
+
+def flatten(callback: BaseCallback) -> Iterator[BaseCallback]:
+    """:return: the callbacks in a list and in lists within it; a callback that is no list is the only one"""
+    if isinstance(callback, CallbackList):
+        for child in callback.callbacks:
+            yield from flatten(child)
+    else:
+        yield callback
+
+
+def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
+    """
+    A callback and those inside it, each under a name that it has in every run.
+
+    The name is made of its class, and its number among the equal ones at the same place; lists leave no trace in it:
+    ``EvalCallback0``, ``EvalCallback0/StopTrainingOnNoModelImprovement0``.
+
+    :param callback: the callback that ``learn`` calls
+    :return: all of them, a callback before those inside it
+    """
+    found: dict[str, BaseCallback] = {}
+    seen: set[int] = set()
+
+    def visit(each: BaseCallback, place: str) -> None:
+        if id(each) in seen:
+            return
+        seen.add(id(each))
+        number = 0
+        while (name := f"{place}{type(each).__name__}{number}") in found:
+            number += 1
+        found[name] = each
+        for attribute, value in vars(each).items():
+            for child in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(child, BaseCallback) and attribute != "parent":
+                    for inner in flatten(child):
+                        visit(inner, f"{name}/")
+
+    for each in flatten(callback):
+        visit(each, "")
+    return found
+
+
+def update_listeners(callback: BaseCallback) -> list[UpdateListener]:
+    """:return: the callbacks, however deep, that ``learn`` calls around updates"""
+    return [each for each in callbacks_by_name(callback).values() if isinstance(each, UpdateListener)]
+
+
+def needs_steps(callback: BaseCallback) -> bool:
+    """:return: whether a callback does anything at each step: not so an empty one, or one with ``needs_steps = False``"""
+    if type(callback) is CallbackList:  # a subclass may do something itself
+        return any(map(needs_steps, callback.callbacks))
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return getattr(callback, "needs_steps", True)
+
+
+def set_num_timesteps(callback: BaseCallback, num_timesteps: int) -> None:
+    """
+    Tell callbacks at the end of a rollout what they would have been told at each of its steps.
+
+    :param callback: the callback that ``learn`` calls
+    :param num_timesteps: environment steps so far
+    """
+    callback.num_timesteps = num_timesteps
+    for each in flatten(callback):
+        each.num_timesteps = num_timesteps
+
+
+def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:
+    """
+    :param callback: the callback that ``learn`` calls
+    :param n_steps: environment steps that its progress bar has not seen: other ranks', or the greedy policy's
+    """
+    for each in flatten(callback):
+        if isinstance(each, ProgressBarCallback):
+            each.pbar.update(n_steps)
+
+
+def callbacks_of_other_ranks(callback: MaybeCallback) -> Any:
+    """
+    What of a callback, a list or a tree of them runs on ranks other than 0.
+
+    Not evaluation, checkpoints, the progress bar, and what has an attribute ``rank_zero_only`` that is True. Event
+    callbacks and lists stay, without such children.
+
+    :param callback: as given to ``learn``; lists and event callbacks are changed in place
+    :return: what is left; None for nothing
+    """
+    if isinstance(callback, list):
+        return [child for child in callback if callbacks_of_other_ranks(child) is not None]
+    if isinstance(callback, RANK_ZERO_ONLY) or getattr(callback, "rank_zero_only", False):
+        return None
+    if isinstance(callback, CallbackList):
+        callback.callbacks = [child for child in callback.callbacks if callbacks_of_other_ranks(child) is not None]
+    elif isinstance(callback, EventCallback) and callbacks_of_other_ranks(callback.callback) is None:
+        callback.callback = None
+    return callback

@@ -1,0 +1,198 @@
+"""
+One training run in several processes ("ranks"), on torch.distributed, as ``torchrun`` starts them.
+
+Joining them, leaving them, and how an error of one ends all. A plain run is a world of one rank.
+"""
+
+import atexit
+import functools
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+
+import torch as th
+import torch.distributed as dist
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How long a rank waits for the others: longer than an evaluation on rank 0, not for ever.
+TIMEOUT = timedelta(hours=2)
+# Seconds before a rank that lost another one ends itself: the launcher, which knows which one it was, comes first.
+GRACE = 5.0
+
+_store: dist.Store | None = None
+_rank_before_leaving: int | None = None
+
+
+class LostRankError(RuntimeError):
+    """Another rank has failed, or its process or machine is gone."""
+
+
+def world_size() -> int:
+    """:return: number of ranks that train together, 1 in a plain run"""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """:return: this process' number among all ranks, from 0"""
+    if _rank_before_leaving is not None:
+        return _rank_before_leaving
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def launched() -> bool:
+    """:return: whether a launcher such as torchrun has started this process as one of several ranks"""
+    names = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    return names <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def launch_id() -> str | None:
+    """:return: what tells this launch of torchrun from all others, the same after a restart; None without torchrun"""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    # torchrun's name for a launch that was given none; its process starts all ranks of this machine, also again
+    return f"{socket.gethostname()} {os.getppid()}" if run_id == "none" else run_id
+
+
+def restarted() -> bool:
+    """:return: whether torchrun has started the ranks again after one of them failed (``--max-restarts``)"""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def start(device: th.device | str = "auto") -> th.device | str:
+    """
+    Join the other ranks, if a launcher such as torchrun has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    The group is gloo on the CPU, and on GPUs NCCL for what lies there. One that exists already is used as it is, and must
+    serve the CPU, too.
+
+    :param device: the device asked for
+    :return: the device to use: for ``"auto"`` and ``"cuda"`` each rank of a machine gets a GPU of its own
+    :raises ValueError: if there are more ranks than GPUs on this machine, or for a group that does not serve the CPU
+    :raises LostRankError: in a process that has left its group because of an error
+    """
+    global _store
+    if not dist.is_available() or not (dist.is_initialized() or launched()):
+        return device
+    if _rank_before_leaving is not None:
+        raise LostRankError("this process has left its group of ranks because of an error: start the run again")
+    use_cuda = th.cuda.is_available() and th.device("cuda" if device == "auto" else device).type == "cuda"
+    if use_cuda and str(device) in ("auto", "cuda"):
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if local_rank >= th.cuda.device_count():
+            raise ValueError(
+                f"each rank needs a GPU of its own, got local rank {local_rank} on a machine with {th.cuda.device_count()}: "
+                'start fewer ranks (torchrun --nproc-per-node), or use device="cpu"'
+            )
+        device = f"cuda:{local_rank}"
+        th.cuda.set_device(local_rank)
+    if dist.is_initialized() and _store is None and "cpu:" not in dist.get_backend_config():
+        raise ValueError(
+            f"the process group must serve tensors on the CPU, too, got {dist.get_backend_config()!r}: leave "
+            'init_process_group out, or call init_process_group("cpu:gloo,cuda:nccl")'
+        )
+    if not dist.is_initialized():
+        # What init_process_group does by itself, in a part of the store of our own.
+        store, own_rank, n_ranks = next(dist.rendezvous("env://"))
+        store = _unused_part(store, own_rank, n_ranks)
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=n_ranks, timeout=TIMEOUT)
+        _store = dist.PrefixStore("sb3_reinforce", store)  # where a failing rank leaves its message
+        atexit.register(_leave_at_exit)
+    return device
+
+
+def _unused_part(store: dist.Store, own_rank: int, n_ranks: int) -> dist.Store:
+    """
+    A part of the store that no earlier attempt has written to, the same for all ranks.
+
+    torchrun keeps its store when it starts the ranks again, with the dead ones' addresses in it, to which gloo would then
+    connect; and its count of restarts may differ from machine to machine. So rank 0 names a new part, and answers everybody
+    who has read the name: who has read that of an earlier attempt gets no answer, and reads again.
+    """
+    token = uuid.uuid4().hex
+    if own_rank == 0:
+        store.set("sb3_reinforce/part", token)
+        for other in range(1, n_ranks):
+            store.set(f"{token}/{other}/{store.get(f'{token}/{other}').decode()}", "")
+        return dist.PrefixStore(token, store)
+    while True:
+        part = store.get("sb3_reinforce/part").decode()
+        store.set(f"{part}/{own_rank}", token)
+        while store.get("sb3_reinforce/part").decode() == part:
+            if store.check([f"{part}/{own_rank}/{token}"]):
+                return dist.PrefixStore(part, store)
+            time.sleep(0.01)
+
+
+def _leave() -> None:
+    """Close the connections, which the others notice at their next exchange."""
+    global _rank_before_leaving
+    if dist.is_initialized():
+        _rank_before_leaving = dist.get_rank()
+        dist.destroy_process_group()
+
+
+def _leave_at_exit() -> None:
+    # The threads of the last exchange drop their tensors, which are Python objects, after it has ended: an interpreter that
+    # ends in that moment aborts ("terminate called without an active exception", seen once in some dozen runs).
+    time.sleep(0.1)
+    _leave()
+
+
+# ------------------------------------------------------------------------------------------------------- exchanges
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """:raises LostRankError: for the RuntimeError of a broken connection, with the failed rank's message if it left one"""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRankError(_what_happened()) from error
+
+
+def _what_happened() -> str:
+    """What a broken connection was the end of. Waits :data:`GRACE` seconds."""
+    if _store is None:
+        time.sleep(GRACE)
+        return "the connection to another rank is lost: its process has ended"
+    others = [other for other in range(world_size()) if other != rank()]
+    try:
+        _store.set(f"alive/{rank()}", "")
+        time.sleep(GRACE)
+        if _store.check(["failure"]):
+            return _store.get("failure").decode()
+        silent = [other for other in others if not _store.check([f"alive/{other}"])]
+    except RuntimeError:  # the store was kept by the process or machine that is gone
+        silent = others
+    names = "rank " + " or ".join(map(str, silent or others))
+    return f"the connection to {names} is lost: its process was killed, or its machine or network is gone"
+
+
+def fails_for_all(method: Callable[P, T]) -> Callable[P, T]:
+    """
+    Decorate what all ranks do together: an error on one of them ends it on all.
+
+    The failing rank leaves its message for the others and closes its connections, so that nobody waits for it, not
+    even if the error is caught.
+    """
+
+    @functools.wraps(method)
+    def together(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            if world_size() > 1:
+                if _store is not None and not isinstance(error, LostRankError):
+                    with suppress(RuntimeError):  # the store is gone with its process
+                        _store.compare_set("failure", "", f"rank {rank()} has failed: {type(error).__name__}: {error}")
+                _leave()
+            raise
+
+    return together

@@ -1,0 +1,303 @@
+"""``learn``, ranks, save, load and resume: how an on-policy algorithm's training runs, whatever it learns from."""
+
+import io
+import pathlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Self
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_reinforce.arguments import check_count, check_number
+from sb3_reinforce.running import callbacks, exchange, ranks
+from sb3_reinforce.running.files import check_model_file, parameters_to_load
+from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
+from sb3_reinforce.running.resume import ResumedState, resume
+from sb3_reinforce.schedules import make_schedule, plain_schedule
+
+COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
+
+
+class ResumableAlgorithm(OnPolicyAlgorithm):
+    """
+    An on-policy algorithm whose runs can be stopped, resumed, and spread over ranks; the base of ``EpisodicAlgorithm``.
+
+    Arguments are those of ``OnPolicyAlgorithm``.
+    """
+
+    # Arguments that may change with the progress of training, and the attributes with the functions made of them
+    schedules: ClassVar[dict[str, str]] = {"learning_rate": "lr_schedule"}
+    # Arguments, besides schedules and spaces, that must be the same on all ranks, so that they make the same updates
+    same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "gamma", "use_sde")
+
+    # Rollouts begun so far: the random streams of a rollout are made of the seed and this number.
+    _n_rollouts: int = 0
+    #: the checkpoint that this run was resumed from, or the newest one that it has written
+    newest_checkpoint: pathlib.Path | None = None
+    # What _extra_state() returned when the model was saved
+    _saved_state: dict[str, Any] | None = None
+    # Set by resume(): the state that learn() restores
+    _resumed: ResumedState | None = None
+    # VecNormalize's statistics at the last rollout's end, which all ranks had then
+    _statistics: dict[str, Statistics]
+    # The observation is an array, or a dict of arrays for Dict spaces
+    _last_obs: Any
+    lr_schedule: Schedule
+
+    # ------------------------------------------------------------------------------------- what subclasses override
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: for arguments that cannot be right, whatever the environment"""
+
+    def _check_env(self) -> None:
+        """:raises ValueError: for arguments that the environment cannot be trained with"""
+        if self.env is None:
+            raise ValueError("env must be given before training, got None: set_env(env), or load(path, env=env)")
+
+    def _check_training(self) -> None:
+        """:raises ValueError: for arguments that the model cannot be trained with"""
+        self._check_arguments()
+        self._check_env()
+
+    def _prepare_reset(self, reset_num_timesteps: bool) -> None:
+        """
+        Called by ``learn`` before SB3 resets the environments, if it does.
+
+        :param reset_num_timesteps: as ``learn`` was given it
+        """
+
+    def _normalization(self) -> AbstractContextManager[None]:
+        """Around all that plays the environments."""
+        return nullcontext()
+
+    def _shared_settings(self) -> dict[str, Any]:
+        """:return: what must be the same on all ranks, by name"""
+        functions = {name: getattr(self, attribute) for name, attribute in self.schedules.items()}
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            **{name: getattr(self, name) for name in self.same_on_all_ranks},
+            **{f"{name} at start and end": (schedule(1.0), schedule(0.0)) for name, schedule in functions.items()},
+        }
+
+    def _extra_state(self) -> dict[str, Any]:
+        """:return: state besides networks, optimisers and counters: it is saved, and broadcast to all ranks"""
+        return {}
+
+    def _set_extra_state(self, state: dict[str, Any]) -> None:
+        """:param state: what :meth:`_extra_state` returned"""
+
+    # --------------------------------------------------------------------------------------------------- schedules
+
+    def _setup_lr_schedule(self) -> None:
+        """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
+        self._scheduled: dict[str, Any] = {}
+        self._renew_schedules()
+
+    def _renew_schedules(self) -> None:
+        """Make the schedules of arguments that were assigned since: callbacks may do so, as with the ``ent_coef`` of A2C."""
+        for name, attribute in self.schedules.items():
+            value = plain_schedule(getattr(self, name))
+            if name not in self._scheduled or value != self._scheduled[name]:
+                setattr(self, attribute, make_schedule(name, value))
+                setattr(self, name, value)
+                self._scheduled[name] = value
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last episodes run beyond total_timesteps; a schedule such as `lambda p: 1e-3 * p` must not turn negative.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    # ------------------------------------------------------------------------------------------------------- learn
+
+    @ranks.fails_for_all
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        Train for at least ``total_timesteps`` environment steps; the last rollout is played to the end of its episodes.
+
+        :param total_timesteps: The total number of samples (env steps) to train on, including discarded ones
+        :param callback: Callback(s) called at every step with state of the algorithm.
+        :param log_interval: number of updates from one log row to the next; None: no rows
+        :param tb_log_name: the name of the run for TensorBoard logging; empty: that of the class
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: the trained model
+        :raises ValueError: see :meth:`collect_rollouts` and :meth:`train`
+        """
+        self._check_training()
+        check_number("total_timesteps", total_timesteps)
+        check_count("log_interval", log_interval, optional=True)
+        self._renew_schedules()
+        if reset_num_timesteps:
+            self._resumed = self.newest_checkpoint = None
+        # an environment that is new is reset in here
+        with nullcontext() if reset_num_timesteps else self._normalization():
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            )
+        callback.on_training_start(locals(), globals())
+        for listener in callbacks.update_listeners(callback):
+            listener.begin(callback)
+        resumed, self._resumed = self._resumed, None
+        iteration = 0 if resumed is None else resumed.restore(self, callback, total_timesteps)
+        assert self.env is not None, "checked above"
+
+        try:
+            while self.num_timesteps < total_timesteps:
+                if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                    break
+                iteration += 1
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self.train()
+                # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
+                if log_interval is not None and iteration % log_interval == 0:
+                    self.dump_logs(iteration)
+                goes_on = [listener.update_ended(iteration) for listener in callbacks.update_listeners(callback)]
+                if exchange.any_rank(not all(goes_on)):
+                    break
+        except BaseException:
+            for listener in callbacks.update_listeners(callback):
+                listener.failed(iteration)
+            raise
+
+        callback.on_training_end()
+        exchange.any_rank(False)  # what rank 0 has to write is there when learn() returns
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if ranks.world_size() > 1:
+            self._meet(total_timesteps, reset_num_timesteps)
+        self._prepare_reset(reset_num_timesteps)
+        learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if ranks.rank() > 0:
+            self._logger = Logger(folder=None, output_formats=[])  # also in place of a user's own
+        return learning
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if ranks.rank() > 0:
+            callback, progress_bar = callbacks.callbacks_of_other_ranks(callback), False
+        return super()._init_callback(callback, progress_bar)
+
+    def _meet(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
+        """
+        All ranks begin alike: with rank 0's parameters, optimisers, ``VecNormalize`` statistics, counters and extra state.
+
+        :raises ValueError: if arguments that must be the same are not
+        """
+        settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
+        exchange.check_equal(settings | self._shared_settings())
+        state = exchange.broadcast(
+            {
+                "parameters": self.get_parameters(),
+                "statistics": statistics_of(self._vec_normalize_env),
+                "counters": {name: getattr(self, name) for name in COUNTERS},
+                "extra": self._extra_state(),
+            }
+        )
+        self._statistics = state["statistics"]
+        if ranks.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None  # once more: load() may have brought others
+            super().set_parameters(state["parameters"], device=self.device)
+            set_statistics(self._vec_normalize_env, state["statistics"])
+            for name, value in state["counters"].items():
+                setattr(self, name, value)
+            self._set_extra_state(state["extra"])
+
+    # ------------------------------------------------------------------------------------------------ save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics"]
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file.
+
+        Under ``torchrun`` only rank 0 writes, unless ``path`` is an open file.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if ranks.rank() == 0 or not isinstance(path, (str, pathlib.Path)):
+            self._saved_state = self._extra_state()
+            super().save(path, exclude, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load the model from a zip-file, as every Stable-Baselines3 algorithm does; see there for the arguments.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :return: new model instance with loaded parameters
+        :raises ValueError: if the file is torn or is no saved model
+        """
+        check_model_file(path)
+        return super().load(path, *args, **kwargs)
+
+    @classmethod
+    def resume(cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None) -> Self:
+        """
+        Resume from a checkpoint of :class:`~sb3_reinforce.TrainingCheckpoint`, as if training had never stopped.
+
+        Call ``learn(total - model.num_timesteps, reset_num_timesteps=False, callback=...)`` next, with the callbacks of the
+        first run: their counters and best scores are restored when it starts. With a seed, on the CPU, and with environments
+        whose past ``reset(seed)`` erases, parameters, statistics and logged rows are then bit for bit those of a run that was
+        never stopped.
+
+        :param path: the folder, whose newest whole checkpoint is taken (a warning names damaged ones), or one file
+        :param env: the environment, made and wrapped as in the first run; ``VecNormalize`` gets the saved statistics
+        :param device: None: that of the first run
+        :return: the model
+        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version or environment
+        """
+        model, state = resume(cls, path, env, device)
+        model._resumed, model.newest_checkpoint = state, state.path
+        return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary, also those of an A2C or PPO model with the same networks.
+
+        A model of another algorithm brings no state of the value optimiser, and perhaps the state of another class of
+        optimiser: those are left as they are, with a warning for the latter.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+            as ``get_parameters`` returns it
+        :param exact_match: whether each module and each of its parameters must be there
+        :param device: Device on which the code should run.
+        """
+        params = parameters_to_load(load_path_or_dict, self.get_parameters(), device)
+        super().set_parameters(params, exact_match=exact_match, device=device)

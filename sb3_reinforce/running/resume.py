@@ -1,0 +1,159 @@
+"""Resume a run from a checkpoint: the model at once, callbacks and random numbers when ``learn`` starts."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.running import ranks
+from sb3_reinforce.running.callbacks import callbacks_by_name
+from sb3_reinforce.running.checkpoint_file import (
+    ROLLOUT_BUFFERS,
+    CheckpointError,
+    checkpoints_in,
+    describe_env,
+    installed_libraries,
+    read_parts,
+)
+from sb3_reinforce.running.training_state import (
+    set_all_statistics,
+    set_callback_state,
+    set_evaluation_random_state,
+    set_logger_state,
+    set_model_state,
+    set_random_state,
+)
+from sb3_reinforce.version import __version__
+
+Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
+
+
+class ResumedState:
+    """
+    The training state that ``learn`` restores when its callbacks have started.
+
+    :param path: the checkpoint that it was read from
+    :param state: as ``TrainingCheckpoint`` took it
+    """
+
+    def __init__(self, path: Path, state: Mapping[str, Any]):
+        self.path, self.state = path, state
+
+    def restore(self, model: OnPolicyAlgorithm, callback: BaseCallback, total_timesteps: int) -> int:
+        """
+        Restore callbacks, logger and random numbers.
+
+        :param model: the resumed model, whose environments were reset for the rollout to come
+        :param callback: the callback that ``learn`` calls
+        :param total_timesteps: where training ends
+        :return: number of updates done already, for the log
+        """
+        state = self.state
+        callbacks = callbacks_by_name(callback)
+        for name, saved in state["callbacks"].items():
+            if name in callbacks:
+                set_callback_state(callbacks[name], saved)
+        for name, saved in state["evaluation"].items():
+            if name in callbacks:
+                set_evaluation_random_state(callbacks[name], saved)
+        counters = {"n_calls", "num_timesteps", "n_updates_seen"}
+        missing = [name for name, saved in state["callbacks"].items() if name not in callbacks and set(saved) - counters]
+        if missing and ranks.rank() == 0:  # the other ranks lack what only rank 0 has
+            warnings.warn(
+                f"the checkpoint has the state of {', '.join(missing)}, which this learn() was not given",
+                stacklevel=3,
+            )
+        if model.num_timesteps >= total_timesteps:
+            # No rollout follows for the reset that has just been made: undo it.
+            set_all_statistics(model.env, state["model"])
+            vars(model)["_n_rollouts"], model._last_obs = state["model"]["attributes"]["_n_rollouts"], None
+        set_logger_state(model, state["model"])
+        set_random_state(model, state["random"])
+        return int(state["iteration"])
+
+
+def resume(
+    cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None
+) -> tuple[Algorithm, ResumedState]:
+    """
+    :param cls: the algorithm's class
+    :param path: a folder, whose newest whole checkpoint is taken, or a checkpoint
+    :param env: the environment, made and wrapped as in the first run
+    :param device: None: that of the first run
+    :return: the model, and what ``learn`` is to restore
+    :raises CheckpointError: if there is no checkpoint, none can be read, or it is of another run
+    """
+    path = Path(path)
+    env = cls._wrap_env(maybe_make_env(env, 0), verbose=0)
+    if not path.is_dir():
+        if not path.is_file():
+            raise CheckpointError(f"path must be a folder with checkpoints or one of them, got {path}, which does not exist")
+        return _resume_from(cls, path, env, device)
+    candidates = checkpoints_in(path)
+    reasons = []
+    for candidate in candidates:
+        try:
+            resumed = _resume_from(cls, candidate, env, device)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warnings.warn(f"{'; '.join(reasons)}. Training resumes from {candidate}, which is older", stacklevel=3)
+        return resumed
+    if not candidates:
+        raise CheckpointError(f"path must be a folder with checkpoints, got {path}, which has none: start the run anew")
+    raise CheckpointError(f"none of the checkpoints in {path} can be used: {'; '.join(reasons)}")
+
+
+def _resume_from(
+    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None
+) -> tuple[Algorithm, ResumedState]:
+    data, manifest, state = read_parts(path)
+    _check_same_run(cls, path, manifest, env)
+    # What is known here is not unpickled; what is left are objects that the user passed to the constructor.
+    known: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
+    if manifest["policy"] is not None:
+        known["policy_class"] = cls.policy_aliases[manifest["policy"]]
+    if manifest["rollout_buffer"] is not None:
+        known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
+    try:
+        model = cls.load(io.BytesIO(data), env=env, device=device or manifest["device"], custom_objects=known)
+        set_model_state(model, state["model"])
+        set_random_state(model, state["random"])
+    except Exception as error:
+        raise CheckpointError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
+    return model, ResumedState(path.resolve(), state)
+
+
+def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[str, Any], env: VecEnv) -> None:
+    """:raises CheckpointError: if the checkpoint is of another algorithm, version or environment"""
+    algorithm = f"{cls.__module__}.{cls.__qualname__}"
+    if manifest["algorithm"] != algorithm:
+        raise CheckpointError(f"{path} is of another algorithm: it was saved by {manifest['algorithm']}, not by {algorithm}")
+    if manifest["sb3_reinforce"] != __version__:
+        raise CheckpointError(
+            f"{path} is of another version: it was saved by sb3-reinforce {manifest['sb3_reinforce']}, this is {__version__}: "
+            "install that one to resume, or start a new run with its parameters: REINFORCE.load(file, env=env)"
+        )
+    saved, given = manifest["env"], describe_env(env)
+    for name in saved:
+        if name == "id" and None in (saved["id"], given["id"]):
+            continue
+        if saved[name] != given[name]:
+            raise CheckpointError(
+                f"{path} is of another environment: {name} was {saved[name]}, got {given[name]}: give an environment made and "
+                "wrapped as in the first run"
+            )
+    libraries = installed_libraries()
+    if others := [
+        f"{name} {old} (now {libraries[name]})" for name, old in manifest["libraries"].items() if old != libraries[name]
+    ]:
+        warnings.warn(f"{path} was saved with {', '.join(others)}: the run may differ in the last digits", stacklevel=5)

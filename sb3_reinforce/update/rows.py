@@ -1,0 +1,86 @@
+"""Rows of the rollout buffer: minibatches for optimiser steps, and chunks that fit into memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
+from sb3_reinforce.running.ranks import rank
+
+Selection = slice | np.ndarray
+"""Some rows: a range of them, or their indices."""
+
+
+def count_rows(rows: Selection) -> int:
+    """:return: how many rows a slice or an index array selects"""
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def chunks(rows: Selection, chunk_size: int | None) -> Iterator[Selection]:
+    """:return: the same rows, at most ``chunk_size`` of them at a time; None: all at once"""
+    n_rows = count_rows(rows)
+    size = chunk_size or max(n_rows, 1)
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
+        yield slice(rows.start + start, rows.start + stop) if isinstance(rows, slice) else rows[start:stop]
+
+
+class Rows:
+    """
+    The steps of one update, as the rollout buffer has them.
+
+    :param buffer: a full rollout buffer, one row per step
+    :param sizes: number of rows on each rank; a plain run has one
+    :param chunk_size: rows per forward and backward pass; None: all at once
+    """
+
+    def __init__(self, buffer: RolloutBuffer, sizes: Sequence[int], chunk_size: int | None):
+        self.buffer, self.sizes, self.chunk_size = buffer, sizes, chunk_size
+        self.n_rows = sizes[rank()] if len(sizes) > 1 else sizes[0]
+        #: rows of all ranks
+        self.n_total = sum(sizes)
+        next(buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
+
+    @property
+    def all(self) -> slice:
+        """All rows of this rank."""
+        return slice(0, self.n_rows)
+
+    def samples(self, rows: Selection) -> RolloutBufferSamples:
+        """:return: the rows as tensors on the buffer's device"""
+        return self.buffer._get_samples(rows)  # type: ignore[arg-type]
+
+    def chunks(self, rows: Selection | None = None) -> Iterator[Selection]:
+        """:return: the given rows, by default all, at most ``chunk_size`` of them at a time"""
+        return chunks(self.all if rows is None else rows, self.chunk_size)
+
+    def count_minibatches(self, batch_size: int | None) -> int:
+        """:return: the number of minibatches that a pass needs on the rank with most rows"""
+        return 1 if batch_size is None else max(-(-size // batch_size) for size in self.sizes)
+
+    def minibatches(self, batch_size: int | None, rng: np.random.Generator) -> Iterator[tuple[Selection, int]]:
+        """
+        All rows once: in order and at once, or shuffled in minibatches.
+
+        All ranks make the same number of minibatches. Several ranks split their rows evenly among them, so that no
+        rank's steps weigh more than another's; of a rank with very few steps, some minibatches are then empty.
+
+        :param batch_size: rows per minibatch of this rank; None: all
+        :param rng: for the order
+        :return: the rows of each minibatch, and the number of rows that all ranks together have in theirs
+        """
+        n_minibatches = self.count_minibatches(batch_size)
+        if n_minibatches == 1:
+            yield self.all, self.n_total
+            return
+        order = rng.permutation(self.n_rows)
+        if len(self.sizes) == 1:
+            assert batch_size is not None, "one minibatch otherwise"
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                yield part, len(part)
+            return
+        for position, part in enumerate(np.array_split(order, n_minibatches)):
+            # np.array_split gives the first `size % n` parts one more
+            yield part, sum(size // n_minibatches + (position < size % n_minibatches) for size in self.sizes)

@@ -1,0 +1,56 @@
+"""A failed update leaves everything as it was before it."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_reinforce.arguments import NotFiniteError
+from sb3_reinforce.baselines import Baseline
+
+
+@contextmanager
+def undone_on_failure(
+    model: OnPolicyAlgorithm, optimizers: Sequence[th.optim.Optimizer], baseline: Baseline, cure: Callable[[], str]
+) -> Iterator[None]:
+    """
+    Whatever is raised inside: parameters, optimisers, the baseline and the number of updates are as they were before.
+
+    :param model: whose policy is updated inside
+    :param optimizers: all that step inside
+    :param baseline: updated inside
+    :param cure: what to do against numbers that are not finite, for the message
+    :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
+    """
+    parameters = model.policy.state_dict()
+    last_good = {name: tensor.clone() for name, tensor in parameters.items()}
+    moments = [
+        {parameter: {name: _copy(value) for name, value in moment.items()} for parameter, moment in optimizer.state.items()}
+        for optimizer in optimizers
+    ]
+    baseline_state, n_updates = copy.deepcopy(baseline.state_dict()), model._n_updates
+    try:
+        yield
+    except BaseException as error:
+        for name, tensor in parameters.items():
+            tensor.copy_(last_good[name])
+        for optimizer, saved in zip(optimizers, moments, strict=True):
+            optimizer.state.clear()
+            optimizer.state.update(saved)
+        baseline.load_state_dict(baseline_state)
+        model._n_updates = n_updates
+        # "Expected parameter ...": torch's distributions, of a mean or logit that is NaN
+        if not isinstance(error, NotFiniteError) and not str(error).startswith("Expected parameter"):
+            raise
+        raise ValueError(
+            f"update {n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
+            f"{str(error).splitlines()[0]}; {cure()}"
+        ) from error
+
+
+def _copy(value: Any) -> Any:
+    # deepcopy copies tensors, too, at ten times the cost
+    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)

@@ -1,0 +1,97 @@
+"""The fit of the value network to the returns, with an optimiser of its own."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import update_learning_rate
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_reinforce.arguments import NotFiniteError
+from sb3_reinforce.rollout.sampling import policy_class
+from sb3_reinforce.running.exchange import sum_gradients
+from sb3_reinforce.update.likelihood import value_only_parameters
+from sb3_reinforce.update.rows import Rows
+
+
+class ValueFit:
+    """
+    Least squares of V on the returns, over the parameters that only V depends on.
+
+    What V shares with the policy gets no gradient and stays in evaluation mode.
+
+    :param policy: whose class of optimiser and its arguments are used
+    :param learning_rate: of the optimiser's first step
+    :raises ValueError: if no parameter belongs to V alone
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, learning_rate: float):
+        self.policy = policy
+        self.parameters = value_only_parameters(policy)
+        if not self.parameters:
+            raise ValueError(
+                f"a value baseline needs a value network, but in {policy_class(policy).__name__} no parameter belongs to the "
+                "value alone: give the policy a value head of its own, or choose another baseline"
+            )
+        own = set(self.parameters)
+        # Modules with parameters of V alone. A shared extractor stays as the policy left it: batch norm keeps its statistics.
+        self.modules = [m for m in policy.modules() if 0 < len({*m.parameters()}) == len({*m.parameters()} & own)]
+        self.optimizer = policy.optimizer_class(
+            self.parameters,
+            lr=learning_rate,
+            **policy.optimizer_kwargs,  # type: ignore[call-arg]
+        )
+
+    def fit(
+        self,
+        rows: Rows,
+        rng: np.random.Generator,
+        residual: float,
+        learning_rate: float,
+        n_epochs: int,
+        batch_size: int | None,
+    ) -> float | None:
+        """
+        Fit V to the returns of the rollout buffer.
+
+        :param rows: the steps
+        :param rng: for the order of minibatches
+        :param residual: mean of R - V over the steps of all ranks
+        :param learning_rate: of these steps
+        :param n_epochs: passes over the steps
+        :param batch_size: steps per minibatch; None: all
+        :return: the mean loss; None if all parameters are frozen
+        :raises NotFiniteError: if the loss is NaN or infinite
+        """
+        parameters = [parameter for parameter in self.parameters if parameter.requires_grad]
+        if not parameters:
+            return None
+        self.policy.set_training_mode(False)
+        for module in self.modules:
+            module.train()
+        update_learning_rate(self.optimizer, learning_rate)
+        # First the mean, at once and exactly: until V has crept to where the returns are, the policy takes full steps (of
+        # Adam) along noise, which may cost it its entropy.
+        head = getattr(self.policy, "value_net", None)
+        if isinstance(head, nn.Linear) and any(head.bias is parameter for parameter in parameters):
+            with th.no_grad():
+                head.bias.add_(residual)
+        losses = []
+        in_one_piece = batch_size is None and rows.chunk_size is None
+        whole = rows.samples(rows.all) if in_one_piece else None
+        for _ in range(n_epochs):
+            for minibatch, n_rows in rows.minibatches(batch_size, rng):
+                self.optimizer.zero_grad()
+                loss_sum = 0.0
+                for chunk in rows.chunks(minibatch):
+                    data = whole or rows.samples(chunk)
+                    predicted = self.policy.predict_values(data.observations).flatten()
+                    loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
+                    loss.backward(inputs=parameters)
+                    loss_sum += loss.item()
+                (loss_sum,) = sum_gradients(parameters, (loss_sum,))
+                if not np.isfinite(loss_sum):
+                    raise NotFiniteError(f"the loss of the value network is {loss_sum}")
+                self.optimizer.step()
+                losses.append(loss_sum)
+        return float(np.mean(losses))

@@ -1,0 +1,3 @@
+"""The version of the package, for code that its ``__init__`` imports."""
+
+__version__ = "0.1.0"
