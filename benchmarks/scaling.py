@@ -90,8 +90,8 @@ class Counter:
 def exchanges() -> None:
     """Run by each rank: what one update of CartPole-v1 exchanges, and how long an all-reduce takes."""
     counter = Counter()
-    if distributed.launched():
-        distributed.start("cpu")
+    if ranks.launched():
+        ranks.start("cpu")
     rows = {}
     for baseline in ("none", "mean", "value"):
         model = REINFORCE(
@@ -100,11 +100,11 @@ def exchanges() -> None:
         )  # fmt: skip
         model.learn(1)  # start-up
         counter.calls = counter.bytes = 0
-        model.learn(6 * 8 * 512 * distributed.world_size(), reset_num_timesteps=False)
+        model.learn(6 * 8 * 512 * ranks.world_size(), reset_num_timesteps=False)
         n_updates = model._n_updates - 1
         n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
         # learn() itself begins with a broadcast of the parameters and an exchange of the arguments
-        rows[baseline] = [counter.calls / n_updates, counter.bytes / n_updates, n_parameters, model._batch.n_steps]
+        rows[baseline] = [counter.calls / n_updates, counter.bytes / n_updates, n_parameters, model.batch.n_steps]
     times = {}
     for n in N_PARAMETERS:
         values = th.ones(n)
@@ -115,7 +115,7 @@ def exchanges() -> None:
             dist.all_reduce(values)
             took.append(time.perf_counter() - start)
         times[n] = [float(np.percentile(took, q)) for q in (50, 10, 90)]
-    if distributed.rank() == 0:
+    if ranks.rank() == 0:
         print(json.dumps({"rows": rows, "times": times}))
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     elif options.worker == "train":
         [env_id] = options.env
         measured = train(env_id, seconds=options.seconds, **SIZES[env_id])
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             print(json.dumps(measured))
     elif options.exchanges:
         for n_ranks in options.ranks[1:]:

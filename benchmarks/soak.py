@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_reinforce
 from sb3_reinforce import REINFORCE, GradientDiagnostics, TrainingCheckpoint
-from sb3_reinforce.logs import appending_logger
+from sb3_reinforce.running.logs import appending_logger
 from sb3_reinforce.tracking import WandbCallback
 
 

@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_reinforce.buffers
 import sb3_reinforce.reinforce
-import sb3_reinforce.sampling
+import sb3_reinforce.rollout.sampling
 from sb3_reinforce import REINFORCE, VectorEnvAdapter
 
 th.set_num_threads(1)
@@ -181,7 +181,7 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
         return wrapper
 
     parts = [
-        (sb3_reinforce.sampling.NumpySampler, "__call__", "actions"),
+        (sb3_reinforce.rollout.sampling.NumpySampler, "__call__", "actions"),
         (sb3_reinforce.buffers.EpisodeStorage, "add", "storing the step"),
         (sb3_reinforce.buffers.EpisodeStorage, "pack", "rollout buffer"),
         (REINFORCE, "_compute_returns", "returns, values"),

@@ -78,7 +78,7 @@ def check_episodic(given: Mapping[str, Any]) -> None:
     for name in ("n_episodes", "freeze_normalization_after"):
         check_count(name, given[name], optional=True)
     seed = given["seed"]
-    if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**32):
+    if seed is not None and (not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32):
         raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {seed!r}")
     check_fraction("gamma", given["gamma"])
     make_schedule("learning_rate", given["learning_rate"])

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_count
 from sb3_reinforce.baselines import BASELINES, Baseline, checked_prediction, make_baseline
-from sb3_reinforce.diagnostics import actions_of, episode_gradients
+from sb3_reinforce.episode_gradients import actions_of, episode_gradients
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.estimate import state_weights, with_scores
 from sb3_reinforce.observations import map_arrays
@@ -249,7 +249,7 @@ def _fit_values(probe: REINFORCE, episodes: Episodes, seed: int) -> None:
     returns = episodes.returns.float().to(probe.device)
     for _ in range(VALUE_FIT_STEPS):
         rows = th.as_tensor(rng.integers(len(returns), size=min(VALUE_FIT_BATCH, len(returns))))
-        observations = map_arrays(lambda array, rows=rows: array[rows].to(probe.device), episodes.observations)
+        observations = map_arrays(lambda array, rows=rows: array[rows].to(probe.device), episodes.observations)  # type: ignore[misc]
         loss = (probe.policy.predict_values(observations).flatten() - returns[rows]).square().mean()
         optimizer.zero_grad()
         loss.backward(inputs=parameters)

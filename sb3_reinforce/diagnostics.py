@@ -1,78 +1,15 @@
-"""
-How noisy the policy gradient is.
-
-Everything is computed from g_i = sum_t gamma^(c t) grad log pi(a_it|s_it) (R_it - b_it), the policy gradient of episode i: no
-entropy term, not clipped, in evaluation mode, with the parameters that played. Their mean over N episodes estimates the
-gradient. What is kept of them are sums over the episodes, so that memory does not grow with their number.
-"""
+"""``GradientDiagnostics``: how noisy the policy gradient is, logged while training."""
 
 import warnings
-from dataclasses import dataclass
-from typing import Any
 
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.arguments import check_count, check_fraction
+from sb3_reinforce.compare import compare_baselines as compare_baselines  # its place until 0.1
+from sb3_reinforce.episode_gradients import actions_of, episode_gradients
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.scores import Scores
-
-
-@dataclass
-class EpisodeGradients:
-    """
-    What is kept of K vectors g_i for each of N episodes. Of several processes: add ``total``, join the others.
-
-    :param total: sum_i g_i, shape [K, P], float64
-    :param squares: abs(g_i)^2, shape [N, K], float64
-    :param along: g_i along K given directions, shape [N, K], float64; None if none were given
-    """
-
-    total: th.Tensor
-    squares: th.Tensor
-    along: th.Tensor | None
-
-    @property
-    def count(self) -> int:
-        """N."""
-        return len(self.squares)
-
-    @property
-    def mean(self) -> th.Tensor:
-        """gbar, shape [K, P]."""
-        return self.total / self.count
-
-    @property
-    def variance(self) -> th.Tensor:
-        """trS = sum_i abs(g_i - gbar)^2 / (N - 1), the trace of the covariance of an episode's gradient, shape [K]."""
-        about_zero = self.squares.sum(0) - self.mean.square().sum(1).cpu() * self.count
-        return about_zero.clamp(min=0.0) / (self.count - 1)
-
-    @property
-    def mean_square(self) -> th.Tensor:
-        """G2 = abs(gbar)^2 - trS / N, an unbiased estimate of abs(E[g])^2, shape [K]."""
-        return self.mean.square().sum(1).cpu() - self.variance / self.count
-
-
-def episode_gradients(
-    scores: Scores, lengths: th.Tensor, weights: th.Tensor, directions: th.Tensor | None = None
-) -> EpisodeGradients:
-    """
-    :param scores: of the policy at all S steps
-    :param lengths: steps of each of N episodes, shape [N]
-    :param weights: K times gamma^(c t) (R - b), shape [K, S]
-    :param directions: K directions, or one for all, shape [K, P] or [P]
-    :return: of the vectors sum_t weight_kt grad log pi(a_it|s_it)
-    """
-    total: Any = 0.0
-    squares, along = [], []
-    for block in scores.of_episodes(lengths, weights):
-        total = total + block.sum(0, dtype=th.float64)
-        squares.append(block.square().sum(2, dtype=th.float64).cpu())
-        if directions is not None:
-            along.append((block * directions).sum(2, dtype=th.float64).cpu())
-    return EpisodeGradients(total, th.cat(squares), th.cat(along) if along else None)
 
 
 class GradientDiagnostics(BaseCallback):
@@ -177,8 +114,3 @@ class GradientDiagnostics(BaseCallback):
         if spread > 0:
             metrics["score_mean_z"] = float(along.mean()) / (spread / n**0.5)
         return metrics
-
-
-def actions_of(buffer: RolloutBuffer) -> th.Tensor:
-    """:return: the actions of a rollout buffer with one row per step, float, shape [S, action dimensions]"""
-    return th.as_tensor(buffer.actions.reshape(len(buffer.rewards), -1), dtype=th.float32)

@@ -331,7 +331,8 @@ class REINFORCE(EpisodicAlgorithm):
 
     def _greedy_returns(self, rollout: Rollout, sampler: Sampler, callback: BaseCallback) -> th.Tensor:
         """R_t of the greedy policy's episodes from the same resets, whose steps count in ``num_timesteps``; shape [S]."""
-        assert self.env is not None and self._environment_seed is not None, "the resets were seeded"
+        assert self.env is not None, "it has played"
+        assert self._environment_seed is not None, "see _seeds_resets"
         greedy = play_greedy(
             self.env,
             lambda observations: self._within_bounds(sampler.greedy(observations)),
@@ -475,7 +476,8 @@ class REINFORCE(EpisodicAlgorithm):
 
     def _cure_of_not_finite(self) -> str:
         """What to do against an update that gives NaN or infinite numbers, for the message."""
-        rates = f"target_kl (now {self.target_kl!r})" if self.natural_gradient else f"learning_rate (now {self.learning_rate!r})"
+        name = "target_kl" if self.natural_gradient else "learning_rate"
+        rates = f"{name} (now {getattr(self, name)!r})"
         if self._value_fit is not None:
             rates += f" or value_learning_rate (now {self.value_learning_rate!r})"
         return (

@@ -20,8 +20,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, distributed, reinforce
+from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, episodic
 from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.running import exchange, normalization, ranks
 
 # The trajectories that each environment plays, by number. Different lengths, so that the ranks have unequal numbers of
 # episodes and of steps.
@@ -75,7 +76,7 @@ def updated(case: str) -> dict[str, Any]:
     :return: parameters, loss, and what baseline and logs say
     """
     arguments = dict(GRADIENT_CASES[case])
-    indices = ENVS_OF_RANK[distributed.world_size()][distributed.rank()]
+    indices = ENVS_OF_RANK[ranks.world_size()][ranks.rank()]
     if arguments.pop("mode") == "n_episodes":
         arguments["n_episodes"] = 2 * len(indices)
     else:
@@ -89,7 +90,7 @@ def updated(case: str) -> dict[str, Any]:
     normalized.obs_rms.mean, normalized.obs_rms.var = np.array([0.3, 0.1]), np.array([0.5, 0.7])
     normalized.ret_rms.var = np.array(1.7)
     model = tabular_model(normalized, **arguments)
-    original, reinforce.make_sampler = reinforce.make_sampler, scripted_sampler(env)
+    original, episodic.make_sampler = episodic.make_sampler, scripted_sampler(env)
     try:
         callback = NoCallback()
         callback.init_callback(model)
@@ -98,7 +99,7 @@ def updated(case: str) -> dict[str, Any]:
             assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
             model.train()
     finally:
-        reinforce.make_sampler = original
+        episodic.make_sampler = original
     logged = {key: float(value) for key, value in model.logger.name_to_value.items() if not key.startswith("time/")}
     parameters = {name: tensor.numpy().copy() for name, tensor in model.policy.state_dict().items()}
     return {"parameters": parameters, "logged": logged, "state": model._baseline.state_dict()}
@@ -127,7 +128,7 @@ class Watch(BaseCallback):
 
 def training(folder: Path) -> dict[str, Any]:
     """Learns CartPole with running normalisation, other numbers of environments on each rank."""
-    rank = distributed.rank()
+    rank = ranks.rank()
     env = VecNormalize(make_vec_env("CartPole-v1", n_envs=1 + rank))
     model = REINFORCE(
         "MlpPolicy",
@@ -153,7 +154,7 @@ def training(folder: Path) -> dict[str, Any]:
     model.save(folder / f"model{rank}")
     return {
         "parameters": {name: tensor.numpy() for name, tensor in model.policy.state_dict().items()},
-        "statistics": distributed.statistics_of(env),
+        "statistics": normalization.statistics_of(env),
         "infos": [(info["r"], info["l"]) for info in model.ep_info_buffer],
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -176,7 +177,7 @@ def unseeded() -> np.ndarray:
 
 def stopping() -> dict[str, Any]:
     """Rank 1 stops in the third rollout; rank 0 has nobody who would."""
-    rank = distributed.rank()
+    rank = ranks.rank()
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
     model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0)
     model.learn(10_000, callback=Watch(stop_at=45 if rank == 1 else None))
@@ -202,13 +203,13 @@ def counted() -> list[int]:
         return wrapper
 
     names = ("all_reduce", "all_gather", "broadcast")
-    originals = [getattr(distributed.dist, name) for name in names]
+    originals = [getattr(ranks.dist, name) for name in names]
     for name, original in zip(names, originals, strict=True):
-        setattr(distributed.dist, name, counting(original))
+        setattr(ranks.dist, name, counting(original))
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
     REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=3, seed=0).learn(4 * 2 * 20, callback=Mark())
     for name, original in zip(names, originals, strict=True):
-        setattr(distributed.dist, name, original)
+        setattr(ranks.dist, name, original)
     return np.diff(at_rollout_end).tolist()
 
 
@@ -217,7 +218,7 @@ def asked_to_stop(folder: Path) -> dict[str, Any]:
 
     class Signal(NoCallback):
         def _on_step(self) -> bool:
-            if self.n_calls == 45 and distributed.rank() == 1:
+            if self.n_calls == 45 and ranks.rank() == 1:
                 saving.stop()
             return True
 
@@ -242,48 +243,48 @@ def refusal() -> str:
     """What learn says where the ranks were given different arguments; it ends the group."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
     try:
-        REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=1 + distributed.rank()).learn(20)
+        REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=1 + ranks.rank()).learn(20)
     except ValueError as error:
         message = str(error)
     try:
         REINFORCE("MlpPolicy", env)
-    except distributed.LostRankError as error:
+    except ranks.LostRankError as error:
         return f"{message}; then: {error}"
     return message
 
 
 def exchanges() -> dict[str, Any]:
     """The exchanges by themselves, on values that say whose they are."""
-    rank = distributed.rank()
+    rank = ranks.rank()
     parameters = [th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(1, 1))]
     parameters[0].grad = th.tensor([1.0, 10.0]) * (rank + 1)
     if rank == 1:
         parameters[2].grad = th.tensor([[5.0]])
-    sums = distributed.sum_gradients(parameters, (rank + 1, 0.5))
-    many = th.nn.Parameter(th.zeros(distributed.MOST_GATHERED))
+    sums = exchange.sum_gradients(parameters, (rank + 1, 0.5))
+    many = th.nn.Parameter(th.zeros(exchange.MOST_GATHERED))
     many.grad = th.full_like(many, rank + 1.0)
-    distributed.sum_gradients([many])
+    exchange.sum_gradients([many])
     norm = th.nn.BatchNorm1d(1)
     norm.running_mean.fill_(rank + 4)
-    distributed.broadcast_buffers(norm)
+    exchange.broadcast_buffers(norm)
     return {
-        "gather": distributed.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
+        "gather": exchange.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
         # both sides of what one exchange takes
-        "lengths": [[len(text) for text in distributed.gather("x" * (n + rank))] for n in (8_000, 8_165, 8_166, 100_000)],
+        "lengths": [[len(text) for text in exchange.gather("x" * (n + rank))] for n in (8_000, 8_165, 8_166, 100_000)],
         "many": many.grad.unique().tolist(),
-        "broadcast": distributed.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
+        "broadcast": exchange.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
         "grads": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "sums": sums,
         "buffer": norm.running_mean.item(),
         # rank 0 has 1, 2; rank 1 has 6
-        "moments": distributed.moments(np.array([1.0, 2.0]) if rank == 0 else th.tensor([6.0]), np.full(1 + rank, 7.0)),
+        "moments": exchange.moments(np.array([1.0, 2.0]) if rank == 0 else th.tensor([6.0]), np.full(1 + rank, 7.0)),
     }
 
 
 def all_of_them(folder: Path) -> dict[str, Any]:
     """Everything that does not end the processes."""
     REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # a constructor starts the group
-    assert distributed.world_size() == 2
+    assert ranks.world_size() == 2
     found: dict[str, Any] = {"exchanges": exchanges()}
     found["gradients"] = {case: updated(case) for case in GRADIENT_CASES}
     found["training"] = training(folder)
@@ -317,11 +318,11 @@ def trouble(kind: str, folder: Path) -> None:
     if kind == "nan" and os.environ["RANK"] == "1":
         env = Trouble(env)
     model = REINFORCE("MlpPolicy", env, n_steps=100, seed=0)
-    (folder / f"started{distributed.rank()}").write_text(str(os.getpid()))
+    (folder / f"started{ranks.rank()}").write_text(str(os.getpid()))
     try:
         model.learn(10**9)
     except Exception as error:
-        (folder / f"error{distributed.rank()}").write_text(f"{type(error).__name__}: {error}")
+        (folder / f"error{ranks.rank()}").write_text(f"{type(error).__name__}: {error}")
         raise
 
 
@@ -332,8 +333,8 @@ if __name__ == "__main__":
         if case == "all":
             results = all_of_them(folder)
         else:
-            distributed.start("cpu")
+            ranks.start("cpu")
             results = {"gradients": {case: updated(case) for case in GRADIENT_CASES}}
-        (folder / f"{case}-{distributed.rank()}.pkl").write_bytes(pickle.dumps(results))
+        (folder / f"{case}-{ranks.rank()}.pkl").write_bytes(pickle.dumps(results))
     else:
         trouble(case, folder)

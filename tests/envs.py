@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.bias import MDP, Trajectory
+from sb3_reinforce.update.rows import Rows, Selection, count_rows
 
 
 class RewardListEnv(gym.Env):
@@ -160,6 +161,18 @@ def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
 def logits(model: REINFORCE) -> th.Tensor:
     """The logits [S, A] of a tabular model."""
     return (model.policy.action_net.weight + model.policy.action_net.bias[:, None]).detach().T.clone()
+
+
+def rows_of(model: REINFORCE) -> Rows:
+    """The steps of the model's last rollout."""
+    return Rows(model.rollout_buffer, model.batch.sizes, model.chunk_size)
+
+
+def policy_step(model: REINFORCE, minibatch: Selection | None = None, several_steps: bool = False) -> None:
+    """One optimiser step of the policy on these rows, by default all."""
+    rows = rows_of(model)
+    minibatch = rows.all if minibatch is None else minibatch
+    model._policy_step(rows, minibatch, count_rows(minibatch), several_steps)
 
 
 class NoCallback(BaseCallback):

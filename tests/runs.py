@@ -20,8 +20,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
-from sb3_reinforce.checkpoint import checkpoints_in
-from sb3_reinforce.logs import appending_logger
+from sb3_reinforce.running.checkpoint_file import checkpoints_in
+from sb3_reinforce.running.logs import appending_logger
 from tests.envs import LARGER, MDPEnv
 
 N_ENVS = 3

@@ -30,11 +30,12 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, TrainingCheckpoint, VectorEnvAdapter, checkpoint
+from sb3_reinforce import REINFORCE, TrainingCheckpoint, VectorEnvAdapter
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.checkpoint import CheckpointError, checkpoints_in
-from sb3_reinforce.logs import appending_logger
-from sb3_reinforce.training_state import callbacks_by_name, equal, from_json, plain, to_json
+from sb3_reinforce.running.callbacks import callbacks_by_name
+from sb3_reinforce.running.checkpoint_file import CheckpointError, checkpoint_bytes, checkpoints_in, read_parts
+from sb3_reinforce.running.logs import appending_logger
+from sb3_reinforce.running.training_state import equal, plain
 from tests.envs import RewardListEnv
 from tests.runs import N_ENVS, Kill, StopAt, child, differences, make_env, play, results, rows
 
@@ -129,7 +130,7 @@ def test_an_error_behind_an_update_loses_none(tmp_path):
     resumed = REINFORCE.resume(tmp_path, make_env())
     assert resumed._n_updates == model._n_updates == 3
     assert th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
-    assert resumed._resumed["iteration"] == 3
+    assert read_parts(resumed.newest_checkpoint)[2]["iteration"] == 3
 
 
 def vector_env(env_id="CartPole-v1"):
@@ -142,7 +143,7 @@ def test_evaluations_in_a_vector_environment_go_on(tmp_path):
     def learn(n_steps, model):
         evaluation = EvalCallback(vector_env(), eval_freq=40, n_eval_episodes=2, verbose=0, warn=False)
         callbacks = [TrainingCheckpoint(tmp_path / "run", every_n_updates=1), evaluation]
-        model.learn(n_steps, callbacks, reset_num_timesteps=model._checkpoint is None)
+        model.learn(n_steps, callbacks, reset_num_timesteps=model.newest_checkpoint is None)
         return evaluation.eval_env.get_attr("np_random")[0].bit_generator.state
 
     state = learn(200, REINFORCE("MlpPolicy", vector_env(), n_steps=16, seed=0, device="cpu"))
@@ -180,7 +181,7 @@ def test_learn_in_pieces_with_the_same_folder(tmp_path):
     assert checkpoint.newest == tmp_path / f"checkpoint_{model.num_timesteps}_steps.zip"
     with pytest.raises(ValueError, match="path must be a folder without checkpoints of another run"):
         model.learn(200, callback=checkpoint)  # from 0 again
-    with pytest.raises(ValueError, match=r"go on from them by REINFORCE.resume\(path, env\)"):
+    with pytest.raises(ValueError, match=r"resume that run by REINFORCE.resume\(path, env\)"):
         REINFORCE("MlpPolicy", make_env()).learn(200, callback=TrainingCheckpoint(tmp_path))
 
 
@@ -262,14 +263,16 @@ def test_names_of_callbacks():
     assert names == ["StopAt0", "EvalCallback0", "EvalCallback0/StopAt0", "StopAt1"]
 
 
-def test_plain_values_survive():
+def test_plain_values_survive(tmp_path):
     value = {
         "float": 0.1, "nan": float("nan"), "inf": -float("inf"), "big": 2**100, "none": None, "list": [1, (2, "x"), True],
         "array": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.float32(0.3), "tensor": th.tensor([1, 2]), 3: {},
+        "empty": np.array([]), "texts": np.array(["a", "bc"]),
     }  # fmt: skip
-    arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(to_json(plain(value), arrays))
-    back = from_json(json.loads(text), arrays)
+    model = REINFORCE("MlpPolicy", make_env(), device="cpu")
+    path = tmp_path / "checkpoint_0_steps.zip"
+    path.write_bytes(checkpoint_bytes(model, plain(value)))
+    back = read_parts(path)[2]
     assert equal(back, value)
     assert type(back["scalar"]) is np.float32
     assert not equal(back, {**value, "float": 0.2})
@@ -366,22 +369,24 @@ def test_torn_anywhere(run_folder, tmp_path):
     cuts = [*range(200), *range(directory - 200, len(whole)), *random.Random(0).sample(range(len(whole)), 60)]
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=f"{path.name} is no checkpoint to go on from: it (is torn|has no manifest)"):
-            checkpoint.read_parts(path)
+        with pytest.raises(
+            CheckpointError, match=f"{path.name} is no checkpoint to resume from: it (is torn|has no manifest)"
+        ):
+            read_parts(path)
 
 
 def test_damaged_anywhere(run_folder, tmp_path):
     """One bit turned: an error, or, where the zip file does not use the byte, the same contents."""
     path = copy_of(run_folder, tmp_path)[0]
     whole = path.read_bytes()
-    _, manifest, state = checkpoint.read_parts(path)
+    _, manifest, state = read_parts(path)
     rng, noticed = random.Random(0), 0
     for position in rng.sample(range(len(whole)), 300):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
-            _, manifest_now, state_now = checkpoint.read_parts(path)
+            _, manifest_now, state_now = read_parts(path)
         except CheckpointError:
             noticed += 1
         else:
@@ -394,7 +399,7 @@ def test_the_newest_good_one_is_taken(run_folder, tmp_path):
     newest, second, _ = copy_of(run_folder, tmp_path)
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(
-        UserWarning, match=f"{newest.name} is no checkpoint to go on from: it is torn.*goes on from .*{second.name}"
+        UserWarning, match=f"{newest.name} is no checkpoint to resume from: it is torn.*resumes from .*{second.name}"
     ):
         model = REINFORCE.resume(tmp_path, make_env())
     assert model.num_timesteps == int(second.name.split("_")[1])

@@ -14,10 +14,11 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, Baseline, GradientDiagnostics, compare_baselines
-from sb3_reinforce.diagnostics import EpisodeGradients, actions_of, episode_gradients
+from sb3_reinforce.episode_gradients import EpisodeGradients, actions_of, episode_gradients
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.likelihood import log_prob_and_entropy
 from sb3_reinforce.zoo.cli import main
-from tests.envs import RewardListEnv
+from tests.envs import RewardListEnv, rows_of
 
 
 class Bandit(gym.Env):
@@ -102,7 +103,7 @@ def test_bandits_in_closed_form(bandit, truth):
     model = played(bandit(n, baseline="optimal"))
     expected, without = truth(truth(0.0)["optimal"]), truth(0.0)
     metrics = GradientDiagnostics().measure(model)
-    assert model._baseline_values.mean().item() == pytest.approx(expected["optimal"], rel=0.05)
+    assert model.batch.baseline.mean().item() == pytest.approx(expected["optimal"], rel=0.05)
     assert metrics["variance"] == pytest.approx(expected["variance"], rel=0.1)
     assert metrics["variance_reduction"] == pytest.approx(without["variance"] / expected["variance"], rel=0.1)
     assert metrics["fisher_trace"] == pytest.approx(expected["fisher"], rel=0.05)
@@ -129,10 +130,10 @@ def by_hand(model: REINFORCE) -> tuple[np.ndarray, np.ndarray]:
     parameters = list(model.policy.parameters())
     used, plain, start = [], [], 0
     next(model.rollout_buffer.get(1))
-    for length in model._batch.lengths.tolist():
-        data = model._samples(slice(start, start + length))
+    for length in model.rollout.lengths.tolist():
+        data = rows_of(model).samples(slice(start, start + length))
         for vectors, weights in ((used, data.advantages), (plain, data.returns)):
-            log_prob = model._log_prob_and_entropy(data.observations, data.actions)[0]
+            log_prob = log_prob_and_entropy(model.policy, data.observations, data.actions)[0]
             gradient = th.autograd.grad((weights * log_prob).sum(), parameters, materialize_grads=True)
             vectors.append(th.cat([g.flatten() for g in gradient]).double().numpy())
         start += length
@@ -183,12 +184,12 @@ def test_averages_before_dividing():
 def test_halves_add_up_to_the_whole():
     """What another process would send: sums of vectors, and scalars per episode."""
     model = played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=6, seed=0, device="cpu"))
-    lengths, observations, actions = model._batch.lengths, model._episodes.observations, actions_of(model)
-    weights = th.stack([model._episodes.returns, th.ones(model._batch.n_steps, dtype=th.float64)])
-    whole = episode_gradients(Scores(model, observations, actions), lengths, weights)
+    lengths, observations, actions = model.rollout.lengths, model.batch.episodes.observations, actions_of(model.rollout_buffer)
+    weights = th.stack([model.batch.episodes.returns, th.ones(model.batch.n_steps, dtype=th.float64)])
+    whole = episode_gradients(Scores(model.policy, observations, actions), lengths, weights)
     cut = int(lengths[:2].sum())
     parts = [
-        episode_gradients(Scores(model, observations[rows], actions[rows]), lengths[which], weights[:, rows])
+        episode_gradients(Scores(model.policy, observations[rows], actions[rows]), lengths[which], weights[:, rows])
         for rows, which in ((slice(0, cut), slice(0, 2)), (slice(cut, None), slice(2, None)))
     ]
     joined = EpisodeGradients(parts[0].total + parts[1].total, th.cat([p.squares for p in parts]), None)

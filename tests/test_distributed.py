@@ -28,9 +28,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_reinforce import REINFORCE, Episodes, distributed
-from sb3_reinforce.baselines import join_episodes
-from sb3_reinforce.buffers import Share
+from sb3_reinforce import REINFORCE, Episodes
+from sb3_reinforce.episodes import join_episodes
+from sb3_reinforce.running import callbacks, exchange, normalization, ranks
+from sb3_reinforce.update import rows
 
 HERE = Path(__file__).resolve().parent
 CASES = HERE / "distributed_cases.py"
@@ -48,14 +49,14 @@ def variables(**more: str) -> dict[str, str]:
 def test_a_plain_run_is_one_rank():
     parameter = th.nn.Parameter(th.zeros(2))
     parameter.grad = gradient = th.tensor([1.0, 2.0])
-    assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.start("auto") == "auto"
-    assert distributed.gather("x") == ["x"]
-    assert distributed.broadcast("x") == "x"
-    assert distributed.sum_gradients([parameter], (3.0,)) == [3.0]
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
+    assert ranks.start("auto") == "auto"
+    assert exchange.gather("x") == ["x"]
+    assert exchange.broadcast("x") == "x"
+    assert exchange.sum_gradients([parameter], (3.0,)) == [3.0]
     assert parameter.grad is gradient
     # 1, 2, 6: mean 3, squared deviations 4 + 1 + 9
-    assert distributed.moments(np.array([1.0, 2.0, 6.0]), th.tensor([[5.0]])) == [(3, 3.0, 14.0), (1, 5.0, 0.0)]
+    assert exchange.moments(np.array([1.0, 2.0, 6.0]), th.tensor([[5.0]])) == [(3, 3.0, 14.0), (1, 5.0, 0.0)]
 
 
 def test_a_group_of_the_users_must_serve_the_cpu():
@@ -77,16 +78,16 @@ def test_a_group_of_the_users_must_serve_the_cpu():
 
 def test_nobody_meets_in_what_an_earlier_attempt_has_left():
     """torchrun keeps its store over a restart; the part of the first attempt must not be met in again."""
-    store = distributed.dist.HashStore()
+    store = ranks.dist.HashStore()
     parts = []
     for late in (1, 0):  # rank 0 comes last, then first
         with ThreadPoolExecutor() as threads:
-            ranks = [threads.submit(distributed._unused_part, store, rank, 3) for rank in (1, 2)] if late else []
+            meeting = [threads.submit(ranks._unused_part, store, rank, 3) for rank in (1, 2)] if late else []
             time.sleep(0.1)
-            ranks.append(threads.submit(distributed._unused_part, store, 0, 3))
+            meeting.append(threads.submit(ranks._unused_part, store, 0, 3))
             time.sleep(0.1)
-            ranks += [] if late else [threads.submit(distributed._unused_part, store, rank, 3) for rank in (1, 2)]
-            met = [rank.result(timeout=20) for rank in ranks]
+            meeting += [] if late else [threads.submit(ranks._unused_part, store, rank, 3) for rank in (1, 2)]
+            met = [rank.result(timeout=20) for rank in meeting]
         met[0].set("word", str(late))
         assert [part.get("word").decode() for part in met] == [str(late)] * 3
         parts.append(met[0])
@@ -102,7 +103,7 @@ def moments_of(*samples: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
 def test_merged_statistics():
     # start: 0, 2 (mean 1, variance 1); rank 0 adds 4, rank 1 adds 6 and 8: all are 0, 2, 4, 6, 8
     start, own, others = np.array([0.0, 2.0]), np.array([4.0]), np.array([6.0, 8.0])
-    count, mean, variance = distributed.merged_statistics(
+    count, mean, variance = normalization.merged_statistics(
         moments_of(start), [moments_of(start, own), moments_of(start, others)]
     )
     assert count == 5
@@ -113,7 +114,7 @@ def test_merged_statistics_far_from_zero():
     """Values near 10^6, long since seen: sums of squares about 0 would lose the variance."""
     rng = np.random.default_rng(0)
     start, *parts = (1e6 + rng.normal(size=(n, 3)) for n in (100_000, 50, 70, 20))
-    count, mean, variance = distributed.merged_statistics(moments_of(start), [moments_of(start, part) for part in parts])
+    count, mean, variance = normalization.merged_statistics(moments_of(start), [moments_of(start, part) for part in parts])
     expected = moments_of(start, *parts)
     assert count == expected[0]
     np.testing.assert_allclose(mean, expected[1], rtol=1e-15)
@@ -122,7 +123,7 @@ def test_merged_statistics_far_from_zero():
 
 def test_frozen_statistics_stay_equal_to_the_bit():
     start = (0.1 + 0.2, np.array([0.1]), np.array([0.7]))
-    assert distributed.merged_statistics(start, [start, start, start]) is start
+    assert normalization.merged_statistics(start, [start, start, start]) is start
 
 
 def test_merged_statistics_are_those_of_sb3():
@@ -133,7 +134,7 @@ def test_merged_statistics_are_those_of_sb3():
     for rms, part in zip(ranks, parts, strict=True):
         one.update(part)
         rms.update(part)
-    count, mean, variance = distributed.merged_statistics(start, [(rms.count, rms.mean, rms.var) for rms in ranks])
+    count, mean, variance = normalization.merged_statistics(start, [(rms.count, rms.mean, rms.var) for rms in ranks])
     np.testing.assert_allclose(count, one.count)
     np.testing.assert_allclose([mean, variance], [one.mean, one.var], rtol=1e-9)
 
@@ -141,12 +142,12 @@ def test_merged_statistics_are_those_of_sb3():
 def test_statistics_of_dict_observations():
     pixels, returns = RunningMeanStd(shape=(2,)), RunningMeanStd()
     env: Any = SimpleNamespace(obs_rms={"pixels": pixels}, ret_rms=returns)
-    statistics = distributed.statistics_of(env)
+    statistics = normalization.statistics_of(env)
     assert list(statistics) == ["returns", "observations/pixels"]
-    distributed.set_statistics(env, statistics | {"observations/pixels": (7.0, np.ones(2), np.full(2, 3.0))})
+    normalization.set_statistics(env, statistics | {"observations/pixels": (7.0, np.ones(2), np.full(2, 3.0))})
     assert (pixels.count, pixels.mean.tolist(), pixels.var.tolist()) == (7.0, [1.0, 1.0], [3.0, 3.0])
-    assert list(distributed.statistics_of(SimpleNamespace(ret_rms=returns))) == ["returns"]  # type: ignore[arg-type]
-    assert distributed.statistics_of(None) == {}
+    assert list(normalization.statistics_of(SimpleNamespace(ret_rms=returns))) == ["returns"]  # type: ignore[arg-type]
+    assert normalization.statistics_of(None) == {}
 
 
 def test_join_episodes():
@@ -167,18 +168,17 @@ def test_join_episodes():
 
 
 @pytest.mark.parametrize("sizes", [[10, 3, 1], [8, 8], [1, 9]])
-def test_minibatches_of_ranks(sizes: list[int]):
+def test_minibatches_of_ranks(monkeypatch, sizes: list[int]):
     """All ranks make as many as the largest needs, none above batch_size, each row once; everybody knows the sum."""
-    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
-    model._shares = [Share(1, 1, size, size, n_steps=size) for size in sizes]
     of_ranks = []
-    for size in sizes:
-        model._batch = SimpleNamespace(n_steps=size)  # type: ignore[assignment]
-        of_ranks.append(list(model._minibatches(4, np.random.default_rng(0))))
-        assert sorted(np.concatenate([rows for rows, _ in of_ranks[-1]])) == list(range(size))
+    for rank, size in enumerate(sizes):
+        monkeypatch.setattr(rows, "rank", lambda rank=rank: rank)
+        buffer = SimpleNamespace(get=lambda batch_size: iter([None]))
+        of_ranks.append(list(rows.Rows(buffer, sizes, None).minibatches(4, np.random.default_rng(0))))
+        assert sorted(np.concatenate([part for part, _ in of_ranks[-1]])) == list(range(size))
     assert {len(minibatches) for minibatches in of_ranks} == {-(-max(sizes) // 4)}
     for minibatch in zip(*of_ranks, strict=True):
-        lengths = [len(rows) for rows, _ in minibatch]
+        lengths = [len(part) for part, _ in minibatch]
         assert max(lengths) <= 4
         assert {total for _, total in minibatch} == {sum(lengths)}
 
@@ -197,12 +197,12 @@ def test_callbacks_of_other_ranks(tmp_path: Path):
     evaluation = EvalCallback(DummyVecEnv([lambda: RewardListEnv([1.0])]), callback_after_eval=Everywhere())
     saving = EveryNTimesteps(10, CheckpointCallback(1, str(tmp_path / "not_there")))
     nested = CallbackList([CallbackList([OnlyRankZero(), everywhere]), saving])
-    assert distributed.callbacks_of_this_rank([stop, evaluation, nested, function]) == [stop, nested, function]
+    assert callbacks.callbacks_of_other_ranks([stop, evaluation, nested, function]) == [stop, nested, function]
     assert nested.callbacks[0].callbacks == [everywhere]
     assert nested.callbacks[1] is saving
     assert saving.callback is None
     for callback in (evaluation, OnlyRankZero(), None):
-        assert distributed.callbacks_of_this_rank(callback) is None
+        assert callbacks.callbacks_of_other_ranks(callback) is None
     assert not (tmp_path / "not_there").exists()
 
 
@@ -210,34 +210,34 @@ def test_wandb_is_for_rank_zero():
     pytest.importorskip("wandb")
     from sb3_reinforce.tracking import WandbCallback
 
-    assert distributed.callbacks_of_this_rank(WandbCallback(mode="disabled")) is None
+    assert callbacks.callbacks_of_other_ranks(WandbCallback(mode="disabled")) is None
 
 
 @pytest.mark.parametrize("local_rank", ["0", "3"])
 def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
     """Local rank, not rank; never two ranks on one GPU. Without a GPU: what a machine with two would say."""
     used = []
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed, "_store", th.distributed.HashStore())  # the group is our own
-    monkeypatch.setattr(distributed.th.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(distributed.th.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(distributed.th.cuda, "set_device", used.append)
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks, "_store", th.distributed.HashStore())  # the group is our own
+    monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(th.cuda, "set_device", used.append)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     monkeypatch.setenv("RANK", "5")
-    assert distributed.start("cpu") == "cpu"
-    assert distributed.start("cuda:1") == "cuda:1"
+    assert ranks.start("cpu") == "cpu"
+    assert ranks.start("cuda:1") == "cuda:1"
     if local_rank == "0":
-        assert distributed.start("auto") == "cuda:0"
+        assert ranks.start("auto") == "cuda:0"
         assert used == [0]
     else:
         with pytest.raises(ValueError, match=r"a GPU of its own, got local rank 3 on a machine with 2: start fewer"):
-            distributed.start("auto")
+            ranks.start("auto")
 
 
 # ------------------------------------------------------------------------------------------------- two real processes
 
 
-def ranks(n_ranks: int, case: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
+def results_of_ranks(n_ranks: int, case: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
     """:return: what each of so many ranks found, and what was printed"""
     torchrun = [*TORCHRUN[:-1], str(n_ranks)]
     done = subprocess.run(
@@ -251,7 +251,7 @@ def ranks(n_ranks: int, case: str, folder: Path) -> tuple[list[dict[str, Any]], 
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str, Path]:
     """What both ranks found, what was printed, and the folder that they wrote into."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    return *ranks(2, "all", folder), folder
+    return *results_of_ranks(2, "all", folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_two_ranks_equal_one_process(case: str, found):
 
 @pytest.mark.slow
 def test_three_ranks_equal_one_process(tmp_path: Path):
-    found, _ = ranks(3, "gradients", tmp_path)
+    found, _ = results_of_ranks(3, "gradients", tmp_path)
     for case in GRADIENT_CASES:
         # an environment that is alone on its rank waits for no other
         assert_equal_to_one_process(case, found, but="rollout/discarded")
@@ -560,9 +560,9 @@ def test_the_run_of_a_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert run_of_launch(tmp_path / "logs", "c") is run_of_launch(tmp_path / "logs", None) is None
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert distributed.launch_id() == f"{socket.gethostname()} {os.getppid()}"
+    assert ranks.launch_id() == f"{socket.gethostname()} {os.getppid()}"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "12")
-    assert distributed.launch_id() == "12"
-    assert not distributed.restarted()
+    assert ranks.launch_id() == "12"
+    assert not ranks.restarted()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert distributed.restarted()
+    assert ranks.restarted()

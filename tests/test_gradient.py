@@ -14,8 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_reinforce.reinforce
 from sb3_reinforce import REINFORCE, Baseline
-from sb3_reinforce.buffers import EpisodeTracker
-from sb3_reinforce.sampling import TorchSampler
+from sb3_reinforce.rollout.sampling import TorchSampler
+from sb3_reinforce.rollout.spans import Spans
+from sb3_reinforce.rollout.streams import ACTOR, stream_seed
 from tests.envs import (
     LARGER,
     MDP,
@@ -44,7 +45,7 @@ OF_OTHERS = ("leave_one_out", "per_step", "optimal")
 def expected_update(monkeypatch: Any, n_envs: int, mdp: MDP = SMALL, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
     """The exact expectation of the update over all batches that the MDP can give, and the model."""
     env = DummyVecEnv([lambda: ScriptedEnv(mdp)] * n_envs)
-    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", scripted_sampler(env))
+    monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", scripted_sampler(env))
     model = tabular_model(env, **kwargs)
     if isinstance(model._baseline, sb3_reinforce.baselines.MovingAverageBaseline):
         model._baseline.average = 0.7  # as if of earlier batches
@@ -133,7 +134,7 @@ def expected_greedy_update(monkeypatch: Any, n_envs: int, replays: bool = False,
     two, each environment has one greedy episode. ``replays``: what is called greedy is the own episode once more.
     """
     env = DummyVecEnv([lambda: TwiceResetEnv(SMALL)] * n_envs)
-    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", scripted_sampler(env))
+    monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", scripted_sampler(env))
     model = tabular_model(env, baseline="greedy", n_episodes=n_envs, **kwargs)
     log_policy = logits(model).log_softmax(dim=1)
     best = log_policy.argmax(1).tolist()
@@ -211,19 +212,19 @@ def test_detects_a_dropped_last_reward(monkeypatch):
         rewards[lengths.cumsum(0) - 1] = 0.0
         return sb3_reinforce.returns.reward_to_go(rewards, lengths, gamma, last_values)
 
-    monkeypatch.setattr(sb3_reinforce.reinforce, "reward_to_go", without_last_reward)
+    monkeypatch.setattr(sb3_reinforce.estimate, "reward_to_go", without_last_reward)
     expected, model = expected_update(monkeypatch, 1, n_episodes=2)
     assert (expected - exact(model)).abs().max() > 0.05
 
 
-class FirstToFinish(EpisodeTracker):
+class FirstToFinish(Spans):
     """Takes the first ``n_episodes`` that end in any environment: those are the short ones."""
 
     def end_episodes(self, row, dones, infos):
         ended = super().end_episodes(row, dones, infos)
         total = self.quota * len(self._playing)
-        del self.episodes[total:]
-        self._playing[:] = self._is_playing = len(self.episodes) < total
+        del self.ended[total:]
+        self._playing[:] = self._is_playing = len(self.ended) < total
         return ended
 
 
@@ -247,7 +248,7 @@ def sampled_updates(n_updates: int, n_envs: int = 1, **kwargs: Any) -> tuple[lis
 def test_sampled_gradient(monkeypatch, returns, use_torch):
     """10,000 episodes on two environments, played by the real samplers: within 4 standard errors."""
     if use_torch:
-        monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", lambda policy, _, rng: TorchSampler(policy, rng))
+        monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda policy, _, rng: TorchSampler(policy, rng))
     updates, model = sampled_updates(1250, n_envs=2, n_episodes=8, baseline="leave_one_out", returns=returns)
     truth = LARGER.exact_gradient(logits(model), model.gamma, returns == "episode")
     assert_within(updates, truth, 4.0)
@@ -265,8 +266,8 @@ def test_sampled_gradient_with_the_greedy_baseline():
 def test_sampled_gradient_with_n_steps(monkeypatch):
     """Some 10,000 episodes on three environments, n_steps=6: the gradient times E[episodes] / (n_steps * n_envs)."""
     n_episodes = []
-    divisor = REINFORCE._divisor
-    monkeypatch.setattr(REINFORCE, "_divisor", lambda self: (n_episodes.append(len(self._batch.episodes)), divisor(self))[1])
+    train = REINFORCE.train
+    monkeypatch.setattr(REINFORCE, "train", lambda self: (n_episodes.append(len(self.rollout.spans)), train(self))[1])
     updates, model = sampled_updates(1500, n_envs=3, n_steps=6, baseline="value")
     truth = LARGER.exact_gradient(logits(model), model.gamma, False)
     # The count is known to a standard error of 1 % of itself, far less than that of the gradient.
@@ -275,8 +276,7 @@ def test_sampled_gradient_with_n_steps(monkeypatch):
 
 def test_detects_an_actor_that_shares_the_environments_stream(monkeypatch):
     """gymnasium's reset(seed=s) is default_rng(s): an actor seeded alike plays the environment's own numbers."""
-    original = REINFORCE._stream_seed
-    monkeypatch.setattr(REINFORCE, "_stream_seed", lambda self, stream: original(self, 0))
+    monkeypatch.setattr(sb3_reinforce.episodic, "stream_seed", lambda seed, rollout, _: stream_seed(seed, rollout, ACTOR))
     updates, model = sampled_updates(5000, n_episodes=2)
     with pytest.raises(AssertionError, match="off by"):
         assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
@@ -288,7 +288,7 @@ def test_independent_streams_pass_where_the_shared_one_fails():
 
 
 def test_detects_first_to_finish(monkeypatch):
-    monkeypatch.setattr(sb3_reinforce.reinforce, "EpisodeTracker", FirstToFinish)
+    monkeypatch.setattr(sb3_reinforce.episodic, "Spans", FirstToFinish)
     updates, model = sampled_updates(2500, n_envs=4, n_episodes=4)
     with pytest.raises(AssertionError, match="off by"):
         assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)

@@ -47,13 +47,13 @@ def test_from_the_same_resets(make_env, seed, env_id):
     for n_updates in (1, 2):
         model.learn(1, reset_num_timesteps=n_updates == 1)  # the first reset is SB3's, the second our own
         greedy = [greedy_episode(model, env_id, model._environment_seed + i) for i in range(2)]
-        for i, played in enumerate(model._episodes.greedy_returns.split(model._batch.lengths.tolist())):
+        for i, played in enumerate(model.batch.episodes.greedy_returns.split(model.rollout.lengths.tolist())):
             n = min(len(played), len(greedy[i]))
             # an action near a bound differs in its last digits between NumPy and torch
             th.testing.assert_close(played[:n], greedy[i][:n], rtol=1e-2 if env_id == "Pendulum-v1" else 1e-9, atol=1e-6)
             assert (played[n:] == greedy[i][-1]).all()
         longest = max(len(episode) for episode in greedy)
-        steps = model._batch.played_steps + 2 * longest + (steps if n_updates == 2 else 0)
+        steps = model.rollout.played_steps + 2 * longest + (steps if n_updates == 2 else 0)
         assert model.num_timesteps == steps
         assert len(model.ep_info_buffer) == 2 * n_updates
     env.close()
@@ -63,9 +63,9 @@ def test_statistics_are_frozen():
     """Between the resets of two rollouts VecNormalize counts the steps of the first rollout and no others."""
     env = VecNormalize(make_vec_env("CartPole-v1", 2))
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=2, seed=0, device="cpu").learn(1)
-    assert model.num_timesteps > model._batch.played_steps
+    assert model.num_timesteps > model.rollout.played_steps
     # 1e-4: what its counter starts with; 2: the first reset
-    assert env.obs_rms.count == pytest.approx(1e-4 + 2 + model._batch.played_steps)
+    assert env.obs_rms.count == pytest.approx(1e-4 + 2 + model.rollout.played_steps)
     assert env.training
 
 
@@ -73,7 +73,7 @@ def test_b_of_a_known_episode():
     """Rewards 1, 2, 4 whatever is done, gamma = 0.5: R = 3, 4, 4 for greedy and sampled, so nothing is left to learn."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0, 2.0, 4.0])])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, gamma=0.5, seed=0, device="cpu").learn(1)
-    assert model._episodes.greedy_returns.tolist() == [3, 4, 4]
+    assert model.batch.episodes.greedy_returns.tolist() == [3, 4, 4]
     assert model.rollout_buffer.advantages.flatten().tolist() == [0, 0, 0]
     assert model.num_timesteps == 6
 
@@ -148,7 +148,7 @@ def test_a_reward_that_is_not_finite():
     # resets: SB3's, DummyVecEnv's after the rollout's episode, the greedy one
     env = DummyVecEnv([lambda: BrokenWhenGreedy([1.0, 2.0])])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, seed=0, device="cpu")
-    with pytest.raises(ValueError, match="reward must be finite, got nan in an episode of the greedy policy"):
+    with pytest.raises(ValueError, match=r"reward must be finite, got nan from environment 0 at step \d of the greedy"):
         model.learn(1)
 
 

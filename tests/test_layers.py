@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "sb3_reinforce"
 FORBIDDEN = {
     ("returns", "baselines", "bias", "score_function"): [
         "stable_baselines3", "gymnasium", "torch.distributed", "logging", "wandb", "rl_zoo3",
-        "sb3_reinforce.schedules", "sb3_reinforce.buffers", "sb3_reinforce.sampling", "sb3_reinforce.reinforce",
+        "sb3_reinforce.schedules", "sb3_reinforce.buffers", "sb3_reinforce.rollout.sampling", "sb3_reinforce.reinforce",
         "sb3_reinforce.arguments", "sb3_reinforce.tracking", "sb3_reinforce.zoo", "sb3_reinforce.vec_env",
     ],
     ("schedules", "save_util", "distributed", "logs"): [
         "wandb", "rl_zoo3",
-        "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.sampling",
+        "sb3_reinforce.returns", "sb3_reinforce.baselines", "sb3_reinforce.buffers", "sb3_reinforce.rollout.sampling",
         "sb3_reinforce.reinforce", "sb3_reinforce.tracking", "sb3_reinforce.zoo",
     ],
     (

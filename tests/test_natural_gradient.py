@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.bias import MDP
 from sb3_reinforce.natural_gradient import FisherProduct, conjugate_gradient, flatten, natural_step
-from tests.envs import BOX, SMALL, MDPEnv, RewardListEnv, one_update, played, tabular_model
+from sb3_reinforce.update.likelihood import log_prob_and_entropy
+from tests.envs import BOX, SMALL, MDPEnv, RewardListEnv, one_update, played, policy_step, rows_of, tabular_model
 
 DISCRETE, MULTI_DISCRETE, MULTI_BINARY = spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)
 ALL_ACTIONS = {
@@ -52,15 +53,15 @@ def test_product_is_the_explicit_matrix(name, chunk_size):
     model = played(BOX, space, chunk_size=chunk_size)
     model.policy.set_training_mode(False)
     parameters = policy_parameters(model)
-    n_steps = model._batch.n_steps
+    n_steps = model.batch.n_steps
     expected: th.Tensor = 0.0
     for row in range(n_steps):
-        observations = model._samples(np.array([row])).observations
+        observations = rows_of(model).samples(np.array([row])).observations
         for action in actions:
-            log_prob = model._log_prob_and_entropy(observations, th.tensor([action]).float())[0].sum()
+            log_prob = log_prob_and_entropy(model.policy, observations, th.tensor([action]).float())[0].sum()
             score = flatten(th.autograd.grad(log_prob, parameters))
             expected = expected + th.exp(log_prob.detach()) * th.outer(score, score) / n_steps
-    product = matrix_of(FisherProduct(model, parameters), len(expected))
+    product = matrix_of(FisherProduct(model.policy, rows_of(model), parameters), len(expected))
     th.testing.assert_close(product, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -70,18 +71,18 @@ def test_product_of_a_gaussian_is_the_explicit_matrix():
     parameters = policy_parameters(model)
     variances = th.exp(2 * model.policy.log_std.detach())
     expected: th.Tensor = 0.0
-    for row in range(model._batch.n_steps):
-        distribution = model.policy.get_distribution(model._samples(np.array([row])).observations).distribution
+    for row in range(model.batch.n_steps):
+        distribution = model.policy.get_distribution(rows_of(model).samples(np.array([row])).observations).distribution
         jacobian = th.stack(
             [
                 flatten(th.autograd.grad(mean, parameters, retain_graph=True, materialize_grads=True))
                 for mean in distribution.mean[0]
             ]
         )
-        expected = expected + jacobian.T @ (jacobian / variances[:, None]) / model._batch.n_steps
+        expected = expected + jacobian.T @ (jacobian / variances[:, None]) / model.batch.n_steps
     assert parameters[0] is model.policy.log_std
     expected[range(3), range(3)] += 2.0
-    product = matrix_of(FisherProduct(model, parameters), len(expected))
+    product = matrix_of(FisherProduct(model.policy, rows_of(model), parameters), len(expected))
     th.testing.assert_close(product, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -125,7 +126,7 @@ def test_softmax_bandit_in_closed_form():
     mean = pi @ advantages
     parameter.grad = -pi * (advantages - mean)  # of the loss
     before = parameter.detach().clone()
-    natural_step(model, [parameter], target_kl=1e-3)
+    natural_step(model.policy, rows_of(model), [parameter], 1e-3, model.cg_max_steps, model.cg_damping)
     variance = pi @ (advantages - mean) ** 2
     expected = math.sqrt(2e-3 / variance) * (advantages - advantages.mean())
     th.testing.assert_close(parameter.detach() - before, expected, atol=1e-6, rtol=1e-3)
@@ -137,12 +138,12 @@ def test_kl_of_the_step_is_the_target(name, target_kl, tolerance):
     """To second order: measured 0.2 % off at 1e-4, 8 % at 1e-2."""
     action_space, kwargs = SPACES[name]
     model = played(BOX, action_space, natural_gradient=True, target_kl=target_kl, **kwargs)
-    rows = slice(0, model._batch.n_steps)
-    observations = model._samples(rows).observations
+    rows = slice(0, model.batch.n_steps)
+    observations = rows_of(model).samples(rows).observations
     model.policy.set_training_mode(False)
     before = copy.copy(model.policy.get_distribution(observations))
-    model._policy_step(rows, False)
-    kl = kl_divergence(before, model.policy.get_distribution(observations)).sum().item() / model._batch.n_steps
+    policy_step(model)
+    kl = kl_divergence(before, model.policy.get_distribution(observations)).sum().item() / model.batch.n_steps
     assert kl == pytest.approx(target_kl, rel=tolerance)
 
 
@@ -161,7 +162,7 @@ def test_a_step_too_long_is_halved():
         model.policy.action_net.weight.zero_()
     pi = th.softmax(start.double(), 0)
     parameter.grad = (-pi[0] * pi[1] * th.tensor([1.0, -1.0])).float()  # of the loss: raises the rare action
-    natural_step(model, [parameter], target_kl)
+    natural_step(model.policy, rows_of(model), [parameter], target_kl, model.cg_max_steps, model.cg_damping)
     # The log-odds of the rare action are all that matters; their Fisher information is p (1 - p)
     length = math.sqrt(2 * target_kl / (pi[0] * pi[1]).item())
 
@@ -182,7 +183,7 @@ def test_no_step_where_none_is_short_enough(monkeypatch):
     monkeypatch.setattr(FisherProduct, "kl", lambda self: float("nan"))
     parameters = policy_parameters(model)
     before, storages = [p.detach().clone() for p in parameters], [p.data_ptr() for p in parameters]
-    model._policy_step(slice(0, model._batch.n_steps), False)
+    policy_step(model)
     th.testing.assert_close([p.detach() for p in parameters], before, atol=0, rtol=0)
     assert [p.data_ptr() for p in parameters] == storages
 
@@ -190,7 +191,7 @@ def test_no_step_where_none_is_short_enough(monkeypatch):
 def test_kl_of_a_step_to_no_policy_at_all():
     """A standard deviation of 0: torch has no such distribution, and the step is one too long."""
     model = played(BOX, BOX, natural_gradient=True)
-    fisher = FisherProduct(model, policy_parameters(model))
+    fisher = FisherProduct(model.policy, rows_of(model), policy_parameters(model))
     assert fisher.kl() == 0
     with th.no_grad():
         model.policy.log_std.fill_(-200)
@@ -223,13 +224,13 @@ def test_step_solves_the_damped_system():
     """d is parallel to (F + damping)^-1 g, with F and g made explicit."""
     model = played(BOX, BOX, natural_gradient=True, target_kl=1e-3, cg_damping=0.1, cg_max_steps=100)
     parameters = policy_parameters(model)
-    rows = slice(0, model._batch.n_steps)
-    fisher = matrix_of(FisherProduct(model, parameters), sum(p.numel() for p in parameters))
+    rows = slice(0, model.batch.n_steps)
+    fisher = matrix_of(FisherProduct(model.policy, rows_of(model), parameters), sum(p.numel() for p in parameters))
     before = flatten([p.detach() for p in parameters])
-    data = model._samples(rows)
-    loss = -(data.advantages * model._log_prob_and_entropy(data.observations, data.actions)[0]).sum()
+    data = rows_of(model).samples(rows)
+    loss = -(data.advantages * log_prob_and_entropy(model.policy, data.observations, data.actions)[0]).sum()
     gradient = flatten(th.autograd.grad(loss, parameters))
-    model._policy_step(rows, False)
+    policy_step(model)
     change = flatten([p.detach() for p in parameters]) - before
     expected = -th.linalg.solve(fisher + 0.1 * th.eye(len(fisher)), gradient)
     expected *= math.sqrt(2e-3 / (expected @ fisher @ expected))

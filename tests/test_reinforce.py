@@ -21,8 +21,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from torch import nn
 
 import sb3_reinforce.reinforce
-from sb3_reinforce import REINFORCE, Baseline, distributed
-from tests.envs import LARGER, MDPEnv, NoCallback, RewardListEnv, one_update, tabular_model
+from sb3_reinforce import REINFORCE, Baseline
+from sb3_reinforce.update.likelihood import log_probs_of
+from tests.envs import LARGER, MDPEnv, NoCallback, RewardListEnv, one_update, policy_step, rows_of, tabular_model
 
 SMALL_NET = dict(net_arch=[8])
 
@@ -90,7 +91,7 @@ def test_value_baseline_predicts_before_it_is_fitted():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_two_optimisers_move_parameters_of_their_own(shared):
+def test_the_two_optimisers_move_parameters_of_their_own(monkeypatch, shared):
     """The policy step leaves the value's own parameters alone, the fit leaves all others; none is left out."""
 
     class Extractor(BaseFeaturesExtractor):
@@ -104,7 +105,7 @@ def test_the_two_optimisers_move_parameters_of_their_own(shared):
     policy_kwargs = dict(net_arch=[8], features_extractor_class=Extractor, share_features_extractor=shared)
     model = REINFORCE("MlpPolicy", "CartPole-v1", learning_rate=1e-3, n_steps=32, seed=0, policy_kwargs=policy_kwargs)
     names = {parameter: name for name, parameter in model.policy.named_parameters()}
-    of_value = {names[parameter] for parameter in model._value_parameters}
+    of_value = {names[parameter] for parameter in model._value_fit.parameters}
     expected = {f"{module}.{part}" for module in ("mlp_extractor.value_net.0", "value_net") for part in ("weight", "bias")}
     if not shared:
         expected |= {"vf_features_extractor.linear.weight", "vf_features_extractor.linear.bias"}
@@ -112,13 +113,13 @@ def test_the_two_optimisers_move_parameters_of_their_own(shared):
 
     before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     changed = lambda: {n for n, p in model.policy.named_parameters() if not th.equal(p, before[n])}  # noqa: E731
-    model._fit_baseline = lambda rng, returns, errors: None
+    fit = model._value_fit
+    monkeypatch.setattr(fit, "fit", lambda *_: None)
     model.learn(1)
     assert changed() == set(before) - of_value
-    del model._fit_baseline
+    monkeypatch.undo()
     after_policy = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
-    returns, values = model.rollout_buffer.returns, model.rollout_buffer.values
-    model._fit_baseline(np.random.default_rng(0), *distributed.moments(returns, returns - values))
+    fit.fit(rows_of(model), np.random.default_rng(0), residual=1.0, learning_rate=1e-3, n_epochs=1, batch_size=None)
     assert {n for n, p in model.policy.named_parameters() if not th.equal(p, after_policy[n])} == of_value
 
 
@@ -211,7 +212,7 @@ def test_equals_a2c(monkeypatch):
         th.manual_seed(5)
         return lambda obs: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
 
-    monkeypatch.setattr(sb3_reinforce.reinforce, "make_sampler", make_sampler)
+    monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", make_sampler)
     a2c.learn(1, callback=SeedTorch())
     ours.learn(1)
     np.testing.assert_array_equal(a2c.rollout_buffer.actions.flatten(), ours.rollout_buffer.actions.flatten())
@@ -242,14 +243,13 @@ def collected(**kwargs) -> REINFORCE:
     callback = NoCallback()
     callback.init_callback(model)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    next(model.rollout_buffer.get(1))
     return model
 
 
 def change(model: REINFORCE, rows, several_steps: bool) -> th.Tensor:
     """What a policy step on these rows changes; the parameters are put back."""
     before = parameters(model)
-    model._policy_step(rows, several_steps)
+    policy_step(model, rows, several_steps)
     moved = parameters(model) - before
     nn.utils.vector_to_parameters(before, model.policy.parameters())
     return moved
@@ -259,8 +259,8 @@ def change(model: REINFORCE, rows, several_steps: bool) -> th.Tensor:
 def test_clipped_ratio_starts_at_the_policy_gradient(kwargs):
     """At the sampling parameters the gradient of the importance ratio is that of A log pi."""
     model = collected(n_episodes=4, **kwargs)
-    model.rollout_buffer.log_probs[:, 0] = model._log_probs()
-    whole = slice(0, model._batch.n_steps)
+    model.rollout_buffer.log_probs[:, 0] = log_probs_of(model.policy, rows_of(model))
+    whole = slice(0, model.batch.n_steps)
     expected = change(model, whole, several_steps=False)
     assert expected.abs().max() > 0.01
     th.testing.assert_close(change(model, whole, several_steps=True), expected, atol=1e-6, rtol=0)
@@ -276,7 +276,7 @@ def test_clipped_ratio_by_hand():
     buffer = model.rollout_buffer
     buffer.advantages[0] = 1.0
     score = change(model, rows, several_steps=False)
-    buffer.log_probs[:, 0] = model._log_probs() - 0.5
+    buffer.log_probs[:, 0] = log_probs_of(model.policy, rows_of(model)) - 0.5
     th.testing.assert_close(change(model, rows, several_steps=True), th.zeros_like(score))
     buffer.advantages[0] = -1.0
     th.testing.assert_close(change(model, rows, several_steps=True), -np.exp(0.5) * score, atol=1e-5, rtol=1e-5)
@@ -285,8 +285,8 @@ def test_clipped_ratio_by_hand():
 def test_minibatches_estimate_the_full_batch_loss():
     """The steps of all minibatches, each from the same parameters, average to the step on the whole batch."""
     model = collected(n_episodes=6)
-    n_steps = model._batch.n_steps
-    minibatches = [rows for rows, _ in model._minibatches(5, np.random.default_rng(0))]
+    n_steps = model.batch.n_steps
+    minibatches = [rows for rows, _ in rows_of(model).minibatches(5, np.random.default_rng(0))]
     assert sorted(np.concatenate(minibatches)) == list(range(n_steps))
     average = sum(len(rows) * change(model, rows, several_steps=False) for rows in minibatches) / n_steps
     whole = change(model, slice(0, n_steps), several_steps=False)
@@ -301,7 +301,7 @@ def test_loss_reduction_only_divides():
         for reduction in ("episode", "step", None):
             model = tabular_model(env, loss_reduction=reduction, **batch)
             one_update(model)
-            divisors[(*batch, reduction)] = model._divisor()
+            divisors[(*batch, reduction)] = model.batch.divisor
     assert divisors == {
         ("n_episodes", "episode"): 4, ("n_episodes", "step"): 12, ("n_episodes", None): 4,
         ("n_steps", "episode"): 4, ("n_steps", "step"): 8, ("n_steps", None): 8,
@@ -417,7 +417,7 @@ def test_gradient_clipping():
     lengths = {}
     for max_grad_norm in (None, 0.01):
         model = collected(n_episodes=4, max_grad_norm=max_grad_norm)
-        lengths[max_grad_norm] = change(model, slice(0, model._batch.n_steps), several_steps=False).norm().item()
+        lengths[max_grad_norm] = change(model, slice(0, model.batch.n_steps), several_steps=False).norm().item()
     assert lengths[None] > 0.05
     assert lengths[0.01] == pytest.approx(0.01, rel=1e-4)
 
@@ -624,8 +624,7 @@ def test_whole_numbers_that_vec_normalize_makes_floats(dtype, as_dict):
 def test_episode_returns_are_the_environments_own(norm_reward, monitor):
     make = lambda: Monitor(RewardListEnv([100.0] * 5)) if monitor else RewardListEnv([100.0] * 5)  # noqa: E731
     env = VecNormalize(DummyVecEnv([make]), norm_reward=norm_reward)
-    model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0).learn(20)
-    model._record_rollout()
+    model = REINFORCE("MlpPolicy", env, n_episodes=1, seed=0).learn(20, log_interval=100)
     logged = model.logger.name_to_value.get("rollout/ep_return_mean")
     assert logged == (500 if monitor or not norm_reward else None)  # what only VecNormalize has seen is not known
 
@@ -883,7 +882,7 @@ def test_load_with_another_number_of_environments(tmp_path):
     model.save(tmp_path / "model.zip")
     loaded = REINFORCE.load(tmp_path / "model.zip", make_vec_env("CartPole-v1", 4))
     loaded.learn(16)
-    assert loaded._storage.n_envs == 4
+    assert loaded.rollout.n_envs == 4
     # loading for evaluation is never refused; training with a number that does not divide is
     three = REINFORCE.load(tmp_path / "model.zip", make_vec_env("CartPole-v1", 3))
     with pytest.raises(ValueError, match="n_episodes must be a multiple of the number of environments"):

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.sampling import ACTIVATIONS, NumpySampler, TorchSampler, make_sampler, needs_torch
+from sb3_reinforce.rollout.sampling import ACTIVATIONS, NumpySampler, TorchSampler, make_sampler, needs_torch
 
 ACTION_SPACES = {
     "Box": spaces.Box(-1, 1, (3,), np.float32),

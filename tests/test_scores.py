@@ -12,8 +12,10 @@ from torch import nn
 
 import sb3_reinforce.scores
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.scores import Scores
-from tests.envs import BOX, played
+from sb3_reinforce.update.likelihood import log_prob_and_entropy
+from tests.envs import BOX, played, rows_of
 
 
 class BatchNorm(BaseFeaturesExtractor):
@@ -46,8 +48,7 @@ CASES = {
 
 
 def scores_of(model: REINFORCE) -> Scores:
-    n_steps = model._batch.n_steps
-    return Scores(model, model._episodes.observations, th.as_tensor(model.rollout_buffer.actions.reshape(n_steps, -1)).float())
+    return Scores(model.policy, model.batch.episodes.observations, actions_of(model.rollout_buffer), model.chunk_size)
 
 
 def by_hand(model: REINFORCE) -> th.Tensor:
@@ -55,9 +56,9 @@ def by_hand(model: REINFORCE) -> th.Tensor:
     rows = []
     model.policy.set_training_mode(False)
     parameters = [p for p in model.policy.parameters() if p.requires_grad]
-    for row in range(model._batch.n_steps):
-        data = model._samples(np.array([row]))
-        log_prob = model._log_prob_and_entropy(data.observations, data.actions)[0]
+    for row in range(model.batch.n_steps):
+        data = rows_of(model).samples(np.array([row]))
+        log_prob = log_prob_and_entropy(model.policy, data.observations, data.actions)[0]
         rows.append(th.autograd.grad(log_prob.sum(), parameters, allow_unused=True))
     kept = [k for k in range(len(parameters)) if any(row[k] is not None for row in rows)]
     return th.stack([th.cat([row[k].flatten() for k in kept]) for row in rows])
@@ -75,7 +76,7 @@ def test_against_a_backward_pass_per_step(monkeypatch, name, single):
     th.testing.assert_close(scores.of_steps(slice(0, len(expected))), expected, atol=1e-5, rtol=1e-4)
     assert scores.mean_square_norm() == pytest.approx(float(expected.square().sum(1).mean()), rel=1e-4)
 
-    lengths = model._batch.lengths
+    lengths = model.rollout.lengths
     weights = th.randn(2, len(expected), generator=th.Generator().manual_seed(0))
     sums = th.stack(
         [th.stack([w[rows] @ expected[rows] for w in weights]) for rows in th.arange(len(expected)).split(lengths.tolist())]
@@ -88,9 +89,9 @@ def test_against_a_backward_pass_per_step(monkeypatch, name, single):
 def test_pieces_change_nothing(monkeypatch, piece, chunk_size):
     """Pieces of one step, of a few, and of all; episodes longer and shorter than a piece."""
     model = played(BOX, spaces.Discrete(2), chunk_size=chunk_size)
-    scores, lengths = scores_of(model), model._batch.lengths
+    scores, lengths = scores_of(model), model.rollout.lengths
     assert lengths.min() < 3 < lengths.max()
-    weights = th.ones(1, model._batch.n_steps)
+    weights = th.ones(1, model.batch.n_steps)
     expected = th.stack([rows.sum(0) for rows in by_hand(model).split(lengths.tolist())])
     monkeypatch.setattr(sb3_reinforce.scores, "PIECE", piece if piece == 2**24 else 2 * piece * scores.n_parameters)
     blocks = list(scores.of_episodes(lengths, weights))
@@ -112,8 +113,8 @@ def test_images_and_dicts(policy, make_env):
     assert scores.n_parameters == expected.shape[1]
     th.testing.assert_close(scores.of_steps(slice(0, 3)), expected[:3], atol=1e-4, rtol=1e-3)
     ones = th.ones(1, len(expected))
-    sums = th.stack([rows.sum(0) for rows in expected.split(model._batch.lengths.tolist())])
-    th.testing.assert_close(th.cat(list(scores.of_episodes(model._batch.lengths, ones)))[:, 0], sums, atol=1e-4, rtol=1e-3)
+    sums = th.stack([rows.sum(0) for rows in expected.split(model.rollout.lengths.tolist())])
+    th.testing.assert_close(th.cat(list(scores.of_episodes(model.rollout.lengths, ones)))[:, 0], sums, atol=1e-4, rtol=1e-3)
 
 
 def test_norms_of_evenly_spaced_steps(monkeypatch):
@@ -129,7 +130,7 @@ def test_nothing_of_vmap_outlives_it():
     """The policy's last distribution is its own again; it can be copied and saved."""
     model = played(BOX, BOX)
     before = model.policy.action_dist.distribution
-    next(scores_of(model).of_episodes(model._batch.lengths, th.ones(1, model._batch.n_steps)))
+    next(scores_of(model).of_episodes(model.rollout.lengths, th.ones(1, model.batch.n_steps)))
     assert model.policy.action_dist.distribution is before
 
 

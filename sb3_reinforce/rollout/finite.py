@@ -9,9 +9,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_reinforce.observations import by_key
 
 
-def check_finite(
-    name: str, played: np.ndarray, first_row: int = 0, first_env: int = 0, where: str = "of the rollout"
-) -> None:
+def check_finite(name: str, played: np.ndarray, first_row: int = 0, first_env: int = 0, where: str = "of the rollout") -> None:
     """
     :param name: what the array holds, for the message
     :param played: shape [T, n_envs, ...]

@@ -67,21 +67,21 @@ def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
     seen: set[int] = set()
 
     def visit(each: BaseCallback, place: str) -> None:
-        if id(each) in seen:
+        if id(each) in seen:  # a callback may know the list that it is in
             return
         seen.add(id(each))
-        number = 0
-        while (name := f"{place}{type(each).__name__}{number}") in found:
-            number += 1
-        found[name] = each
+        inside = place
+        if not isinstance(each, CallbackList):
+            number = 0
+            while (name := f"{place}{type(each).__name__}{number}") in found:
+                number += 1
+            found[name], inside = each, f"{name}/"
         for attribute, value in vars(each).items():
             for child in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(child, BaseCallback) and attribute != "parent":
-                    for inner in flatten(child):
-                        visit(inner, f"{name}/")
+                    visit(child, inside)
 
-    for each in flatten(callback):
-        visit(each, "")
+    visit(callback, "")
     return found
 
 

@@ -36,8 +36,8 @@ NOT_SAVED = (
 ROLLOUT_BUFFERS: dict[str, type[RolloutBuffer]] = {"RolloutBuffer": RolloutBuffer, "DictRolloutBuffer": DictRolloutBuffer}
 # What arrays and NumPy's numbers are pickled with, and no code: torch's reader knows none of it by itself. Arrays of objects
 # are not among them.
-NUMPY_GLOBALS = [
-    np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0], bytes,  # type: ignore[index]
+NUMPY_GLOBALS: list[Any] = [
+    np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0], bytes,
     *{type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"},
 ]  # fmt: skip
 

@@ -204,7 +204,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
         exchange.check_equal(settings | self._shared_settings())
-        state = exchange.broadcast(
+        state: dict[str, Any] = exchange.broadcast(
             {
                 "parameters": self.get_parameters(),
                 "statistics": statistics_of(self._vec_normalize_env),

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from sb3_reinforce import distributed
-from sb3_reinforce.running.checkpoint import TrainingCheckpoint, checkpoints_in
+from sb3_reinforce.checkpoint import TrainingCheckpoint, checkpoints_in
 from sb3_reinforce.save_util import write_atomically
 
 FOLDER = "checkpoints"
