@@ -22,7 +22,7 @@ def plain_schedule(value: Any) -> Any:
 
 class CheckedSchedule(FloatSchedule):
     """
-    A schedule that checks its value at each call. A negative learning rate would minimise the return.
+    A schedule that checks its value at each call. A negative learning rate would make the policy worse.
 
     Must stay in this module, because saved models name its path.
 
