@@ -184,11 +184,7 @@ class ScoreFunctionEstimator:
     """
     Draws K samples, computes their costs and returns a loss whose gradient estimates grad E[cost]::
 
-        estimator = ScoreFunctionEstimator(n_samples=16)
-        for inputs, targets in batches:
-            distribution = Categorical(logits=model(inputs))  # batch shape [B]
-            loss = estimator(distribution, lambda x: x != targets)  # x and its costs: [16, B]
-            loss.backward()  # then a step of any optimizer
+        loss = ScoreFunctionEstimator(n_samples=16)(Categorical(logits=model(inputs)), lambda x: x != targets)
 
     A distribution with batch shape [...] has samples [K, ...] and costs [K, ...]: one cost and one baseline per element.
     If the whole batch has one cost (an F1 score), make it one joint random variable: ``Independent(distribution, 1)``.

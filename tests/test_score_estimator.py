@@ -41,7 +41,7 @@ def test_kinds_of_costs(cost, dtype):
 
 
 def test_cost_inputs_agree():
-    """The same samples, seen as torch, as NumPy and one by one: one gradient."""
+    """The same samples as a tensor, as an array and one by one give the same gradient."""
     gradients, seen = [], {}
 
     def cost(kind, x):
@@ -120,7 +120,7 @@ def test_moving_average_remembers():
     estimator(Bernoulli(logits=logit), lambda x: 0 * x + 15)
     assert estimator.baseline.average == pytest.approx(0.9 * 5 + 0.1 * 15)
     assert ScoreFunctionEstimator(2, baseline="moving_average").baseline.average is None
-    # one sample is enough for it
+    # K = 1 is enough
     ScoreFunctionEstimator(1, baseline="moving_average")(Bernoulli(logits=logit), lambda x: x).backward()
 
 
@@ -151,7 +151,7 @@ def test_independent_nodes_are_the_sum_of_their_log_probs():
 
 
 def test_a_transform_with_a_cache_keeps_its_gradient():
-    """Such a transform hands out its kept inverse, in which loc and scale are constants; N(3, 2^2) is the same thing."""
+    """Its cached inverse treats loc and scale as constants; the same distribution, N(3, 2^2), gives the true gradient."""
     gradients = []
     for make in (
         lambda loc, scale: TransformedDistribution(
@@ -197,7 +197,7 @@ def test_estimate_by_hand():
 
 
 def test_estimate_of_one_tensor():
-    """A tensor is a list of one, not of its elements, which no distribution was made from."""
+    """A tensor counts as one parameter. Its elements are new tensors, of which the distribution was not made."""
     logits = LOGITS.clone().requires_grad_()
     estimate = ScoreFunctionEstimator(4).estimate(Categorical(logits=logits), lambda x: COSTS[x], logits)
     assert [g.shape for g in estimate.gradients] == [(3,)]
@@ -240,7 +240,7 @@ def test_variance_of_leave_one_out(n_samples):
 
 
 def test_standard_errors_are_calibrated():
-    """400 estimates with K = 16: their spread is what each of them says, to 15 % (an F quantile would be 1.1)."""
+    """400 estimates with K = 16: their spread equals the reported standard error to 15 % (an F quantile would be 1.1)."""
     th.manual_seed(0)
     found = [estimate_of(16)[0] for _ in range(400)]
     spread = th.stack([estimate.gradients[0] for estimate in found]).std(0)

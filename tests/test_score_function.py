@@ -1,4 +1,4 @@
-"""The score function against enumerated expectations and closed forms; what is biased is shown to be so."""
+"""The score function against enumerated expectations and closed forms; the bias of what is biased is measured."""
 
 import math
 from functools import partial
@@ -37,7 +37,7 @@ def test_optimal():
     assert optimal(tensor([1, 2, 6]), tensor([1, 3, 0])).tolist() == [2, 1, 1.75]
     # |s|^2 = 0, 0, 5: for the third the others have no scores: the mean of their costs, (1 + 2)/2
     assert optimal(tensor([1, 2, 6]), tensor([0, 0, 5])).tolist() == [6, 6, 1.5]
-    # beside a score that would drown the others' in rounding errors, if it were subtracted from the sum: (1*2 + 3*6)/4
+    # subtracting a score this large from the sum would lose the others to rounding: (1*2 + 3*6)/4
     assert optimal(tensor([1, 2, 6]), tensor([1e20, 1, 3])).tolist()[0] == 5
 
 
@@ -87,7 +87,7 @@ def test_leave_one_out_is_the_sample_covariance_of_score_and_cost():
 
 
 def test_costs_that_differ_by_a_constant():
-    """Costs are held in double precision until b is subtracted: a large offset does no harm to a float32 gradient."""
+    """Costs are float64 until b is subtracted, so a large offset does not change a float32 gradient."""
     gradients = []
     for offset in (0, 10**12):
         logit = th.zeros((), requires_grad=True)
@@ -122,7 +122,7 @@ UNBIASED = {
 @pytest.mark.parametrize("baseline", UNBIASED.values(), ids=UNBIASED)
 @pytest.mark.parametrize("n_samples", [2, 3])
 def test_expectation_is_exact(baseline, n_samples):
-    if isinstance(baseline, MovingAverageBaseline):  # it remembers the batches: keep its state as if of an earlier call
+    if isinstance(baseline, MovingAverageBaseline):  # decay 1 keeps the average of an earlier call
         baseline.decay = 1.0
     found = enumerated(n_samples, partial(gradient, baseline=baseline))
     th.testing.assert_close(found, TRUE_GRADIENT, atol=1e-12, rtol=0)
@@ -152,7 +152,7 @@ def test_second_derivatives(baseline):
         return th.stack([th.autograd.grad(g, logits, retain_graph=True)[0] for g in first])
 
     truth = th.autograd.functional.hessian(expected_cost, LOGITS)
-    # One sample's Hessian has the cross terms of its own batch only: K = 2 draws are enough to show all of it.
+    # A Hessian has cross terms within its batch only, so K = 2 shows all of them.
     th.testing.assert_close(enumerated(2, hessian), truth, atol=1e-12, rtol=0)
 
 
@@ -240,7 +240,7 @@ def estimates(case, baseline, n_replicates, n_samples=4, control_variate=None):
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out", "optimal", "moving_average", "function"])
 @pytest.mark.parametrize("case", CASES)
 def test_unbiased(case, baseline):
-    """`optimal` costs a backward pass for each of its samples, hence fewer of them."""
+    """`optimal` needs a backward pass per sample, hence fewer replicates."""
     th.manual_seed(1)
     n_replicates = 1000 if baseline == "optimal" else 20_000
     given = (lambda costs: costs.roll(1, 0).clamp(max=2)) if baseline == "function" else baseline
@@ -285,7 +285,7 @@ def test_inputs_are_not_modified():
 
 
 def test_batched_parameters_have_costs_and_baselines_of_their_own():
-    """Two problems side by side, the second 100 times as costly: each gets the gradient that it has alone, over B = 2."""
+    """Two problems side by side, the second 100 times as costly: each gets 1/B = 1/2 of the gradient that it has alone."""
     logits = tensor([0.3, -0.8], grad=True)
     x, weights = tensor([[1, 0], [0, 0], [1, 1]]), tensor([1, 100])
     score_function_loss(Bernoulli(logits=logits).log_prob(x), x * weights + weights).backward()
@@ -296,7 +296,7 @@ def test_batched_parameters_have_costs_and_baselines_of_their_own():
 
 
 def test_a_baseline_object_sees_samples_as_groups():
-    """[K, B] costs: the own sample's other elements are left out too. f = [[1, 2], [3, 5]]: b = 4, 4, 1.5, 1.5."""
+    """[K, B] costs: b_k leaves out all elements of sample k. f = [[1, 2], [3, 5]]: b = 4, 4, 1.5, 1.5."""
     seen = {}
 
     class Spy(LeaveOneOutBaseline):
@@ -310,7 +310,7 @@ def test_a_baseline_object_sees_samples_as_groups():
 
 
 def test_rsample_gives_another_gradient():
-    """Why the docstring wants sample(): with x = loc + scale * eps, log p(x) does not depend on loc at all."""
+    """Why the docstring asks for sample(): with x = loc + scale * eps, log p(x) does not depend on loc at all."""
     loc = tensor(1.5, grad=True)
     normal = Normal(loc, 1.0)
     x = normal.rsample((100,))

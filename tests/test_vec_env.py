@@ -47,7 +47,7 @@ def test_async_equals_dummy_vec_env(mode: AutoresetMode, copy_obs: bool, shared_
 @pytest.mark.parametrize("lengths", [(1,), (5, 2, 9)])
 @pytest.mark.parametrize("mode", MODES)
 def test_fixed_lengths(mode: AutoresetMode, lengths: tuple[int, ...]) -> None:
-    # With length 1 every step is an end, and all environments always end together
+    # With length 1 every step ends the episodes of all environments
     ours = VectorEnvAdapter(SyncVectorEnv(env_fns(lengths=lengths), autoreset_mode=mode))
     assert assert_same_run(ours, reference(lengths=lengths)) >= 20
 
@@ -55,7 +55,7 @@ def test_fixed_lengths(mode: AutoresetMode, lengths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_environments_with_a_monitor_keep_its_statistics(mode: AutoresetMode) -> None:
     def rewards_in_cents(env: gym.Env) -> gym.Env:
-        # Outside the Monitor: what it records are the rewards before
+        # Outside the Monitor, which records the original rewards
         return gym.wrappers.TransformReward(Monitor(env), lambda reward: 100 * reward)
 
     ours = VectorEnvAdapter(SyncVectorEnv(env_fns(wrap=rewards_in_cents), autoreset_mode=mode))
@@ -206,7 +206,7 @@ def test_disabled_environment_that_ignores_the_mask_is_found_out() -> None:
     ours = VectorEnvAdapter(OtherVectorEnv(AutoresetMode.DISABLED, obeys=True))
     ours.reset()
     kept = [ours.step(np.zeros(N_ENVS, dtype=int))[0] for _ in range(4)]
-    # Its one array is not handed out: 1 1 1 | end of env 0: 0 2 2 | end of env 1: 1 0 3 | ends of 0 and 2: 0 1 0
+    # The adapter copies the environment's array: 1 1 1 | end of env 0: 0 2 2 | end of env 1: 1 0 3 | ends of 0 and 2: 0 1 0
     assert [obs[:, 0].tolist() for obs in kept] == [[1, 1, 1], [0, 2, 2], [1, 0, 3], [0, 1, 0]]
     ours = VectorEnvAdapter(OtherVectorEnv(AutoresetMode.DISABLED, obeys=False))
     ours.reset()

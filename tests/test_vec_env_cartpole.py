@@ -37,7 +37,7 @@ def test_cartpole_alone_equals_dummy_vec_env() -> None:
 
 
 def test_cartpole_512_follows_single_cartpoles() -> None:
-    # One generator for all cannot give the starts of single environments, so these take over each start
+    # One generator for all draws other starts than single environments do, so these copy each start
     n_envs = 512
     ours = cartpole(n_envs)
     ours.seed(0)
@@ -67,10 +67,10 @@ def test_cartpole_512_follows_single_cartpoles() -> None:
                 single.state = ours.env.state[:, i].copy()
             else:
                 assert infos[i] == {"TimeLimit.truncated": False}
-    # A random policy balances for some 22 steps; those cut off at 60 are few
+    # A random policy balances for some 22 steps; few reach 60
     assert len(lengths) > 900
     assert 18 < np.mean(lengths) < 25
-    # Every start is another
+    # All starts differ
     assert len(np.unique(ours.reset()[:, 0])) == n_envs
 
 
@@ -107,7 +107,7 @@ def test_envpool_equals_its_own_steps() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours, raw = VectorEnvAdapter(envpool.make("CartPole-v1", **kwargs)), envpool.make("CartPole-v1", **kwargs)
-    # Environment i plays action (k // 4) % 2 in its transition k, in both; its own generator gives its starts
+    # Environment i plays action (k // 4) % 2 in its transition k, in both; each has its own generator for its starts
     n_steps = 150
     ours_steps: list[list[Any]] = [[] for _ in range(N_ENVS)]
     raw_steps: list[list[Any]] = [[] for _ in range(N_ENVS)]

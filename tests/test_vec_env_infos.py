@@ -1,4 +1,4 @@
-"""The infos of a step: a list of dicts that are made when they are read, and cannot be told from DummyVecEnv's."""
+"""The infos of a step: a list of dicts that are made when they are read, and equal those of DummyVecEnv."""
 
 import copy
 import json
@@ -77,7 +77,7 @@ def test_changed_infos_stay_in_their_step() -> None:
     later = ours.step(np.array([0, 0]))[3]
     assert "mine" not in later[0]
     assert "mine" not in later[1]
-    # Neither what belonged to the end is left
+    # The keys of the ended episode are gone too
     assert set(later[0]) == {"count", "over", "name", "nested", "sometimes", "TimeLimit.truncated"} - (
         set() if later[0]["count"] % 2 == 0 else {"sometimes"}
     )
@@ -100,7 +100,7 @@ def test_reset_infos_stay_until_the_next_reset() -> None:
 
 def test_infos_read_late_are_those_of_their_step() -> None:
     class Reuses(SyncVectorEnv):
-        """Hands out one array of infos again and again."""
+        """Returns the same array of infos at every step."""
 
         shared = np.zeros(N_ENVS)
 
@@ -117,7 +117,7 @@ def test_infos_read_late_are_those_of_their_step() -> None:
     assert [infos[1]["shared"] for infos in steps] == [1, 2, 3]
     assert [infos[1]["deep"]["shared"] for infos in steps] == [1, 2, 3]
     assert ours.reset_infos == [{"shared": 0}] * N_ENVS
-    # No row per environment: everyone's
+    # A value without a row per environment belongs to all
     assert steps[0][2]["fps"] == 30
 
 

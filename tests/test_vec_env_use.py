@@ -32,7 +32,7 @@ def test_sb3_algorithms_and_wrappers(algorithm: Any, wrapper: Any) -> None:
     env = wrapper(cartpole(8, max_episode_steps=12))
     model = algorithm("MlpPolicy", env, **kwargs).learn(512)
     assert model.num_timesteps == 512
-    # At least every 12 steps an end
+    # An episode ends at least every 12 steps
     assert len(model.ep_info_buffer) >= 32
     assert max(info["l"] for info in model.ep_info_buffer) <= 12
     assert all(info["r"] == info["l"] for info in model.ep_info_buffer)
@@ -66,7 +66,7 @@ def test_evaluate_policy() -> None:
     env = cartpole(4, max_episode_steps=7)
     model = A2C("MlpPolicy", env, seed=0, policy_kwargs={"net_arch": [4]}, device="cpu")
     with warnings.catch_warnings():
-        # It would warn of an environment without a Monitor
+        # evaluate_policy would warn of an environment without a Monitor
         warnings.simplefilter("error")
         returns, lengths = evaluate_policy(model, env, n_eval_episodes=8, return_episode_rewards=True)
     # 7 steps are too few to fall
@@ -91,7 +91,7 @@ def test_attributes_and_methods(kind: Any) -> None:
     assert ours.env_method("greet", word="bye", indices=[2]) == ["bye from 2"]
     with pytest.raises(ValueError, match=r"indices must be of the 3 environments, got \[3\]"):
         ours.get_attr("index", indices=3)
-    # A question for what is not there ends no worker
+    # Asking for a missing attribute ends no worker
     assert not ours.has_attr("no_such_thing")
     with pytest.raises(AttributeError, match="no_such_thing"):
         ours.env_method("no_such_thing")
@@ -137,7 +137,7 @@ def test_vectorize_as_rl_zoo_calls_it(tmp_path: Path) -> None:
     env = wrap(make_vec_env("CartPole-v1", n_envs=4, seed=3, monitor_dir=str(tmp_path)))
     assert type(env.env) is CartPoleVectorEnv
     assert env.num_envs == 4
-    # The seed that the zoo gave, the environments' own time limit
+    # The zoo's seed and the environments' time limit are kept
     same = cartpole(4)
     same.seed(3)
     np.testing.assert_array_equal(env.reset(), same.reset())

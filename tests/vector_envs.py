@@ -78,7 +78,7 @@ class CountingEnv(gym.Env):
         assert self.left > 0, "step after the end of the episode"
         self.left -= 1
         over = self.left == 0
-        # Ends in turn by termination, truncation and both
+        # Episodes end by truncation, both, and termination in turn
         terminated, truncated = over and self.episode % 3 != 1, over and self.episode % 3 != 0
         info: dict[str, Any] = {}
         if self.infos:
@@ -230,7 +230,7 @@ def assert_same_run(ours: VecEnv, theirs: VecEnv, n_steps: int = 40, drop: tuple
                 assert info_ours["episode"].pop("t") >= 0.0
                 info["episode"].pop("t")
             assert_same(info_ours, info, f"step {step}: infos[{i}]")
-    # Nothing that was handed out is written to later
+    # Returned observations are never overwritten
     for step, (obs, at_the_time) in enumerate(kept):
         assert_same(obs, at_the_time, f"observations of step {step}, later")
     return n_ended
