@@ -59,11 +59,9 @@ class MDP:
         """
         sum_t gamma^(c t) E[grad log pi(a_t|s_t) Q_t(s_t, a_t)] by dynamic programming.
 
-        With ``discount_state`` this is the gradient of the expected discounted return.
-
         :param logits: of the softmax policy, shape [S, A]
         :param gamma: discount factor
-        :param discount_state: c
+        :param discount_state: c; True gives the gradient of the expected discounted return
         :return: gradient with respect to the logits, shape [S, A], float64
         """
         logits = logits.detach().double().requires_grad_()
@@ -215,8 +213,7 @@ class _Enumerated:
         self.states = th.tensor([state for trajectory in trajectories for state in trajectory.states])
         actions = th.tensor([action for trajectory in trajectories for action in trajectory.actions])
         rewards = th.tensor([r for trajectory in trajectories for r in trajectory.rewards], dtype=th.float64)
-        returns_of = reward_to_go if returns == "reward_to_go" else episode_return
-        self.returns = returns_of(rewards, self.lengths, gamma)
+        self.returns = (reward_to_go if returns == "reward_to_go" else episode_return)(rewards, self.lengths, gamma)
         policy = LOGITS.softmax(dim=1)
         # Score of a softmax policy with respect to its logits: one-hot action minus pi, in the row of the state
         scores = th.zeros(len(actions), *LOGITS.shape, dtype=th.float64)
@@ -224,9 +221,9 @@ class _Enumerated:
         weights = gamma ** steps_in_episode(self.lengths).double() if discount_state else th.ones_like(rewards)
         self.scores = weights[:, None] * scores.flatten(1)
         environment = np.array([trajectory.env_probability for trajectory in trajectories])
-        log_policy = policy.log()[self.states, actions]
         episode_of = th.arange(len(trajectories)).repeat_interleave(self.lengths)
-        log_probs = th.zeros(len(trajectories), dtype=th.float64).index_add_(0, episode_of, log_policy)
+        log_probs = th.zeros(len(trajectories), dtype=th.float64)
+        log_probs.index_add_(0, episode_of, policy.log()[self.states, actions])
         self.cumulated = np.cumsum(environment * log_probs.exp().numpy())
         greedy_actions = policy.argmax(1).tolist()
         is_greedy = np.array([t.actions == [greedy_actions[state] for state in t.states] for t in trajectories])
@@ -244,8 +241,7 @@ class _Enumerated:
     def draw_steps(self, rng: np.random.Generator, n_steps: int) -> np.ndarray:
         """Indices of trajectories, up to and including the first that ends at or after step ``n_steps``."""
         drawn = self.draw(rng, n_steps)  # enough, as each has at least one step
-        ends = np.cumsum(self.lengths.numpy()[drawn])
-        return drawn[: np.searchsorted(ends, n_steps) + 1]
+        return drawn[: np.searchsorted(np.cumsum(self.lengths.numpy()[drawn]), n_steps) + 1]
 
     def expected_number(self, n_steps: int) -> float:
         """Expected number of episodes of one environment: m(k) = 1 + sum_l P(length l) m(k - l), and 0 for k <= 0."""
