@@ -4,7 +4,7 @@ A baseline of your own: V(o) = w . (o, 1), a linear function of the observation,
     python examples/custom_baseline.py
 
 It adds no bias, because ``predict`` comes before ``update``: b depends on the observation and on past batches only.
-``check_unbiased`` sees that for itself.
+``check_unbiased`` confirms it.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from sb3_reinforce import REINFORCE, Baseline, Episodes, check_unbiased
 
 class LinearValue(Baseline):
     """
-    Least squares with a memory: the sums of phi phi^T and phi R, phi = (o, 1), fade by ``decay`` at each update.
+    Least squares over all batches; ``decay`` scales the sums of phi phi^T and phi R, phi = (o, 1), at each update.
 
-    :param decay: share of the past that is kept
+    :param decay: weight of the past batches
     """
 
     def __init__(self, decay: float = 0.9):
@@ -34,7 +34,7 @@ class LinearValue(Baseline):
     def predict(self, episodes: Episodes) -> th.Tensor:
         if not len(self.products):
             return th.zeros_like(episodes.returns)
-        ridge = 1e-3 * th.eye(len(self.products), dtype=th.float64)  # where an observation has never varied
+        ridge = 1e-3 * th.eye(len(self.products), dtype=th.float64)  # solvable even if an observation has never varied
         return self.features(episodes) @ th.linalg.solve(self.squares + ridge, self.products)
 
     def update(self, episodes: Episodes) -> None:

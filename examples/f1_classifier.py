@@ -2,9 +2,9 @@
 A classifier trained on its F1 score itself, against its twin trained on cross-entropy.
 
 One point in ten is positive, and the classes overlap. F1 = 2 TP / (2 TP + FP + FN) counts hard predictions of the whole
-batch: it has no derivative and is no sum over points. So the labels of a batch are drawn from the model, all at once
-(`Independent` makes them one joint sample), and the score function turns 1 - F1 into a gradient. (Moving the twin's
-threshold would do here too: F1 on new data 0.463, with the best one on the training data.)
+batch: it has no derivative and is no sum over points. So the model draws the labels of a batch as one joint sample
+(`Independent`), and the score function turns 1 - F1 into a gradient. (Moving the twin's threshold would do here too,
+see docs/score_function.md.)
 """
 
 import torch as th

@@ -2,8 +2,7 @@
 Black-box optimisation: Rastrigin's function, a NumPy "simulator" with a local minimum in every unit cube.
 
 x ~ Normal(mu, sigma) is the search distribution. Its expected cost is smooth, so gradient descent on mu and sigma passes
-over the local minima while sigma is wide; sigma learns more slowly than mu, and narrows as it closes in. The optimum is
-known: 0 at x = 0.
+over the local minima while sigma is large. Sigma learns more slowly than mu, and shrinks near the optimum, 0 at x = 0.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from sb3_reinforce import ScoreFunctionEstimator
 
 
 def rastrigin(x: np.ndarray) -> np.ndarray:
-    """10 d + sum_i x_i^2 - 10 cos(2 pi x_i) of each row: what a simulator returns, without any gradient."""
+    """10 d + sum_i x_i^2 - 10 cos(2 pi x_i) of each row, without a gradient, like a simulator."""
     return 10 * x.shape[-1] + (x**2 - 10 * np.cos(2 * np.pi * x)).sum(-1)
 
 

@@ -1,8 +1,8 @@
 """
 Rewards to returns, for episodes of unequal length laid end to end.
 
-Everywhere here S is the number of steps of all episodes together, N the number of episodes: step arrays have shape
-[S], episode by episode and in order of time, and ``lengths`` [N] says where each episode ends. There is no padding.
+S is the number of steps of all episodes together, N the number of episodes. Step arrays have shape [S], episode by
+episode and in order of time, without padding; ``lengths`` [N] tells where each episode ends.
 """
 
 import torch as th
@@ -21,20 +21,20 @@ def steps_in_episode(lengths: th.Tensor) -> th.Tensor:
 
 def reward_to_go(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None) -> th.Tensor:
     """
-    R_t = sum_{k>=t} gamma^(k-t) r_k, to the end of the own episode.
+    R_t = sum_{k>=t} gamma^(k-t) r_k, to the end of the episode.
 
-    With ``last_values`` the sum goes on behind the last step: r_{T-1} + gamma * V(s_T), where V is 0 for an episode
-    that has terminated. Source: Williams (1992); Sutton and Barto (2018), section 13.3.
+    ``last_values`` bootstrap: the last return is R_{T-1} = r_{T-1} + gamma * V(s_T), with V = 0 for an episode that has
+    terminated. Source: Williams (1992); Sutton and Barto (2018), section 13.3.
 
-    All episodes are summed at once, by recursive doubling: if R holds 2^j rewards, R_t + gamma^(2^j) R_{t+2^j} holds
-    2^(j+1). Ceil(log2(longest episode)) array operations, and the rounding error of pairwise summation.
+    Sums all episodes at once by recursive doubling: if R_t holds 2^j rewards, R_t + gamma^(2^j) R_{t+2^j} holds 2^(j+1).
+    This takes ceil(log2(longest episode)) array operations, and has the rounding error of pairwise summation.
 
     :param rewards: shape [S]
     :param lengths: steps of each episode, shape [N]
     :param gamma: discount factor per step, in [0, 1]
-    :param last_values: V of the state behind each episode's last step, in units of return, shape [N]
+    :param last_values: V of the state after each episode's last step, in units of return, shape [N]
     :return: R_t, shape [S], dtype of ``rewards``
-    :raises ValueError: if the shapes do not belong together
+    :raises ValueError: if the shapes do not fit together
     """
     _check_lengths(rewards, lengths)
     returns = rewards.clone()
@@ -58,7 +58,7 @@ def reward_to_go(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_valu
 
 def episode_return(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None) -> th.Tensor:
     """
-    R = sum_{k>=0} gamma^k r_k of the whole episode, the same for each of its steps: the textbook formula.
+    R = sum_{k>=0} gamma^k r_k of the whole episode, the same for each of its steps.
 
     Source: Williams (1992), episodic REINFORCE.
 
@@ -67,7 +67,7 @@ def episode_return(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_va
     :param gamma: discount factor per step, in [0, 1]
     :param last_values: as in :func:`reward_to_go`
     :return: R of each step's episode, shape [S], dtype of ``rewards``
-    :raises ValueError: if the shapes do not belong together
+    :raises ValueError: if the shapes do not fit together
     """
     returns = reward_to_go(rewards, lengths, gamma, last_values)
     return returns[lengths.cumsum(0) - lengths].repeat_interleave(lengths)

@@ -1,4 +1,4 @@
-"""Numbers and strings to Stable-Baselines3 schedules: functions of the progress that remains, from 1 down to 0."""
+"""Numbers and strings to Stable-Baselines3 schedules: functions of the remaining progress, from 1 down to 0."""
 
 import math
 from numbers import Real
@@ -10,10 +10,10 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 def plain_schedule(value: Any) -> Any:
     """
-    RL Zoo's own linear schedule as Stable-Baselines3's, so that a saved model loads where rl_zoo3 is not installed.
+    Replace RL Zoo's linear schedule by that of Stable-Baselines3, so that a saved model loads without rl_zoo3.
 
-    :param value: an argument of REINFORCE as a user or RL Zoo gives it
-    :return: the same, but for rl_zoo3's ``SimpleLinearSchedule``
+    :param value: any argument of REINFORCE
+    :return: a ``LinearSchedule`` for rl_zoo3's ``SimpleLinearSchedule``, any other value unchanged
     """
     if type(value).__name__ == "SimpleLinearSchedule" and type(value).__module__.startswith("rl_zoo3"):
         return LinearSchedule(float(value.initial_value), 0.0, 1.0)
@@ -22,9 +22,11 @@ def plain_schedule(value: Any) -> Any:
 
 class CheckedSchedule(FloatSchedule):
     """
-    A schedule whose values are checked whenever they are used: one that turns negative would climb down.
+    A schedule that checks its value at each call. A negative learning rate would make the policy worse.
 
-    :param name: the argument's name, for the message
+    Must stay in this module, because saved models name its path.
+
+    :param name: the argument's name, for error messages
     :param value: a constant, or a function of the remaining progress
     """
 
@@ -35,7 +37,7 @@ class CheckedSchedule(FloatSchedule):
     def __call__(self, progress_remaining: float) -> float:
         """
         :param progress_remaining: from 1 at the start of training to 0 at its end
-        :return: the value there
+        :return: the value at this progress
         :raises ValueError: if it is negative or not finite
         """
         value = super().__call__(progress_remaining)
@@ -49,11 +51,13 @@ class CheckedSchedule(FloatSchedule):
 
 def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
     """
-    :param name: the argument's name, for the message
-    :param value: a constant, a function of the remaining progress, or a string such as ``"lin_3e-4"``: linearly from
-        3e-4 at the start of training to 0 at its end (RL Zoo's notation)
-    :return: the schedule, which checks its values
-    :raises ValueError: if it cannot be read, or if it is negative or not finite at the start or the end
+    Make a schedule of an argument, and check it at the start and the end of training.
+
+    :param name: the argument's name, for error messages
+    :param value: a constant, a function of the remaining progress, or a string such as ``"lin_3e-4"`` (RL Zoo's
+        notation): linear from 3e-4 at the start of training to 0 at its end
+    :return: the schedule, which checks its value at each call
+    :raises ValueError: if ``value`` is none of these, fails, or is negative or not finite at the start or the end
     """
     cure = f'{name} must be a number >= 0, a schedule (a function of the remaining progress) or a string such as "lin_3e-4"'
     if isinstance(value, str):
@@ -79,7 +83,7 @@ def make_schedule(name: str, value: float | str | Schedule) -> Schedule:
 
 
 def is_number(text: str) -> bool:
-    """:return: whether the text is that of a number"""
+    """:return: whether ``float`` can read the text"""
     try:
         float(text)
     except ValueError:

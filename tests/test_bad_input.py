@@ -1,7 +1,9 @@
-"""Bad input ends at once in a ValueError: argument, rule, value received, cure."""
+"""Bad input raises a ValueError at once: argument, rule, value received, cure."""
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, Baseline
@@ -127,7 +130,7 @@ BOX = spaces.Box(-1, 1, (2,), np.float32)
 def test_unsupported_spaces(observation_space, action_space, message):
     with pytest.raises(ValueError, match=message) as caught:
         REINFORCE("MlpPolicy", Plain(observation_space, action_space))
-    # SB3's own kinds, which code written for A2C may expect
+    # SB3's own types, which code written for A2C may expect
     assert isinstance(caught.value, AssertionError)
     assert isinstance(caught.value, NotImplementedError)
 
@@ -220,7 +223,7 @@ def test_an_episode_that_never_ends():
 
 
 class Broken(RewardListEnv):
-    """What it gives at step 3 is not finite."""
+    """Reward or observation of step 3 is not finite."""
 
     def __init__(self, what: str, value: float):
         super().__init__([1.0] * 6)
@@ -233,6 +236,14 @@ class Broken(RewardListEnv):
         return observation, reward, terminated, truncated, info
 
 
+@contextmanager
+def parameters_stay(model: REINFORCE) -> Iterator[None]:
+    """The block leaves the policy's parameters as they were."""
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    yield
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("what", "step"), [("reward", 2), ("observation", 3)])
 @pytest.mark.parametrize("policy_kwargs", [None, dict(activation_fn=th.nn.Softplus)], ids=["numpy", "torch"])
@@ -240,12 +251,9 @@ def test_not_finite(what, step, value, policy_kwargs):
     """The third step's reward is that of action 2; its observation is the one that action 3 is taken on."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 6), lambda: Broken(what, value)])
     model = REINFORCE("MlpPolicy", env, n_steps=12, policy_kwargs=policy_kwargs)
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    with pytest.raises(
-        ValueError, match=f"{what} must be finite, got {value} from environment 1 at step {step} of the rollout"
-    ):
+    message = f"{what} must be finite, got {value} from environment 1 at step {step} of the rollout"
+    with parameters_stay(model), pytest.raises(ValueError, match=message):
         model.learn(100)
-    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 def test_not_finite_behind_a_time_limit():
@@ -285,38 +293,30 @@ def test_an_update_that_is_not_finite_leaves_the_last_good_parameters(how, kwarg
         "MlpPolicy", env, n_steps=12, gamma=1.0, baseline="none", max_grad_norm=None, policy_kwargs=policy_kwargs,
         learning_rate=1e38 if how == "parameter" else 1.0, **kwargs,
     )  # fmt: skip
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
     message = "update 1 must give finite numbers, and the parameters from before it were put back: .*lower learning_rate"
-    with pytest.raises(ValueError, match=message):
+    with parameters_stay(model), pytest.raises(ValueError, match=message):
         model.learn(1)
-    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     assert model._n_updates == 0
 
 
 def test_finite_parameters_that_give_no_distribution():
-    """A huge step leaves finite parameters whose standard deviation is none; torch says so when log pi is asked for."""
+    """After a huge step the parameters are finite, but torch refuses their standard deviation when log pi is computed."""
     model = REINFORCE("MlpPolicy", "Pendulum-v1", n_steps=200, learning_rate=1e10, seed=0)
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    with pytest.raises(ValueError, match=r"update 1 must give finite numbers.*lower learning_rate"):
+    with parameters_stay(model), pytest.raises(ValueError, match=r"update 1 must give finite numbers.*lower learning_rate"):
         model.learn(1)
-    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     assert model._n_updates == 0
 
 
 def test_a_value_fit_that_diverges():
     policy_kwargs = dict(optimizer_class=th.optim.SGD)
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, value_learning_rate=1e30, policy_kwargs=policy_kwargs)
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    with pytest.raises(
-        ValueError, match=r"loss of the value network is (inf|nan); lower .* or value_learning_rate \(now 1e\+30\)"
-    ):
+    message = r"loss of the value network is (inf|nan); lower .* or value_learning_rate \(now 1e\+30\)"
+    with parameters_stay(model), pytest.raises(ValueError, match=message):
         model.learn(1)
-    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 def test_an_error_of_the_users_policy_keeps_its_words_and_the_parameters():
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, baseline="none", n_epochs=2, batch_size=20)
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
     evaluate, calls = model.policy.evaluate_actions, []
 
     def fails_later(*args):
@@ -326,9 +326,8 @@ def test_an_error_of_the_users_policy_keeps_its_words_and_the_parameters():
         return evaluate(*args)
 
     model.policy.evaluate_actions = fails_later
-    with pytest.raises(ValueError, match=r"^my own bug$"):
+    with parameters_stay(model), pytest.raises(ValueError, match=r"^my own bug$"):
         model.learn(1)
-    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 def test_log_probabilities_of_another_shape():
@@ -362,8 +361,6 @@ def test_baseline_of_the_user(predicted, message):
 
 
 def test_value_baseline_without_a_value_head_of_its_own():
-    from stable_baselines3.common.policies import ActorCriticPolicy
-
     class SharedHead(ActorCriticPolicy):
         def predict_values(self, obs):
             return self.get_distribution(obs).distribution.logits[:, :1]
@@ -424,7 +421,7 @@ def test_an_environment_that_raises_is_named_and_no_log_is_lost(tmp_path):
 
 @pytest.mark.parametrize(("what", "step"), [("reward", 1), ("observation", 2), ("observation", 0)])
 def test_not_finite_before_normalization(what, step):
-    """VecNormalize would spread it to all environments, of which the first would be blamed."""
+    """VecNormalize would spread it to all environments, and the error would name the first."""
 
     class Broken(RewardListEnv):
         def _observation(self):

@@ -1,4 +1,4 @@
-"""Baselines worked out by hand, and by check_unbiased; the updates made with them are in test_gradient.py."""
+"""Baselines worked out by hand, and their bias as check_unbiased measures it; test_gradient.py tests updates with them."""
 
 import copy
 import runpy
@@ -80,7 +80,7 @@ def test_optimal():
 
 
 def test_optimal_is_the_minimum_for_the_others():
-    """b_0 of two scores S and X: no other constant makes abs(X - b S)^2 of the other episode smaller."""
+    """b_0 minimises abs(X - b S)^2 of the other episode."""
     s, x = th.tensor([1.0, 2.0, -1.0]), th.tensor([3.0, 1.0, 0.5])
     b = optimal(th.stack([th.tensor(9.0), s @ x]), th.stack([th.tensor(1.0), s @ s]), th.arange(2))[0]
     around = b + th.linspace(-1, 1, 21)
@@ -158,8 +158,6 @@ def test_make_baseline_refuses(baseline, message):
 # --- check_unbiased ----------------------------------------------------------------------------------------------
 
 UNBIASED = sorted(set(BASELINES) - {"mean"})
-
-
 WHOLE = dict(returns="episode", n_episodes=2)
 
 
@@ -189,7 +187,7 @@ def test_bias_of_the_mean_is_that_of_the_formula():
 
 
 class Fitted(Baseline):
-    """A table V(s) fitted to the returns; ``before`` says whether it is before it predicts them."""
+    """A table V(s), fitted to the returns before or after it predicts them."""
 
     def __init__(self, before: bool):
         self.before, self.sums, self.counts = before, th.zeros(3, dtype=th.float64), th.zeros(3)
@@ -211,7 +209,7 @@ class Fitted(Baseline):
 
 
 class OwnFuture(Baseline):
-    """Half of the own return: b depends on what comes after the action."""
+    """Half of the step's own return: b depends on what comes after the action."""
 
     def predict(self, episodes):
         return 0.5 * episodes.returns
@@ -242,6 +240,7 @@ class TooShort(Baseline):
         (TooShort(), {}, "TooShort.predict must return a tensor of shape"),
         ("leave_one_out", dict(n_steps=4, n_envs=1), "at least 2 independent groups of them, got 1: raise n_episodes"),
         ("none", dict(n_batches=1), "n_batches must be >= 2, got 1"),
+        ("none", dict(n_steps=0), "must be >= 1 .* got n_episodes=4, n_steps=0, n_envs=2"),
         ("none", dict(n_episodes=3), "n_episodes must be a multiple of n_envs, got n_episodes=3 and n_envs=2"),
         ("none", dict(gamma=-3), r"gamma must be a number in \[0, 1\], got -3"),
         ("none", dict(returns="episode", discount_state=True), 'discount_state=True is for returns="reward_to_go"'),

@@ -5,6 +5,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
 from tests.envs import NoCallback, RewardListEnv, tabular_model
 
@@ -37,7 +38,7 @@ def test_episode_return():
     th.testing.assert_close(episode_return(rewards, lengths, 0.9), expected)
 
 
-def test_last_values_go_on_behind_the_last_step():
+def test_last_values_are_added_after_the_last_step():
     # the first episode ended by a time limit in a state worth 10, the second has terminated:
     # R_1 = 2 + 0.5 * 10 = 7, R_0 = 1 + 0.5 * 7 = 4.5; then 3 alone
     rewards, lengths = flat([1, 2], [3])
@@ -88,22 +89,29 @@ def test_refuses_last_values_of_another_shape():
 # --- through the algorithm: what the rollout buffer holds after two environments out of step ---------------------
 
 
-def rollout(env: DummyVecEnv, **kwargs):
-    model = tabular_model(env, **kwargs)
+def play(model: REINFORCE) -> REINFORCE:
+    """One rollout."""
     callback = NoCallback()
     callback.init_callback(model)
-    assert model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model
+
+
+def first_component_as_value(model: REINFORCE) -> None:
+    """V(o) = o_0."""
+    with th.no_grad():
+        model.policy.value_net.weight.copy_(th.tensor([[1.0, 0.0]]))
+        model.policy.value_net.bias.zero_()
 
 
 @pytest.mark.parametrize("truncated", [False, True], ids=["terminated", "truncated"])
 def test_two_environments_out_of_step(truncated):
     """
-    n_steps = 4: environment 0 plays [1, 2, 3] twice (its second episode ends behind step 4), environment 1 plays
+    n_steps = 4: environment 0 plays [1, 2, 3] twice (its second episode ends after step 4), environment 1 plays
     [0, 0, 0, 1] once and waits for two steps, which are discarded. Nothing is bootstrapped at a time limit.
     """
     env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3], truncated), lambda: RewardListEnv([0, 0, 0, 1], truncated)])
-    model = rollout(env, n_steps=4, gamma=0.5)
+    model = play(tabular_model(env, n_steps=4, gamma=0.5))
     buffer = model.rollout_buffer
     # R_2 = 3, R_1 = 2 + 1.5 = 3.5, R_0 = 1 + 1.75 = 2.75; then 1/8, 1/4, 1/2, 1
     np.testing.assert_allclose(buffer.returns[:, 0], [2.75, 3.5, 3, 2.75, 3.5, 3, 0.125, 0.25, 0.5, 1])
@@ -121,9 +129,9 @@ def test_two_environments_out_of_step(truncated):
 
 
 def test_n_episodes_is_an_equal_quota():
-    """Two episodes each, although the short ones of environment 0 would be four before environment 1 has two."""
+    """Two episodes each, although environment 0 would end four short ones before environment 1 ends two."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0]), lambda: RewardListEnv([1, 1, 1])])
-    model = rollout(env, n_episodes=4, gamma=1.0)
+    model = play(tabular_model(env, n_episodes=4, gamma=1.0))
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], [1, 1, 3, 2, 1, 3, 2, 1])
     assert model.num_timesteps == 12  # six steps of two environments
 
@@ -133,12 +141,8 @@ def test_truncation_adds_the_value_of_the_terminal_observation(truncation, last)
     """V(o) = o_0 here, and the terminal observation is filled with 2, the length of the episode. Default: it counts."""
     env = DummyVecEnv([lambda: RewardListEnv([1, 1], truncated=True), lambda: RewardListEnv([1, 1])])
     model = tabular_model(env, n_steps=2, gamma=0.5, baseline="value", truncation=truncation)
-    with th.no_grad():
-        model.policy.value_net.weight.copy_(th.tensor([[1.0, 0.0]]))
-        model.policy.value_net.bias.zero_()
-    callback = NoCallback()
-    callback.init_callback(model)
-    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    first_component_as_value(model)
+    play(model)
     # truncated: R_1 = 1 + 0.5 * 2 * last, R_0 = 1 + 0.5 R_1; terminated: R_1 = 1, R_0 = 1.5
     first = [1 + 0.5 * (1 + last), 1 + last, 1.5, 1.0]
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 0], first)
@@ -152,9 +156,7 @@ def test_truncation_adds_the_value_of_the_terminal_observation(truncation, last)
 def test_nothing_bootstraps_without_a_learned_value_of_what_remains(arguments):
     """R_0 = 1 + 1 at a time limit: the default of ``truncation`` is "terminal" without V, and for whole-episode returns."""
     model = tabular_model(DummyVecEnv([lambda: RewardListEnv([1, 1], truncated=True)]), n_steps=2, gamma=1.0, **arguments)
-    callback = NoCallback()
-    callback.init_callback(model)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    play(model)
     assert model.rollout_buffer.returns[0, 0] == 2
 
 
@@ -162,21 +164,17 @@ def test_unfinished_bootstrap_runs_on_across_rollouts():
     """
     n_steps = 2 on episodes [1, 2, 3], V(o) = o_0, gamma = 0.5. Rollout 1 is cut before o = 2: R_1 = 2 + 0.5 * 2 = 3,
     R_0 = 1 + 0.5 * 3 = 2.5. Rollout 2 has the rest, 3, then the first step of the next episode, cut before o = 1:
-    1 + 0.5 * 1 = 1.5. gamma^t goes on with t = 2 in it.
+    1 + 0.5 * 1 = 1.5. Its weight gamma^t continues with t = 2.
     """
     env = DummyVecEnv([lambda: RewardListEnv([1, 2, 3])])
     model = tabular_model(env, n_steps=2, gamma=0.5, baseline="value", unfinished="bootstrap", discount_state=True)
-    with th.no_grad():
-        model.policy.value_net.weight.copy_(th.tensor([[1.0, 0.0]]))
-        model.policy.value_net.bias.zero_()
-    callback = NoCallback()
-    callback.init_callback(model)
+    first_component_as_value(model)
     buffer = model.rollout_buffer
-    model.collect_rollouts(env, callback, buffer, model.n_steps)
+    play(model)
     np.testing.assert_allclose(buffer.returns[:, 0], [2.5, 3])
     np.testing.assert_allclose(buffer.advantages[:, 0], [2.5, 0.5 * (3 - 1)])
     np.testing.assert_allclose(buffer.episode_starts[:, 0], [1, 0])
-    model.collect_rollouts(env, callback, buffer, model.n_steps)
+    play(model)
     np.testing.assert_allclose(buffer.returns[:, 0], [3, 1.5])
     np.testing.assert_allclose(buffer.advantages[:, 0], [0.25 * (3 - 2), 1.5])
     np.testing.assert_allclose(buffer.episode_starts[:, 0], [0, 1])

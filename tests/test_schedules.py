@@ -48,7 +48,7 @@ def test_make_schedule_refuses(value, message):
 
 
 def test_zoo_schedule_becomes_sb3s():
-    """A class that looks like RL Zoo's own, which need not be installed here."""
+    """A class that looks like RL Zoo's, which need not be installed."""
     zoo_class = type("SimpleLinearSchedule", (), {"__module__": "rl_zoo3.utils", "initial_value": 0.2})
     plain = plain_schedule(zoo_class())
     assert type(plain) is LinearSchedule

@@ -1,4 +1,4 @@
-"""The VecEnv around a vector environment."""
+"""VectorEnvAdapter: the VecEnv around a vector environment."""
 
 import time
 import warnings
@@ -24,27 +24,25 @@ class VectorEnvAdapter(VecEnv):
     """
     A ``gymnasium.vector.VectorEnv`` or an EnvPool as an SB3 ``VecEnv``.
 
-    Observations, rewards, dones and infos are those of ``DummyVecEnv`` with ``Monitor`` around every environment, for
-    each autoreset mode (see :mod:`sb3_reinforce.vec_env`), and so is ``info["episode"]``. Environments that have a
-    ``Monitor`` of their own inside keep its statistics. Nothing in a step loops over environments, except over those
-    whose episode ended, where the infos ask for it.
+    Observations, rewards, dones and infos, ``info["episode"]`` included, are those of ``DummyVecEnv`` with ``Monitor``
+    around every environment, in each autoreset mode (see :mod:`sb3_reinforce.vec_env`). If the environments have a
+    ``Monitor`` inside, its statistics are kept. A step loops only over the environments whose episode ended.
 
     Modes: SAME_STEP; DISABLED; NEXT_STEP for ``SyncVectorEnv``, ``AsyncVectorEnv`` with shared memory,
-    CartPole-v1's own ``CartPoleVectorEnv``, EnvPool, and any other with ``masked_reset``. For ``AsyncVectorEnv``
-    SAME_STEP is the fastest: the others ask all workers twice in a step in which an episode ends.
+    CartPole-v1's ``CartPoleVectorEnv``, EnvPool, and any other with ``masked_reset``. For ``AsyncVectorEnv`` SAME_STEP is
+    the fastest: the others call all workers twice in a step in which an episode ends.
 
-    Seeds: ``seed(s)`` gives environment i the seed s + i at the next reset; environments with one generator for all
-    (``CartPoleVectorEnv``) take s for it. EnvPool takes seeds only in ``envpool.make``.
+    Seeds: ``seed(s)`` gives environment i the seed s + i at the next reset. ``CartPoleVectorEnv`` has one generator for
+    all environments, seeded with s. EnvPool takes seeds only in ``envpool.make``.
 
     :param env: the vector environment, or an EnvPool made with ``env_type="gymnasium"``
-    :param masked_reset: for a NEXT_STEP environment of another kind, ``f(env, mask) -> (observations, infos)``: resets
-        the environments of the mask, bool of shape [num_envs], and no other, so that their next step is a normal one;
-        returns what ``env.reset`` returns. It replaces ``reset(options={"reset_mask": mask})`` in DISABLED mode
-    :param monitor_file: path of a CSV file for returns, lengths and times of all episodes, as ``Monitor`` writes them (its
-        extension ``monitor.csv`` is added); None writes none. It costs some 5 microseconds per episode
-    :raises ValueError: if env is no vector environment, is closed, has environments with different spaces or spaces
-        that SB3 does not know, an autoreset mode that is unknown or cannot be made SB3's, or wrappers that prevent that; if
-        monitor_file is given and the environments have a ``Monitor`` of their own
+    :param masked_reset: for another NEXT_STEP environment, ``f(env, mask) -> (observations, infos)``: resets only the
+        environments of the mask, bool of shape [num_envs], so that their next step is a transition; returns what
+        ``env.reset`` returns. In DISABLED mode it replaces ``reset(options={"reset_mask": mask})``
+    :param monitor_file: path of a CSV file for return, length and time of every episode, as ``Monitor`` writes it (the
+        extension ``monitor.csv`` is added); None: no file
+    :raises ValueError: if env is no open vector environment, if its spaces differ between environments or are unknown to
+        SB3, if its autoreset mode or a wrapper cannot be adapted, or if there are both monitor_file and a ``Monitor``
     """
 
     def __init__(self, env: Any, masked_reset: MaskedReset | None = None, monitor_file: str | None = None) -> None:
@@ -56,7 +54,7 @@ class VectorEnvAdapter(VecEnv):
         self._single = single_envs(env if self._is_envpool else env.unwrapped, n_envs)
         self._array_spaces = array_spaces(observation_space, "single_observation_space")
         super().__init__(n_envs, observation_space, action_space)
-        # VecVideoRecorder reads render_fps here; the autoreset mode is not the adapter's
+        # VecVideoRecorder reads render_fps here; the autoreset mode does not hold for the adapter
         own_metadata = {key: value for key, value in getattr(env, "metadata", {}).items() if key != "autoreset_mode"}
         self.metadata = {**own_metadata, **self.metadata}
 
@@ -69,7 +67,7 @@ class VectorEnvAdapter(VecEnv):
         self._reset_ended = choose_reset(env, masked_reset, partial(as_arrays, self._array_spaces))
         self._own_monitor = not all(self._single.are_wrapped(Monitor))
         self._returns = np.zeros(n_envs, dtype=np.float64)
-        # Lengths are differences of step numbers: no array is written to in a step without an end
+        # Lengths are differences of step numbers, so a step in which no episode ends writes to no array of counts
         self._n_steps = 0
         self._starts = np.zeros(n_envs, dtype=np.int64)
         self._t_start = time.time()
@@ -85,7 +83,7 @@ class VectorEnvAdapter(VecEnv):
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
-        Seed the environments at the next reset: environment i with ``seed + i``.
+        Seed environment i with ``seed + i`` at the next reset.
 
         :param seed: None draws one from NumPy's global generator
         :return: one seed per environment
@@ -110,13 +108,13 @@ class VectorEnvAdapter(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """
-        Reset all environments, also in the middle of episodes, which then do not count.
+        Reset all environments. Episodes that have not ended are not recorded.
 
         :return: one observation per environment
         """
         options = self._options[0] or None
         if self._is_envpool:
-            # It would warn of a seed at every reset
+            # EnvPool would warn at every reset that gets a seed
             obs, infos = self.env.reset(options=options) if options else self.env.reset()
         else:
             obs, infos = self.env.reset(seed=self._seeds[0], options=options)
@@ -139,20 +137,20 @@ class VectorEnvAdapter(VecEnv):
 
     @property
     def reset_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """What the last reset of each environment said; made when it is asked for."""
+        """The infos of the last reset of each environment."""
         return self._last_resets.read()
 
     @reset_infos.setter
     def reset_infos(self, infos: list[dict[str, Any]]) -> None:
-        # VecEnv's constructor does so
+        # VecEnv's constructor sets it
         self._last_resets = ResetInfos(infos)
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Take the actions of the next step.
+        Set the actions of the next step.
 
         :param actions: shape [num_envs, \\*action_space.shape]
-        :raises ValueError: if shape or kind of numbers are wrong, or the adapter is closed
+        :raises ValueError: if shape or dtype are wrong, or the adapter is closed
         """
         if self._closed:
             raise ValueError("step() on a closed VectorEnvAdapter: make a new environment")
@@ -171,8 +169,8 @@ class VectorEnvAdapter(VecEnv):
         """
         Step all environments and reset those whose episode ends.
 
-        :return: observations, rewards, dones and infos as of ``DummyVecEnv``
-        :raises ValueError: if the environment does not do what its autoreset mode says
+        :return: observations, rewards, dones and infos as from ``DummyVecEnv``
+        :raises ValueError: if the environment does not behave as its autoreset mode requires
         """
         assert self._actions is not None, "step_wait() needs step_async() before it"
         actions, self._actions = self._actions, None
@@ -201,13 +199,13 @@ class VectorEnvAdapter(VecEnv):
 
     def _end(self, ids: np.ndarray, dones: np.ndarray, obs: Any, terminations: Any, infos: dict[str, Any]) -> StepInfos:
         """
-        Close the books of the episodes that ended, and start new ones.
+        Record the episodes that ended, and start new ones.
 
         :param ids: the environments
         :param dones: the same as a mask
-        :param obs: observations of this step; the rows of `ids` are overwritten with the first of new episodes
+        :param obs: observations of this step; the new episodes' first ones overwrite the rows of ``ids``
         :param terminations: which environments terminated
-        :param infos: the vector environment's
+        :param infos: the vector environment's infos
         :return: the infos of this step
         """
         if self._reset_ended is None:
@@ -223,7 +221,7 @@ class VectorEnvAdapter(VecEnv):
             returns, lengths = self._returns[ids], self._n_steps - self._starts[ids]
         self._returns[ids] = 0.0
         self._starts[ids] = self._n_steps
-        # An episode that both terminates and runs out of time has terminated
+        # An episode that terminates at the time limit counts as terminated
         truncated = ~np.asarray(terminations)[ids]
         ended = EndedEpisodes(ids, terminal_obs, truncated, returns, lengths, time.time() - self._t_start, final_infos)
         if self._results_writer is not None:
@@ -234,11 +232,7 @@ class VectorEnvAdapter(VecEnv):
     # ---- The single environments ---------------------------------------------------------------------------------------
 
     def _selected(self, indices: VecEnvIndices) -> list[int]:
-        """
-        :param indices: None for all
-        :return: indices of environments, not negative
-        :raises ValueError: if there is no such environment
-        """
+        """Indices of environments, not negative; None selects all."""
         selected = [as_index(i) for i in self._get_indices(as_index(indices) if isinstance(indices, np.integer) else indices)]
         wrong = [i for i in selected if not -self.num_envs <= i < self.num_envs]
         if wrong:
@@ -247,7 +241,7 @@ class VectorEnvAdapter(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        An attribute of the environments.
+        Get an attribute of the environments.
 
         :param attr_name: its name
         :param indices: which environments, None for all
@@ -257,21 +251,21 @@ class VectorEnvAdapter(VecEnv):
         """
         selected = self._selected(indices)
         if attr_name == "render_mode":
-            # Outermost, as wrappers change it, and EnvPool may lack it
+            # Of the outermost wrapper, as wrappers may change it; EnvPool may lack it
             return [getattr(self.env, "render_mode", None)] * len(selected)
         if attr_name == "allow_early_resets" and self._own_monitor:
-            # Who was told that there is a Monitor may ask it this
+            # env_is_wrapped(Monitor) is True, so callers may ask this of a Monitor
             return [True] * len(selected)
         return self._single.get(attr_name, selected)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        Set an attribute of the environments: where it exists, at the outermost wrapper otherwise.
+        Set an attribute where it exists, at the outermost wrapper otherwise.
 
         :param attr_name: its name
         :param value: the same for every environment
         :param indices: which environments, None for all
-        :raises ValueError: if some are chosen in a vector environment without single environments inside
+        :raises ValueError: for a part of the environments, if there are no single environments inside
         """
         self._single.set(attr_name, value, self._selected(indices))
 
@@ -285,18 +279,17 @@ class VectorEnvAdapter(VecEnv):
         :param method_args: its arguments
         :param indices: which environments, None for all
         :param method_kwargs: its keyword arguments
-        :return: one result per environment. A vector environment without single environments inside is called once; a
-            list or tuple with one element per environment is theirs, any other result is everyone's
-        :raises ValueError: if some are chosen in a vector environment without single environments inside
+        :return: one result per environment. A vector environment without single environments inside is called once: a
+            list or tuple of num_envs elements has one for each environment, any other result counts for all
+        :raises ValueError: for a part of the environments, if there are no single environments inside
         """
         return self._single.call(method_name, method_args, method_kwargs, self._selected(indices))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
-        Whether environments have a wrapper.
+        Whether environments have a wrapper. True for ``Monitor``, as the adapter records episodes.
 
-        True for ``Monitor``, whose work the adapter does. In an ``AsyncVectorEnv`` wrappers are known by the name of their
-        class.
+        In an ``AsyncVectorEnv`` wrappers are recognised by the name of their class.
 
         :param wrapper_class: wrapper of single environments, or a vector wrapper
         :param indices: which environments, None for all
@@ -312,14 +305,12 @@ class VectorEnvAdapter(VecEnv):
 
     @property
     def spec(self) -> gym.envs.registration.EnvSpec | None:
-        """The specification that the vector environment was made from, None if there is none (EnvPool)."""
+        """The specification of the vector environment, None if it has none (EnvPool)."""
         spec = getattr(self.env, "spec", None)
         return spec if isinstance(spec, gym.envs.registration.EnvSpec) else None
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """
-        :return: one RGB image per environment; None with another render mode than "rgb_array"
-        """
+        """:return: one RGB image per environment; None unless the render mode is ``rgb_array``"""
         if self.render_mode != "rgb_array":
             warnings.warn(
                 f"images need render_mode='rgb_array', got {self.render_mode!r}: set it when the environment is made",

@@ -1,4 +1,4 @@
-"""From many single environments to one vector environment."""
+"""Single environments replaced by one vector environment."""
 
 from typing import Any
 
@@ -13,23 +13,21 @@ def vectorize(
     venv: VecEnv, vectorization_mode: str | None = None, vector_kwargs: dict[str, Any] | None = None
 ) -> VectorEnvAdapter:
     """
-    As many environments of the same kind, made by ``gymnasium.make_vec``: a ``vec_env_wrapper`` for RL Zoo's configs.
-
-    ::
+    Replace the environments by as many of the same kind from ``gymnasium.make_vec``: for RL Zoo's ``vec_env_wrapper``::
 
         CartPole-v1:
           n_envs: 512
           vec_env_wrapper: sb3_reinforce.vec_env.vectorize
 
-    The old environments are closed. Where they wrote Monitor files, all episodes go to the first of these.
+    The old environments are closed. If they wrote Monitor files, all episodes go to the first of these.
 
-    :param venv: what RL Zoo made
-    :param vectorization_mode: "vector_entry_point", "sync" or "async"; None takes the environment's own vector class
-        if it has one, else "sync"
+    :param venv: the ``DummyVecEnv`` that RL Zoo made
+    :param vectorization_mode: "vector_entry_point", "sync" or "async"; None: the environment's own vector class if it has
+        one, else "sync"
     :param vector_kwargs: arguments for "sync" and "async", such as ``{"autoreset_mode": "SameStep"}``
-    :return: the new environments, with the seed of the old
+    :return: the new environments, with the old seed
     :raises ValueError: if venv is no ``DummyVecEnv`` (``vec_env_class: subproc``), or its environments have wrappers or
-        ``info_keywords``, which would get lost, or no specification
+        ``info_keywords``, which would be lost, or no specification
     """
     if not isinstance(venv, DummyVecEnv):
         raise ValueError(f"vectorize needs a DummyVecEnv around single environments, got {type(venv).__name__}")
@@ -42,7 +40,7 @@ def vectorize(
                 raise ValueError(f"vectorize would lose Monitor's info_keywords={env.info_keywords}: leave them out")
             file = None if env.results_writer is None else env.results_writer.file_handler.name
         elif isinstance(env, gym.wrappers.TimeLimit):
-            # Only the wrapper knows a time limit that gymnasium.make was given
+            # A time limit passed to gymnasium.make is only in the wrapper
             limits.append(env._max_episode_steps)
         elif not isinstance(env, gym.wrappers.OrderEnforcing | gym.wrappers.PassiveEnvChecker):
             raise ValueError(
@@ -50,7 +48,7 @@ def vectorize(
                 "or use a wrapper of VecEnvs after it"
             )
         env = env.env
-    # The innermost knows its arguments; the specification of the others would make the Monitor again
+    # The innermost environment's specification has its arguments; an outer one's would make the Monitor again
     spec = env.spec
     if spec is None:
         raise ValueError(f"vectorize needs environments made by gymnasium.make, got {env!r} without a specification")

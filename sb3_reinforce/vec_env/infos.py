@@ -1,4 +1,4 @@
-"""Infos: from a vector environment's dict of arrays to one dict per environment, made when they are read."""
+"""Infos: a vector environment's dict of arrays becomes one dict per environment when somebody reads it."""
 
 import copy
 from collections.abc import Callable
@@ -10,17 +10,12 @@ import numpy as np
 
 from sb3_reinforce.vec_env.observations import rows
 
-# Where SAME_STEP environments put what belongs to the episode that ended
+# The keys of SAME_STEP environments that belong to the episode that ended
 _FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")
 
 
 def copy_arrays(infos: dict[str, Any]) -> dict[str, Any]:
-    """
-    A copy of a vector environment's infos that the environment cannot overwrite.
-
-    :param infos: dict of arrays, possibly nested
-    :return: new dicts and arrays; other objects are shared
-    """
+    """New dicts and arrays, which the environment cannot overwrite; other objects are shared."""
     return {
         key: copy_arrays(value) if isinstance(value, dict) else value.copy() if isinstance(value, np.ndarray) else value
         for key, value in infos.items()
@@ -29,15 +24,14 @@ def copy_arrays(infos: dict[str, Any]) -> dict[str, Any]:
 
 def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
     """
-    What a vector environment's infos say of one environment.
+    The info of one environment, as a new dict.
 
-    A value belongs to those environments that its mask, the key with an underscore before it, names; without a mask to
-    all. What has no row per environment (a name, a constant) is everyone's.
+    The mask of a value is at the same key with an underscore before it, and says which environments have the value;
+    without a mask all have it. A value without a row per environment (a name, a constant) belongs to all.
 
-    :param infos: dict of arrays and masks, possibly nested
+    :param infos: the vector environment's arrays and masks, possibly nested
     :param row: the environment's row
     :param n_rows: number of rows
-    :return: a new dict
     """
     info: dict[str, Any] = {}
     for key, value in infos.items():
@@ -51,7 +45,7 @@ def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
         elif isinstance(value, np.ndarray) and value.shape[:1] == (n_rows,):
             value = value[row]
             if isinstance(value, np.generic):
-                # Gymnasium packed Python numbers into the array: users test `info["x"] is True` and write JSON
+                # Gymnasium had put a Python number into an array: users test `info["x"] is True` and write JSON
                 value = value.item()
         info[key] = value
     return info
@@ -59,11 +53,13 @@ def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
 
 def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """
+    Separate the infos of the episodes that ended from those of the environments.
+
     :param infos: infos of a SAME_STEP environment
     :param ids: environments whose episode ended
-    :param env: the vector environment, for the message
-    :return: last observations of these episodes; their infos; the other infos, in which those who ended have what
-        their reset returned
+    :param env: the vector environment, for the error message
+    :return: last observations of these episodes; their infos; the remaining infos, which are those of the reset for the
+        environments that ended
     :raises ValueError: if the last observations are missing
     """
     if "final_obs" not in infos:
@@ -74,7 +70,7 @@ def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, 
         )
     final_obs = infos["final_obs"]
     if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:
-        # Gymnasium's: each is what the environment itself returned and may write to again
+        # Gymnasium's array of objects holds what each environment returned, and may write to again
         final_obs = [copy.deepcopy(final_obs[i]) for i in ids.tolist()]
     else:
         final_obs = rows(final_obs, ids)
@@ -84,13 +80,13 @@ def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, 
 @dataclass(slots=True)
 class EndedEpisodes:
     """
-    What is known of the episodes that ended in one step, as arrays with one row per episode.
+    The episodes that ended in one step, as arrays with one row per episode.
 
-    :param ids: their environments, rising
+    :param ids: their environments, ascending
     :param terminal_obs: last observations: arrays, or a list of observations
-    :param truncated: True if a time limit alone ended the episode
-    :param returns: sums of rewards, float64; None if the environments' own ``Monitor`` records them, in the infos
-    :param lengths: numbers of steps, None as returns
+    :param truncated: True if a time limit ended the episode, and the task did not
+    :param returns: sums of rewards, float64; None if the environments have a ``Monitor``, which puts them into the infos
+    :param lengths: numbers of steps; None if returns is None
     :param seconds: time of the step since the adapter was made
     :param infos: the vector environment's infos of the episodes' last step
     """
@@ -104,22 +100,20 @@ class EndedEpisodes:
     infos: dict[str, Any]
 
     def records(self) -> list[dict[str, Any]]:
-        """
-        :return: what ``Monitor`` writes of each episode, with its keys and rounding; empty if the environments' own does
-        """
+        """:return: each episode as ``Monitor`` records it, keys and rounding alike; empty if the environments have one"""
         if self.returns is None or self.lengths is None:
             return []
         seconds = round(self.seconds, 6)
         pairs = zip(self.returns.tolist(), self.lengths.tolist(), strict=True)
-        return [{"r": round(episode_return, 6), "l": length, "t": seconds} for episode_return, length in pairs]
+        return [{"r": round(total_reward, 6), "l": length, "t": seconds} for total_reward, length in pairs]
 
 
 class StepInfos(list[dict[str, Any]]):
     """
-    The infos of one step: a list of dicts, which are made when they are first looked at.
+    The infos of one step: a list that makes its dicts when they are first read.
 
-    Making thousands of dicts takes longer than stepping thousands of CartPoles, and nobody reads most of them. Every
-    step has a list of its own with dicts of its own, so that they can be kept and changed at will.
+    To make thousands of dicts takes longer than to step thousands of CartPoles, and most are never read. Each step has a new
+    list with new dicts, which users may keep and change.
 
     :param blank: a list of ``None``, one per environment
     :param infos: the vector environment's infos of this step
@@ -136,10 +130,7 @@ class StepInfos(list[dict[str, Any]]):
         self._filled = False
 
     def _make(self, env: SupportsIndex) -> dict[str, Any]:
-        """
-        :param env: index of an environment whose dict is missing
-        :return: its new dict, which the list keeps
-        """
+        """Make, store and return the missing dict of an environment."""
         if self._ended_missing:
             self._make_ended()
             made: dict[str, Any] | None = list.__getitem__(self, env)
@@ -151,17 +142,16 @@ class StepInfos(list[dict[str, Any]]):
         return info
 
     def _make_ended(self) -> None:
-        """Make the dicts of the episodes that ended: who reads one reads all."""
+        """Make the dicts of all episodes that ended: whoever reads one reads all."""
         ended = self.ended
-        assert ended is not None, "asked for only if there are any"
+        assert ended is not None, "called only if an episode ended"
         self._ended_missing = False
         n_envs = len(self)
         terminal_obs, truncated, records = ended.terminal_obs, ended.truncated.tolist(), ended.records()
         # Dicts and tuples of arrays have no rows to index
         plain = isinstance(terminal_obs, np.ndarray | list)
         for row, env in enumerate(ended.ids.tolist()):
-            if list.__getitem__(self, env) is not None:
-                # The user has put something there
+            if list.__getitem__(self, env) is not None:  # set by the user
                 continue
             info = info_of(ended.infos, env, n_envs) if ended.infos else {}
             if records:
@@ -171,7 +161,7 @@ class StepInfos(list[dict[str, Any]]):
             list.__setitem__(self, env, info)
 
     def _fill(self) -> None:
-        """Make all dicts that are still missing."""
+        """Make all missing dicts."""
         if not self._filled:
             self._filled = True
             for env, info in enumerate(list.__iter__(self)):
@@ -190,7 +180,7 @@ class StepInfos(list[dict[str, Any]]):
         list.__setitem__(self, key, value)
 
     def __radd__(self, other: list[Any]) -> list[Any]:
-        # `[] + infos` would read this list's memory without asking it
+        # `[] + infos` reads the elements without calling __getitem__
         return other + list(self)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
@@ -199,10 +189,7 @@ class StepInfos(list[dict[str, Any]]):
 
 
 def _fill_first(name: str) -> Callable[..., Any]:
-    """
-    :param name: a method of list that looks at the elements or moves them
-    :return: the same after all dicts are made
-    """
+    """A method of list that reads or moves elements, preceded by making all dicts."""
     method = getattr(list, name)
 
     def fill_first(self: StepInfos, *args: Any) -> Any:
@@ -223,35 +210,35 @@ for _name in (
 
 class ResetInfos:
     """
-    What the last reset of each environment said. Resets are noted as they happen; the dicts are made when they are read.
+    The infos of the last reset of each environment. The dicts are made when they are read.
 
     :param dicts: one dict per environment
     """
 
     def __init__(self, dicts: list[dict[str, Any]]) -> None:
         self._dicts = dicts
-        # Of each environment, what makes its dict from a row, and the row; None if the dict is made
+        # For each environment the function that makes its dict from a row, None once the dict is made; and the row
         self._makers = np.full(len(dicts), None, dtype=object)
         self._rows = np.zeros(len(dicts), dtype=np.int64)
-        self._said_anything = False
+        self._any_infos = False
 
     def note(self, ids: np.ndarray, infos: dict[str, Any], rows_of: np.ndarray, n_rows: int) -> None:
         """
-        :param ids: the environments
+        Keep the infos of a reset.
+
+        :param ids: the environments that were reset
         :param infos: the vector environment's infos, which nobody writes to
         :param rows_of: rows of the environments in the infos
         :param n_rows: number of rows in the infos
         """
-        # Most environments say nothing, ever
-        self._said_anything = self._said_anything or bool(infos)
-        if self._said_anything:
+        # Most environments never return any
+        self._any_infos = self._any_infos or bool(infos)
+        if self._any_infos:
             self._makers[ids] = partial(info_of, infos, n_rows=n_rows)
             self._rows[ids] = rows_of
 
     def read(self) -> list[dict[str, Any]]:
-        """
-        :return: one dict per environment, the same until its next reset
-        """
+        """:return: one dict per environment, the same object until its next reset"""
         for env in self._makers.nonzero()[0].tolist():
             self._dicts[env] = self._makers[env](int(self._rows[env]))
             self._makers[env] = None

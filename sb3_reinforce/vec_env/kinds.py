@@ -1,4 +1,4 @@
-"""Which vector environments there are, and which of them can be adapted."""
+"""The kinds of vector environments, and which of them can be adapted."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,31 +12,19 @@ from sb3_reinforce.vec_env.observations import BATCHABLE
 
 
 def is_envpool(env: Any) -> bool:
-    """
-    Whether this is an EnvPool, told by its interface: its classes are made at run time, one per game.
-
-    :param env: an environment
-    :return: True if it has EnvPool's own calls
-    """
+    """Whether this is an EnvPool, judged by its methods: it makes its classes at run time, one per game."""
     return all(hasattr(env, name) for name in ("send", "recv", "async_reset", "config"))
 
 
 def vector_wrappers(env: Any) -> Iterator[VectorWrapper]:
-    """
-    :param env: a vector environment
-    :return: its vector wrappers, from the outermost
-    """
+    """The vector wrappers of an environment, outermost first."""
     while isinstance(env, VectorWrapper):
         yield env
         env = env.env
 
 
 def check_kind(env: Any) -> None:
-    """
-    :param env: what is to be adapted
-    :raises ValueError: if it is no open vector environment, or an EnvPool that steps other than all single-player
-        environments at once
-    """
+    """:raises ValueError: if ``env`` is no open vector environment, or an EnvPool that SB3's interface cannot drive"""
     if not isinstance(env, VectorEnv) and not is_envpool(env):
         raise ValueError(
             f"VectorEnvAdapter needs a gymnasium.vector.VectorEnv or an EnvPool, got {type(env).__name__} ({env!r}): make "
@@ -72,11 +60,11 @@ def check_kind(env: Any) -> None:
 def single_spaces(env: Any) -> tuple[int, spaces.Space, spaces.Space]:
     """
     :param env: a vector environment or EnvPool
-    :return: number of environments, spaces of one of them
-    :raises ValueError: if they differ between environments, or SB3 has no policies for the actions
+    :return: number of environments, observation space and action space of one of them
+    :raises ValueError: if the spaces differ between environments, or SB3 has no policies for the actions
     """
     if is_envpool(env):
-        # EnvPool's observation_space is that of one environment, and old versions have no other
+        # EnvPool's spaces are those of one environment; old versions have no single_observation_space
         n_envs, observation_space, action_space = int(env.config["num_envs"]), env.observation_space, env.action_space
     else:
         n_envs, observation_space, action_space = env.num_envs, env.single_observation_space, env.single_action_space
@@ -97,11 +85,8 @@ def single_spaces(env: Any) -> tuple[int, spaces.Space, spaces.Space]:
 
 
 def arrays_are_fresh(env: Any) -> bool:
-    """
-    :param env: a vector environment or EnvPool
-    :return: True if arrays that the environment returned are never written to again
-    """
-    # Not isinstance: a wrapper or subclass may do as it likes
+    """Whether the environment never writes to an array again after it has returned it."""
+    # Exact types, because a wrapper or subclass may reuse its arrays
     if type(env) in (SyncVectorEnv, AsyncVectorEnv):
         return bool(env.copy)
     return type(env) is CartPoleVectorEnv or is_envpool(env)

@@ -12,12 +12,12 @@ BATCHABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBina
 
 def array_spaces(space: spaces.Space, name: str) -> Any:
     """
-    The spaces of the single arrays, found once, as asking a space what it is takes longer than the work of a step.
+    The space of each array, in plain dicts and tuples: to ask a gymnasium space at every step would be slow.
 
     :param space: space of one environment
-    :param name: its name in the message
+    :param name: its name, for error messages
     :return: the space, or a plain dict or tuple of spaces, possibly nested
-    :raises ValueError: for another space than SB3's VecEnvs know
+    :raises ValueError: for a space that SB3's VecEnvs do not know
     """
     if isinstance(space, spaces.Dict):
         return {key: array_spaces(part, f"{name}[{key!r}]") for key, part in space.items()}
@@ -33,9 +33,11 @@ def array_spaces(space: spaces.Space, name: str) -> Any:
 
 def map_arrays(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
     """
-    :param function: of one array, or space of one, from `obs` and each of the others
-    :param obs: one, or a dict or tuple of them, possibly nested
-    :param others: the same in the same structure
+    Apply a function to each array of a structure.
+
+    :param function: takes one array (or space) of ``obs`` and the corresponding one of each of the others
+    :param obs: an array (or space), or a dict or tuple of them, possibly nested
+    :param others: the same structure
     :return: the results in this structure
     """
     if isinstance(obs, dict):
@@ -46,25 +48,13 @@ def map_arrays(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
 
 
 def as_arrays(of_spaces: Any, obs: Any, make_copy: bool = False) -> Any:
-    """
-    :param of_spaces: from :func:`array_spaces`
-    :param obs: observations, one row per environment
-    :param make_copy: False keeps an array that has the right dtype already
-    :return: arrays of the spaces' dtypes
-    """
+    """Observations as arrays of the dtypes of :func:`array_spaces`; copied only if asked or if the dtype differs."""
     make = np.array if make_copy else np.asarray
     return map_arrays(lambda space, part: make(part, dtype=space.dtype), of_spaces, obs)
 
 
 def check_rows(of_spaces: Any, obs: Any, n_rows: int) -> None:
-    """
-    Check that there is one observation per environment.
-
-    :param of_spaces: from :func:`array_spaces`
-    :param obs: arrays
-    :param n_rows: number of environments
-    :raises ValueError: if a shape differs
-    """
+    """:raises ValueError: if an array does not have the shape of its space, once per environment"""
 
     def check(space: spaces.Space, part: np.ndarray) -> None:
         assert space.shape is not None, "spaces that fit into arrays have a shape"
@@ -79,30 +69,17 @@ def check_rows(of_spaces: Any, obs: Any, n_rows: int) -> None:
 
 
 def rows(obs: Any, ids: Any) -> Any:
-    """
-    :param obs: arrays
-    :param ids: indices of rows, or one
-    :return: these rows of every array; a copy if there are several
-    """
+    """These rows of every array: copies if ``ids`` is an array of indices."""
     return map_arrays(lambda part: part[ids], obs)
 
 
 def set_rows(obs: Any, ids: np.ndarray, new_obs: Any) -> None:
-    """
-    :param obs: arrays, written to
-    :param ids: indices of rows
-    :param new_obs: the new rows
-    """
+    """Overwrite these rows of every array."""
     map_arrays(lambda part, new_part: part.__setitem__(ids, new_part), obs, new_obs)
 
 
 def equal_rows(obs: Any, other: Any, ids: np.ndarray) -> bool:
-    """
-    :param obs: arrays
-    :param other: arrays in the same structure
-    :param ids: indices or mask of rows
-    :return: True if these rows are equal everywhere
-    """
+    """Whether these rows are equal in every array."""
     equal: list[bool] = []
     map_arrays(lambda a, b: equal.append(np.array_equal(a[ids], b[ids], equal_nan=a.dtype.kind == "f")), obs, other)
     return all(equal)

@@ -1,4 +1,4 @@
-"""How the environments whose episode ended are reset, and no other, within the step."""
+"""Resets only the environments whose episode ended, within the same step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,15 +12,15 @@ from gymnasium.wrappers.vector import DictInfoToList, NormalizeObservation, Norm
 from sb3_reinforce.vec_env.kinds import is_envpool, vector_wrappers
 from sb3_reinforce.vec_env.observations import equal_rows, rows
 
-# How a user's environment resets the environments of a mask and no other: as `reset`, one row per environment,
-# of which only those of the mask are read.
+# (env, mask) -> (observations, infos): resets only the environments of the mask. Returns what `reset` returns, one row per
+# environment, of which only those of the mask are read.
 MaskedReset = Callable[[VectorEnv, np.ndarray], tuple[Any, dict[str, Any]]]
 
-# Of the environments to reset, the same as a mask, and the observations before; gives the first observations of these
-# environments, infos, the environments' rows in the infos, and how many rows these have
+# (ids, mask, observations before the reset) -> (first observations of `ids`, infos, rows of `ids` in the infos, number of
+# rows in the infos)
 ResetEnded = Callable[[np.ndarray, np.ndarray, Any], tuple[Any, dict[str, Any], np.ndarray, int]]
 
-# Wrappers that keep statistics of all environments and forget or refuse them when only some are reset, and the cure.
+# Wrappers whose statistics a reset of some environments would break, and what to do instead
 _NO_PARTIAL_RESET: dict[type, str] = {
     NormalizeObservation: "use SB3's VecNormalize around the adapter",
     NormalizeReward: "use SB3's VecNormalize around the adapter, or an environment with AutoresetMode.SAME_STEP",
@@ -30,12 +30,12 @@ _NO_PARTIAL_RESET: dict[type, str] = {
 
 def choose_reset(env: Any, masked_reset: MaskedReset | None, to_arrays: Callable[[Any], Any]) -> ResetEnded | None:
     """
-    Find out how to reset the environments whose episode ended.
+    Choose how to reset the environments whose episode ended.
 
     :param env: a vector environment or EnvPool
-    :param masked_reset: the user's way, None if there is none
-    :param to_arrays: makes arrays of what the environment returns
-    :return: what does it, None where the environment does so itself
+    :param masked_reset: given by the user, or None
+    :param to_arrays: turns the environment's observations into arrays
+    :return: the function that resets them; None if the environment does so itself
     :raises ValueError: if there is no way
     """
     if is_envpool(env):
@@ -64,19 +64,19 @@ def choose_reset(env: Any, masked_reset: MaskedReset | None, to_arrays: Callable
         return _ByMask(env, masked_reset, to_arrays)
     base = env.unwrapped
     if mode is AutoresetMode.DISABLED:
-        # The mode asks for masks, but nothing shows that an environment obeys them: the first one is checked.
-        # Wrappers may change observations in every call, so only without.
+        # An unknown environment may ignore the mask, so the first reset is checked; not with wrappers, as these may change
+        # observations at every call
         check = base is env and not isinstance(base, SyncVectorEnv | AsyncVectorEnv)
         return _ByMask(env, _gymnasium_reset, to_arrays, check)
     if isinstance(base, AsyncVectorEnv) and not (base.shared_memory and getattr(base, "worker", None) is None):
-        # Without shared memory gymnasium's worker forgets that it was reset and resets again in the next step
+        # Without shared memory gymnasium's worker would reset a second time in the next step
         raise ValueError(
             "an AsyncVectorEnv in NEXT_STEP mode resets some environments only with shared_memory=True and gymnasium's "
             f"own worker, got shared_memory={base.shared_memory}, worker={getattr(base, 'worker', None)}: make it with "
             "autoreset_mode=AutoresetMode.SAME_STEP"
         )
     if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
-        # A masked reset also takes back the reset that the next step would do
+        # A masked reset also cancels the reset that the next step would do
         return _ByMask(env, _gymnasium_reset, to_arrays)
     if type(base) is CartPoleVectorEnv and base is env:
         return partial(_reset_cartpole, env)
@@ -94,19 +94,16 @@ def _gymnasium_reset(env: VectorEnv, mask: np.ndarray) -> tuple[Any, dict[str, A
 
 class _ByMask:
     """
-    One call with a mask, as a :data:`ResetEnded`.
+    A masked reset as a :data:`ResetEnded`.
 
-    :param env: a vector environment
-    :param reset: gymnasium's way or the user's
-    :param to_arrays: makes arrays of what it returns
-    :param check: True checks at the first chance that it obeys the mask
+    :param check: True checks once that the reset obeys the mask
     """
 
     def __init__(self, env: Any, reset: MaskedReset, to_arrays: Callable[[Any], Any], check: bool = False) -> None:
         self.env, self.reset, self.to_arrays, self.check = env, reset, to_arrays, check
 
     def __call__(self, ids: np.ndarray, dones: np.ndarray, obs: Any) -> tuple[Any, dict[str, Any], np.ndarray, int]:
-        # `dones` is handed to the user: the environment gets a mask of its own
+        # A copy of the mask, as the adapter returns `dones`
         all_obs, infos = self.reset(self.env, dones.copy())
         all_obs = self.to_arrays(all_obs)
         if self.check and len(ids) < len(dones):
@@ -123,16 +120,13 @@ class _ByMask:
 def _reset_envpool(
     env: Any, to_arrays: Callable[[Any], Any], ids: np.ndarray, dones: np.ndarray, obs: Any
 ) -> tuple[Any, dict[str, Any], np.ndarray, int]:
-    """EnvPool's way: a call with the indices, which returns their rows only."""
+    """EnvPool resets by index, and returns only the rows of these environments."""
     first_obs, infos = env.reset(ids.astype(np.int32))
     return to_arrays(first_obs), infos, np.arange(len(ids)), len(ids)
 
 
 def _reset_cartpole(env: Any, ids: np.ndarray, dones: np.ndarray, obs: Any) -> tuple[Any, dict[str, Any], np.ndarray, int]:
-    """
-    CartPoleVectorEnv takes no mask, so its state is written as its own next step would: the same draws from the same
-    generator, hence the same episodes, without the step.
-    """
+    """CartPoleVectorEnv takes no mask. Write its state as its own next step would, with the same random draws."""
     state = env.np_random.uniform(low=env.low, high=env.high, size=(4, len(ids)))
     env.state[:, ids] = state
     env.steps[ids] = 0

@@ -13,7 +13,9 @@ class SingleEnvs:
     """
     A vector environment without single environments inside (an EnvPool, ``CartPoleVectorEnv``): one value for all.
 
-    :param env: the innermost vector environment, as vector wrappers do not pass get_attr and call on
+    ``ids`` are indices of environments; the results have one element per index.
+
+    :param env: the innermost vector environment, because vector wrappers do not forward ``get_attr`` and ``call``
     :param n_envs: number of environments
     """
 
@@ -22,50 +24,27 @@ class SingleEnvs:
         self.n_envs = n_envs
 
     def get(self, name: str, ids: list[int]) -> list[Any]:
-        """
-        :param name: an attribute
-        :param ids: environments
-        :return: one value per environment
-        :raises AttributeError: if there is no such attribute
-        """
+        """The attribute's value in each environment."""
         return [getattr(self.env, name)] * len(ids)
 
     def set(self, name: str, value: Any, ids: list[int]) -> None:
-        """
-        :param name: an attribute
-        :param value: its new value
-        :param ids: environments
-        :raises ValueError: if these are not all and there are no single ones
-        """
+        """Set the attribute in these environments."""
         self._check_all(ids, f"set_attr({name!r})")
         setattr(self.env, name, value)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ids: list[int]) -> list[Any]:
-        """
-        :param name: a method
-        :param args: its arguments
-        :param kwargs: its keyword arguments
-        :param ids: environments
-        :return: one result per environment
-        :raises ValueError: if these are not all and there are no single ones
-        """
+        """The method's result in each environment."""
         self._check_all(ids, f"env_method({name!r})")
         result = getattr(self.env, name)(*args, **kwargs)
-        # A result each, or one for everyone
+        # A list of one result per environment, or one result for all
         return list(result) if isinstance(result, list | tuple) and len(result) == self.n_envs else [result] * self.n_envs
 
     def are_wrapped(self, wrapper_class: type) -> list[bool]:
-        """
-        :param wrapper_class: class of a wrapper of single environments
-        :return: one answer per environment
-        """
+        """For each environment, whether it has this wrapper."""
         return [False] * self.n_envs
 
     def culprits(self, error: Exception) -> list[int]:
-        """
-        :param error: raised in a step or reset
-        :return: the environments that raised it, empty if that cannot be known
-        """
+        """The environments that raised the error of a step or reset, empty if that is unknown."""
         return []
 
     def _check_all(self, ids: list[int], call: str) -> None:
@@ -77,7 +56,7 @@ class SingleEnvs:
 
 
 class SyncEnvs(SingleEnvs):
-    """Those of a ``SyncVectorEnv``, a list."""
+    """The environments of a ``SyncVectorEnv``, a list."""
 
     def get(self, name: str, ids: list[int]) -> list[Any]:
         return [self.env.envs[i].get_wrapper_attr(name) for i in ids]
@@ -94,7 +73,7 @@ class SyncEnvs(SingleEnvs):
 
     def culprits(self, error: Exception) -> list[int]:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        # Its loops count environments with i; after them `called` is the function that stacks observations
+        # SyncVectorEnv's loops call the environments with index i; after them it calls the function that stacks observations
         found = [
             frame.f_locals.get("i")
             for frame, called in pairwise(frames)
@@ -104,7 +83,7 @@ class SyncEnvs(SingleEnvs):
 
 
 class AsyncEnvs(SingleEnvs):
-    """Those of an ``AsyncVectorEnv``, each in a process of its own."""
+    """The environments of an ``AsyncVectorEnv``, each in its own process."""
 
     def get(self, name: str, ids: list[int]) -> list[Any]:
         self._check_attr(name)
@@ -115,7 +94,7 @@ class AsyncEnvs(SingleEnvs):
         if len(set(ids)) == self.n_envs:
             values = [value] * self.n_envs
         else:
-            # It sets all or none: the others get what they have
+            # AsyncVectorEnv sets the attribute of all environments: the others keep their values
             values = self.get(name, list(range(self.n_envs)))
             for i in ids:
                 values[i] = value
@@ -128,21 +107,21 @@ class AsyncEnvs(SingleEnvs):
         return [self._call_one(i, name, args, kwargs) for i in ids]
 
     def are_wrapped(self, wrapper_class: type) -> list[bool]:
-        # Workers answer with what can be pickled: their names, each as `<Outer<Inner<...>>>`
+        # A worker's answer must be picklable, such as its name, `<Outer<Inner<...>>>`
         pattern = re.compile(rf"<{re.escape(wrapper_class.__name__)}<")
         return [pattern.search(text) is not None for text in self.env.call("__str__")]
 
     def culprits(self, error: Exception) -> list[int]:
-        # It drops the pipes of workers that failed
+        # AsyncVectorEnv sets the pipe of a failed worker to None
         return [i for i, pipe in enumerate(self.env.parent_pipes) if pipe is None]
 
     def _check_attr(self, name: str) -> None:
-        # Asking for what is not there would end the workers
+        # Asking for an attribute that does not exist would end the workers
         if not all(self.env.call("has_wrapper_attr", name)):
             raise AttributeError(f"the environments of {self.env!r} have no attribute {name!r}")
 
     def _call_one(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Its own `call` always calls all
+        # AsyncVectorEnv's `call` calls all environments
         self.env._assert_is_running()
         self.env.parent_pipes[i].send(("_call", (name, args, kwargs)))
         result, success = self.env.parent_pipes[i].recv()
@@ -151,10 +130,6 @@ class AsyncEnvs(SingleEnvs):
 
 
 def single_envs(env: Any, n_envs: int) -> SingleEnvs:
-    """
-    :param env: the innermost vector environment
-    :param n_envs: number of environments
-    :return: the way to those inside
-    """
+    """Access to the environments inside the innermost vector environment."""
     kind = SyncEnvs if isinstance(env, SyncVectorEnv) else AsyncEnvs if isinstance(env, AsyncVectorEnv) else SingleEnvs
     return kind(env, n_envs)
