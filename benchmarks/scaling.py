@@ -31,7 +31,8 @@ import torch.distributed as dist
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_reinforce import REINFORCE, distributed
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.running import ranks
 
 th.set_num_threads(1)
 warnings.simplefilter("ignore")

@@ -36,10 +36,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-import sb3_reinforce.buffers
 import sb3_reinforce.reinforce
-import sb3_reinforce.rollout.sampling
 from sb3_reinforce import REINFORCE, VectorEnvAdapter
+from sb3_reinforce.rollout.recording import Recording
+from sb3_reinforce.rollout.sampling import NumpySampler
+from sb3_reinforce.update.value_fit import ValueFit
 
 th.set_num_threads(1)
 warnings.simplefilter("ignore")
@@ -181,14 +182,14 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
         return wrapper
 
     parts = [
-        (sb3_reinforce.rollout.sampling.NumpySampler, "__call__", "actions"),
-        (sb3_reinforce.buffers.EpisodeStorage, "add", "storing the step"),
-        (sb3_reinforce.buffers.EpisodeStorage, "pack", "rollout buffer"),
-        (REINFORCE, "_compute_returns", "returns, values"),
-        (REINFORCE, "_compute_advantages", "baseline, advantages"),
+        (NumpySampler, "__call__", "actions"),
+        (Recording, "add", "storing the step"),
+        (Recording, "pack", "rollout buffer"),
+        (sb3_reinforce.reinforce, "make_episodes", "returns, values"),
+        (sb3_reinforce.reinforce, "make_batch", "baseline, advantages"),
         (REINFORCE, "_policy_step", "policy step"),
-        (REINFORCE, "_log_probs", "approx_kl"),
-        (REINFORCE, "_fit_baseline", "fit of the value network"),
+        (sb3_reinforce.reinforce, "log_probs_of", "approx_kl"),
+        (ValueFit, "fit", "fit of the value network"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in parts]
     for (owner, name, title), original in zip(parts, originals, strict=True):

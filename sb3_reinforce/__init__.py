@@ -13,7 +13,17 @@ from sb3_reinforce.vec_env import VectorEnvAdapter
 from sb3_reinforce.version import __version__
 
 __all__ = [
-    "REINFORCE", "Baseline", "EpisodicAlgorithm", "Episodes", "GradientDiagnostics", "GradientEstimate",
-    "ScoreFunctionEstimator", "TrainingCheckpoint", "VectorEnvAdapter", "__version__", "check_unbiased", "compare_baselines",
+    "REINFORCE",
+    "Baseline",
+    "Episodes",
+    "EpisodicAlgorithm",
+    "GradientDiagnostics",
+    "GradientEstimate",
+    "ScoreFunctionEstimator",
+    "TrainingCheckpoint",
+    "VectorEnvAdapter",
+    "__version__",
+    "check_unbiased",
+    "compare_baselines",
     "score_function_loss",
 ]  # fmt: skip

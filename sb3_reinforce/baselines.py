@@ -8,6 +8,7 @@ episodes are free to be used as long as their *number* does not depend on the ow
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch as th
@@ -308,9 +309,16 @@ BASELINES: dict[str, type[Baseline]] = {
 """The baselines that REINFORCE knows by name."""
 
 
-# By exact type, because a subclass may look at all episodes.
-POINTWISE = (NoBaseline, ValueBaseline, GreedyBaseline)
-"""Baselines whose b depends on its own step alone: ranks need not tell each other their episodes."""
+def needed_by_other_ranks(baseline: Baseline, episodes: Episodes) -> Episodes | None:
+    """
+    :param baseline: the baseline in use
+    :param episodes: this rank's
+    :return: what of them the other ranks need for their b; None if b depends on its own step alone
+    """
+    # By exact type, because a subclass may look at all episodes.
+    if type(baseline) in (NoBaseline, ValueBaseline, GreedyBaseline):
+        return None
+    return replace(episodes, observations=None) if type(baseline) in BASELINES.values() else episodes
 
 
 def make_baseline(baseline: "str | Baseline") -> Baseline:

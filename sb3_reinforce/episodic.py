@@ -25,7 +25,7 @@ from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
 from sb3_reinforce.rollout.recording import Recording, Rollout
-from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch
+from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
 from sb3_reinforce.rollout.streams import ACTOR, ENVIRONMENTS, seed_torch, stream_seed
 from sb3_reinforce.rollout.totals import Report, Totals
@@ -55,8 +55,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         Not used with ``n_episodes``
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
     :param gamma: discount factor, in [0, 1]
-    :param unfinished: ``"finish"``: play the episodes in flight to their end; ``"bootstrap"``: stop at ``n_steps``, and let the
-        environments run on into the next rollout, as A2C does; ``rollout.spans`` says which episodes are cut
+    :param unfinished: ``"finish"``: play the episodes in flight to their end; ``"bootstrap"``: stop at ``n_steps``, and let
+        the environments run on into the next rollout, as A2C does; ``rollout.spans`` says which episodes are cut
     :param max_episode_steps: an episode longer than this is a ValueError. Guards against environments whose episodes never end
     :param freeze_normalization_after: environment steps (``num_timesteps``) after which rollouts no longer change the
         statistics of ``VecNormalize``; None: they always do
@@ -106,11 +106,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        self.n_episodes = n_episodes
-        self.unfinished = unfinished
-        self.max_episode_steps = max_episode_steps
+        self.n_steps, self.n_episodes, self.gamma, self.seed = n_steps, n_episodes, gamma, seed
+        self.unfinished, self.max_episode_steps = unfinished, max_episode_steps
         self.freeze_normalization_after = freeze_normalization_after
-        self.n_steps, self.gamma, self.seed = n_steps, gamma, seed
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
         self.max_grad_norm = max_grad_norm  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
@@ -125,27 +123,13 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             raise ValueError("env must be an environment or the id of one, got None")
 
         super().__init__(
-            policy,
-            env,
-            learning_rate=self.learning_rate,  # type: ignore[arg-type]
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=1.0,  # the Monte-Carlo return; kept for what reads it off the model or the rollout buffer
-            ent_coef=self.ent_coef,
-            vf_coef=0.0,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=dict(policy_kwargs or {}),
-            verbose=verbose,
-            device=device,
-            seed=seed,
-            _init_setup_model=False,
-        )
+            policy, env, learning_rate=self.learning_rate, n_steps=n_steps, gamma=gamma,  # type: ignore[arg-type]
+            gae_lambda=1.0,  # the Monte-Carlo return, for what reads it off the model or the rollout buffer
+            ent_coef=self.ent_coef, vf_coef=0.0, max_grad_norm=max_grad_norm, use_sde=use_sde,  # type: ignore[arg-type]
+            sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, seed=seed, device=device,
+            tensorboard_log=tensorboard_log, policy_kwargs=dict(policy_kwargs or {}), verbose=verbose, _init_setup_model=False,
+        )  # fmt: skip
         self._steps_into_episode: np.ndarray | None = None
         self._warned_of_discarded_steps = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
@@ -179,9 +163,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         """
         Called when the rollout buffer is filled, before the ranks tell each other what they have played.
 
-        :param rollout: what this rank has played
-        :param sampler: the policy that has played it
-        :param callback: whose progress bars are to know of further environment steps
         :return: any result for :meth:`_finish_rollout`, and what of it the other ranks need
         """
         return None, None
@@ -247,8 +228,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     def _normalization(self) -> AbstractContextManager[None]:
         """Inside, ``VecNormalize`` keeps its statistics if ``freeze_normalization_after`` steps have been played."""
         after = self.freeze_normalization_after
-        frozen = after is not None and self.num_timesteps >= after
-        return frozen_statistics(self.env) if frozen else nullcontext()
+        return nullcontext() if after is None or self.num_timesteps < after else frozen_statistics(self.env)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -300,7 +280,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                         self.policy.reset_noise(env.num_envs)
 
                     actions = sampler(self._last_obs)
-                    clipped_actions = self._within_bounds(actions) if is_box else actions
+                    clipped_actions = within_bounds(self.policy, actions) if is_box else actions
 
                     new_obs, rewards, dones, infos = env.step(clipped_actions)
                     self.num_timesteps += env.num_envs
@@ -348,14 +328,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         callbacks.set_num_timesteps(callback, self.num_timesteps)
         callback.on_rollout_end()
         return True
-
-    def _within_bounds(self, actions: np.ndarray) -> np.ndarray:
-        """What the policy drew, as the environments take it: Box actions clipped to, or scaled to, the bounds."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)  # type: ignore[return-value]
-        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
     def _abandon_rollout(self) -> None:
         """Where environments run on across rollouts, the steps of a dropped one are missing: start anew."""

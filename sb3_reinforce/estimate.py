@@ -6,17 +6,18 @@ In two steps, because a baseline may be made of all ranks' episodes: :func:`make
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_reinforce.baselines import Baseline, checked_prediction
+from sb3_reinforce.baselines import Baseline, at_same_step, checked_prediction
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
 from sb3_reinforce.returns import episode_return, reward_to_go
+from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import ranks
@@ -56,10 +57,10 @@ class Batch:
 
 
 def returns_of(
-    kind: Returns, rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
+    returns: Returns, rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
 ) -> th.Tensor:
-    """:return: R_t of episodes laid end to end, as the argument ``returns`` says, shape [S]; see :mod:`sb3_reinforce.returns`"""
-    formula = reward_to_go if kind == "reward_to_go" else episode_return
+    """:return: R_t of episodes laid end to end, as the argument ``returns`` says, shape [S]"""
+    formula = reward_to_go if returns == "reward_to_go" else episode_return
     return formula(rewards, lengths, gamma, last_values)
 
 
@@ -68,30 +69,49 @@ def state_weights(episodes: Episodes, gamma: float, discount_state: bool) -> th.
     return gamma ** episodes.steps.double() if discount_state else th.ones_like(episodes.returns)
 
 
+def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None, n_episodes: int | None) -> float:
+    """
+    D: the number of episodes or of steps of all ranks.
+
+    :param totals: of the rollout
+    :param loss_reduction: the argument; None: by episodes if their number is fixed, else by steps
+    :param n_episodes: the argument
+    :return: D
+    """
+    if (loss_reduction or ("step" if n_episodes is None else "episode")) == "episode":
+        return totals.sum("n_episodes")
+    # Fixed before the rollout where it can be: dividing by the steps that happened to be played is a ratio estimator.
+    return totals.sum("planned_steps" if n_episodes is None else "n_steps")
+
+
 def make_episodes(
     rollout: Rollout,
     policy: ActorCriticPolicy,
-    kind: Returns,
+    needs: Collection[str],
+    returns: Returns,
     gamma: float,
+    discount_state: bool,
     fixed_count: bool,
-    needs_values: bool,
     chunk_size: int | None,
+    greedy: GreedyEpisodes | None = None,
 ) -> Episodes:
     """
-    Returns of a rollout, and V before its fit where it is needed.
+    Returns of a rollout, and what else the baseline needs.
 
     :param rollout: the rollout, whose buffer gets the returns and values
-    :param policy: the policy that played it
-    :param kind: the argument ``returns``
+    :param policy: the policy that played it, before it learns from it
+    :param needs: of the baseline: ``"values"``, ``"scores"``
+    :param returns: the argument of REINFORCE, like the next two
     :param gamma: discount factor
+    :param discount_state: c
     :param fixed_count: whether the number of episodes was fixed before the rollout
-    :param needs_values: whether V of every step is needed
     :param chunk_size: steps per forward pass
+    :param greedy: the greedy policy's episodes, where they are needed
     :return: the episodes
     """
     buffer = rollout.buffer
     observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
-    values = values_of(policy, observations, rollout.n_steps, chunk_size) if needs_values else None
+    values = values_of(policy, observations, rollout.n_steps, chunk_size) if "values" in needs else None
 
     # 0 behind a terminal state; V of the last one where the episode would have continued
     last_values = th.zeros(len(rollout.spans), dtype=th.float64)
@@ -101,19 +121,28 @@ def make_episodes(
         last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
 
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
-    returns = returns_of(kind, rewards, rollout.lengths, gamma, last_values)
-    buffer.returns[:, 0] = returns.numpy()
+    step_returns = returns_of(returns, rewards, rollout.lengths, gamma, last_values)
+    buffer.returns[:, 0] = step_returns.numpy()
     if values is not None:
         buffer.values[:, 0] = values.numpy()
-    return Episodes(
-        returns=returns,
+    greedy_returns = None
+    if greedy is not None:
+        of_greedy = returns_of(returns, greedy.rewards, greedy.lengths, gamma)
+        greedy_returns = at_same_step(of_greedy, greedy.lengths, rollout.lengths)
+    episodes = Episodes(
+        returns=step_returns,
         lengths=rollout.lengths,
         env_indices=rollout.env_indices,
         fixed_count=fixed_count,
         values=values,
         observations=observations,
         first_steps=rollout.first_steps,
+        greedy_returns=greedy_returns,
     )
+    if "scores" in needs:
+        scores = Scores(policy, observations, th.as_tensor(buffer.actions[:, 0], dtype=th.float32), chunk_size)
+        episodes = with_scores(episodes, scores, state_weights(episodes, gamma, discount_state))
+    return episodes
 
 
 def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episodes:

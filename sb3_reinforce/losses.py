@@ -36,8 +36,8 @@ def clipped_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> 
     """
     -sum_t min(A_t r_t, A_t clip(r_t, 1 - clip_range, 1 + clip_range)).
 
-    At r = 1 its gradient is that of :func:`score_loss`, because grad r = r grad log pi. Source: Schulman et al. (2017), "Proximal
-    Policy Optimization Algorithms", equation 7.
+    At r = 1 its gradient is that of :func:`score_loss`, because grad r = r grad log pi. Source: Schulman et al. (2017),
+    "Proximal Policy Optimization Algorithms", equation 7.
 
     :param ratio: r_t, shape [n]
     :param advantages: A_t, reward units, shape [n]

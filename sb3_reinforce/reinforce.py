@@ -1,7 +1,5 @@
 """REINFORCE: the formula, its arguments, and one policy gradient step per rollout."""
 
-import warnings
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,20 +10,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_reinforce.arguments import NotFiniteError, check_baseline, check_clip_range, check_reinforce
-from sb3_reinforce.baselines import BASELINES, POINTWISE, Baseline, BaselineName, at_same_step, make_baseline
+from sb3_reinforce.baselines import Baseline, BaselineName, make_baseline, needed_by_other_ranks
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
-from sb3_reinforce.estimate import Batch, make_batch, make_episodes, returns_of, state_weights, with_scores
+from sb3_reinforce.estimate import Batch, divisor_of, make_batch, make_episodes, state_weights
 from sb3_reinforce.losses import clipped_loss, count_clipped, entropy_loss, importance_ratio, score_loss
 from sb3_reinforce.natural_gradient import check_policy, natural_step
-from sb3_reinforce.rollout.greedy import play_greedy
+from sb3_reinforce.rollout.greedy import GreedyEpisodes, play_greedy, warn_of_other_starts
 from sb3_reinforce.rollout.recording import Rollout
-from sb3_reinforce.rollout.sampling import Sampler
+from sb3_reinforce.rollout.sampling import Sampler, within_bounds
 from sb3_reinforce.rollout.streams import SHUFFLING, stream_seed
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
-from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.undo import undone_on_failure
@@ -47,8 +44,8 @@ class REINFORCE(EpisodicAlgorithm):
     computed while sampling. After a rollout ``rollout_buffer.advantages`` holds the weights gamma^(c t) (R - b) of the scores,
     and ``batch`` all terms of the formula. ``docs/results.md`` tells how the defaults were chosen.
 
-    Under ``torchrun`` each process ("rank") plays episodes of its own, and the sums are over those of all ranks
-    (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are then per rank.
+    Under ``torchrun`` the sums are over the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and
+    ``batch_size`` are per rank.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -99,34 +96,26 @@ class REINFORCE(EpisodicAlgorithm):
         output bias was moved by the mean error
     :param value_batch_size: steps per minibatch of that fit; None: the whole batch
     :param max_grad_norm: The maximum value for the gradient clipping of the policy; None: no clipping
-    :param natural_gradient: whether to precondition the gradient by the inverse Fisher information of the score, and to
-        step as far as ``target_kl`` allows. It is one step on the whole batch (``n_epochs=1``, ``batch_size=None``);
-        ``learning_rate``, ``max_grad_norm`` and the policy's optimiser then have no effect.
-        See :mod:`sb3_reinforce.natural_gradient`
+    :param natural_gradient: whether to precondition the gradient by the inverse Fisher information, and to step as far as
+        ``target_kl`` allows: one step on the whole batch (``n_epochs=1``, ``batch_size=None``), where ``learning_rate`` and
+        ``max_grad_norm`` have no effect. See :mod:`sb3_reinforce.natural_gradient`
     :param target_kl: with ``natural_gradient``: KL divergence from the policy before to the one after an update, in nats and
         to second order; a step of more than 1.5 times that is halved. A number, a schedule or ``"lin_0.02"``
     :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
     :param cg_damping: with ``natural_gradient``: added to the diagonal of the Fisher information
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
-        Its log-probability is marginal, so the gradient is exact only if the noise is new at each step,
-        ``sde_sample_freq=1``. And SB3's policies stop the gradient between the standard deviation and the network that it is
-        computed from; ``model.policy.action_dist.learn_features = True`` lets it through (Raffin et al. 2021 leave it off)
+        Its log-probability is marginal, so the gradient is exact only with ``sde_sample_freq=1``. And SB3 stops the gradient
+        from the standard deviation into the network; ``model.policy.action_dist.learn_features = True`` lets it through
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
-    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
     :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
         number of the rollout. None: nothing is seeded
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+
+    ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
+    ``_init_setup_model`` are those of ``OnPolicyAlgorithm``.
+
     :raises ValueError: for arguments that cannot be right, alone or together
     """
 
@@ -136,8 +125,8 @@ class REINFORCE(EpisodicAlgorithm):
     }  # fmt: skip
     # batch_size is each rank's own.
     same_on_all_ranks = (
-        *EpisodicAlgorithm.same_on_all_ranks, "returns", "discount_state", "normalize_advantage", "loss_reduction", "truncation",
-        "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
+        *EpisodicAlgorithm.same_on_all_ranks, "returns", "discount_state", "normalize_advantage", "loss_reduction",
+        "truncation", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
     )  # fmt: skip
 
     _value_lr_schedule: Schedule
@@ -189,49 +178,22 @@ class REINFORCE(EpisodicAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        self.returns = returns
-        self.discount_state = discount_state
-        self.baseline = baseline
-        self.normalize_advantage = normalize_advantage
-        self.loss_reduction = loss_reduction
-        self.truncation = truncation
-        self.n_epochs = n_epochs
-        self.batch_size = batch_size
-        self.clip_range = clip_range
-        self.chunk_size = chunk_size
-        self.value_learning_rate = value_learning_rate
-        self.n_value_epochs = n_value_epochs
-        self.value_batch_size = value_batch_size
-        self.natural_gradient = natural_gradient
-        self.target_kl = target_kl
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
+        self.returns, self.discount_state, self.truncation = returns, discount_state, truncation
+        self.baseline, self.normalize_advantage, self.loss_reduction = baseline, normalize_advantage, loss_reduction
+        self.n_epochs, self.batch_size, self.clip_range, self.chunk_size = n_epochs, batch_size, clip_range, chunk_size
+        self.value_learning_rate, self.n_value_epochs = value_learning_rate, n_value_epochs
+        self.value_batch_size, self.natural_gradient, self.target_kl = value_batch_size, natural_gradient, target_kl
+        self.cg_max_steps, self.cg_damping = cg_max_steps, cg_damping
         self._warned_of_other_starts = False
         check_clip_range(clip_range)
         super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            n_episodes=n_episodes,
-            gamma=gamma,
-            unfinished=unfinished,
-            max_episode_steps=max_episode_steps,
-            freeze_normalization_after=freeze_normalization_after,
-            ent_coef=ent_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+            policy, env, learning_rate=learning_rate, n_steps=n_steps, n_episodes=n_episodes, gamma=gamma,
+            unfinished=unfinished, max_episode_steps=max_episode_steps, ent_coef=ent_coef, max_grad_norm=max_grad_norm,
+            freeze_normalization_after=freeze_normalization_after, use_sde=use_sde, sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class, rollout_buffer_kwargs=rollout_buffer_kwargs, seed=seed, device=device,
+            stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, policy_kwargs=policy_kwargs,
+            verbose=verbose, _init_setup_model=_init_setup_model,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
@@ -253,6 +215,7 @@ class REINFORCE(EpisodicAlgorithm):
         self._value_fit: ValueFit | None = None
         if "values" in self._baseline.needs:
             self._value_fit = ValueFit(self.policy, self._value_lr_schedule(1.0))
+            self.value_optimizer = self._value_fit.optimizer
 
     def _check_training(self) -> None:
         super()._check_training()
@@ -262,13 +225,6 @@ class REINFORCE(EpisodicAlgorithm):
                 f"baseline must stay the one that the model was made with, {type(self._baseline).__name__}, got "
                 f"{self.baseline!r}: make a new model, or load(path, baseline=...) a saved one"
             )
-
-    @property
-    def value_optimizer(self) -> th.optim.Optimizer:
-        """The optimiser of the value network, where the baseline uses one."""
-        if self._value_fit is None:
-            raise AttributeError(f"baseline={self.baseline!r} has no value network to fit")
-        return self._value_fit.optimizer
 
     def _shared_settings(self) -> dict[str, Any]:
         return {**super()._shared_settings(), "baseline": _full_name(self._baseline)}
@@ -301,59 +257,33 @@ class REINFORCE(EpisodicAlgorithm):
     def _evaluate_rollout(
         self, rollout: Rollout, sampler: Sampler, callback: BaseCallback
     ) -> tuple[Episodes, Episodes | None]:
-        needs, n_episodes = self._baseline.needs, self.n_episodes
-        greedy_returns = self._greedy_returns(rollout, sampler, callback) if "greedy" in needs else None
+        greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = make_episodes(
-            rollout, self.policy, self.returns, self.gamma, n_episodes is not None, "values" in needs, self.chunk_size
-        )
-        episodes = replace(episodes, greedy_returns=greedy_returns)
-        if "scores" in needs:
-            actions = th.as_tensor(rollout.buffer.actions[:, 0], dtype=th.float32)
-            scores = Scores(self.policy, episodes.observations, actions, self.chunk_size)
-            episodes = with_scores(episodes, scores, state_weights(episodes, self.gamma, self.discount_state))
-        if type(self._baseline) in POINTWISE:
-            return episodes, None
-        of_a_user = type(self._baseline) not in BASELINES.values()
-        return episodes, episodes if of_a_user else replace(episodes, observations=None)
+            rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
+            self.n_episodes is not None, self.chunk_size, greedy,
+        )  # fmt: skip
+        return episodes, needed_by_other_ranks(self._baseline, episodes)
 
     def _finish_rollout(self, result: Episodes, totals: Totals) -> None:
         weights = state_weights(result, self.gamma, self.discount_state)
-        self.batch = make_batch(result, totals, self._baseline, weights, self._divisor(totals), self.normalize_advantage)
+        divisor = divisor_of(totals, self.loss_reduction, self.n_episodes)
+        self.batch = make_batch(result, totals, self._baseline, weights, divisor, self.normalize_advantage)
         self.rollout.buffer.advantages[:, 0] = self.batch.advantages.numpy()
 
-    def _divisor(self, totals: Totals) -> float:
-        """D: episodes or steps of all ranks; see ``loss_reduction``."""
-        reduction = self.loss_reduction or ("step" if self.n_episodes is None else "episode")
-        if reduction == "episode":
-            return totals.sum("n_episodes")
-        # Fixed before the rollout where it can be: dividing by the steps that happened to be played is a ratio estimator.
-        return totals.sum("planned_steps" if self.n_episodes is None else "n_steps")
-
-    def _greedy_returns(self, rollout: Rollout, sampler: Sampler, callback: BaseCallback) -> th.Tensor:
-        """R_t of the greedy policy's episodes from the same resets, whose steps count in ``num_timesteps``; shape [S]."""
+    def _play_greedy(self, rollout: Rollout, sampler: Sampler, callback: BaseCallback) -> GreedyEpisodes:
+        """The greedy policy's episodes from the rollout's resets; their steps count in ``num_timesteps``."""
         assert self.env is not None, "it has played"
         assert self._environment_seed is not None, "see _seeds_resets"
-        greedy = play_greedy(
-            self.env,
-            lambda observations: self._within_bounds(sampler.greedy(observations)),
-            self._environment_seed,
-            rollout.first_observations,
-            self.max_episode_steps,
-        )
+        act = lambda observations: within_bounds(self.policy, sampler.greedy(observations))  # noqa: E731
+        greedy = play_greedy(self.env, act, self._environment_seed, rollout.first_observations, self.max_episode_steps)
         n_steps = greedy.n_rows * self.n_envs
         self.num_timesteps += n_steps
         callbacks.advance_progress_bars(callback, n_steps)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):
             self._warned_of_other_starts = True
-            warnings.warn(
-                "the environments do not begin alike after a reset with the same seed, so the greedy episodes are played from "
-                'other starts (said once): baseline="greedy" is then as right, but of less use; make reset(seed=...) obey its '
-                "seed",
-                stacklevel=2,
-            )
-        returns = returns_of(self.returns, greedy.rewards, greedy.lengths, self.gamma)
-        return at_same_step(returns, greedy.lengths, rollout.lengths)
+            warn_of_other_starts()
+        return greedy
 
     # ----------------------------------------------------------------------------------------------------- update
 
@@ -365,7 +295,10 @@ class REINFORCE(EpisodicAlgorithm):
             update are put back
         """
         self._renew_schedules()
-        self._record_step_size()
+        if self.natural_gradient:
+            self.logger.record("train/target_kl", self._target_kl_schedule(self._current_progress_remaining))
+        else:
+            self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(stream_seed(self.seed, self._n_rollouts, SHUFFLING))
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
         rows = Rows(buffer, self.batch.sizes, self.chunk_size)
@@ -375,7 +308,8 @@ class REINFORCE(EpisodicAlgorithm):
             buffer.log_probs[:, 0] = log_probs_of(self.policy, rows)
 
         optimizers = [self.policy.optimizer, *([] if fit is None else [fit.optimizer])]
-        with undone_on_failure(self, optimizers, baseline, self._cure_of_not_finite):
+        rates = ["target_kl" if self.natural_gradient else "learning_rate", *([] if fit is None else ["value_learning_rate"])]
+        with undone_on_failure(self, optimizers, baseline, rates):
             self.policy.set_training_mode(True)
             steps = [
                 self._policy_step(rows, minibatch, n_rows, several_steps)
@@ -466,24 +400,6 @@ class REINFORCE(EpisodicAlgorithm):
             "grad_norm": grad_norm,
             "clip_fraction": n_clipped / n_rows,
         }
-
-    def _record_step_size(self) -> None:
-        """Log what bounds the step: the learning rate, which the optimiser gets, or the KL divergence."""
-        if self.natural_gradient:
-            self.logger.record("train/target_kl", self._target_kl_schedule(self._current_progress_remaining))
-        else:
-            self._update_learning_rate(self.policy.optimizer)
-
-    def _cure_of_not_finite(self) -> str:
-        """What to do against an update that gives NaN or infinite numbers, for the message."""
-        name = "target_kl" if self.natural_gradient else "learning_rate"
-        rates = f"{name} (now {getattr(self, name)!r})"
-        if self._value_fit is not None:
-            rates += f" or value_learning_rate (now {self.value_learning_rate!r})"
-        return (
-            f"lower {rates}, or scale the observations or the rewards (largest return "
-            f"{np.abs(self.rollout_buffer.returns).max():.3g}), for example by VecNormalize"
-        )
 
 
 def _full_name(obj: object) -> str:

@@ -1,5 +1,6 @@
 """One episode of the greedy policy per environment, from the resets of a rollout: what the greedy baseline is made of."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,3 +71,12 @@ def play_greedy(
     stacked = np.array(rewards, dtype=np.float64)
     check_finite("reward", np.where(played.T, stacked, 0.0), where="of the greedy episodes")
     return GreedyEpisodes(th.as_tensor(stacked.T[played]), th.as_tensor(ends), len(rewards), same_starts)
+
+
+def warn_of_other_starts() -> None:
+    """Warn that ``reset(seed=...)`` of the environments does not obey its seed."""
+    warnings.warn(
+        "the environments do not begin alike after a reset with the same seed, so the greedy episodes are played from other "
+        'starts (said once): baseline="greedy" is then as right, but of less use; make reset(seed=...) obey its seed',
+        stacklevel=3,
+    )

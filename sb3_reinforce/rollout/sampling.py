@@ -91,6 +91,16 @@ def needs_torch(policy: nn.Module) -> str | None:
     return None
 
 
+def within_bounds(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
+    """:return: what the policy drew, as the environments take it: Box actions clipped to, or scaled to, the bounds"""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return policy.unscale_action(actions)  # type: ignore[return-value]
+    return np.minimum(np.maximum(actions, space.low), space.high)
+
+
 class Sampler(ABC):
     """
     Observations of all environments to one action each, drawn from the current policy.

@@ -1,10 +1,11 @@
 """A failed update leaves everything as it was before it."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -14,7 +15,7 @@ from sb3_reinforce.baselines import Baseline
 
 @contextmanager
 def undone_on_failure(
-    model: OnPolicyAlgorithm, optimizers: Sequence[th.optim.Optimizer], baseline: Baseline, cure: Callable[[], str]
+    model: OnPolicyAlgorithm, optimizers: Sequence[th.optim.Optimizer], baseline: Baseline, rates: Sequence[str]
 ) -> Iterator[None]:
     """
     Whatever is raised inside: parameters, optimisers, the baseline and the number of updates are as they were before.
@@ -22,7 +23,7 @@ def undone_on_failure(
     :param model: whose policy is updated inside
     :param optimizers: all that step inside
     :param baseline: updated inside
-    :param cure: what to do against numbers that are not finite, for the message
+    :param rates: arguments to lower where numbers are not finite, for the message
     :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
     """
     parameters = model.policy.state_dict()
@@ -45,9 +46,11 @@ def undone_on_failure(
         # "Expected parameter ...": torch's distributions, of a mean or logit that is NaN
         if not isinstance(error, NotFiniteError) and not str(error).startswith("Expected parameter"):
             raise
+        lower = " or ".join(f"{name} (now {getattr(model, name)!r})" for name in rates)
         raise ValueError(
             f"update {n_updates + 1} must give finite numbers, and the parameters from before it were put back: "
-            f"{str(error).splitlines()[0]}; {cure()}"
+            f"{str(error).splitlines()[0]}; lower {lower}, or scale the observations or the rewards (largest return "
+            f"{np.abs(model.rollout_buffer.returns).max():.3g}), for example by VecNormalize"
         ) from error
 
 
