@@ -273,14 +273,14 @@ def test_trials_in_threads(in_folder: Path, capsys: pytest.CaptureFixture[str]):
 def test_normalization_is_searched_where_it_can_be():
     from gymnasium import spaces
 
-    from sb3_reinforce.zoo.experiment import _can_normalize
+    from sb3_reinforce.zoo.search import can_normalize
 
     box, image = spaces.Box(-1, 1, (3,)), spaces.Box(0, 255, (36, 36, 3), np.uint8)
-    assert _can_normalize(box)
-    assert _can_normalize(spaces.Dict(a=box))
-    assert not _can_normalize(image)
-    assert not _can_normalize(spaces.Dict(a=box, b=spaces.Discrete(2)))
-    assert not _can_normalize(spaces.Discrete(2))
+    assert can_normalize(box)
+    assert can_normalize(spaces.Dict(a=box))
+    assert not can_normalize(image)
+    assert not can_normalize(spaces.Dict(a=box, b=spaces.Discrete(2)))
+    assert not can_normalize(spaces.Discrete(2))
 
 
 def test_another_algorithm(in_folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""A search's study: where it is kept, whether it fits, and what came out of it."""
+"""A search's study: its storage, whether it fits the search, and its results."""
 
 import io
 import json
@@ -16,21 +16,21 @@ from optuna.trial import TrialState
 from torch import nn
 
 from sb3_reinforce.save_util import write_atomically
-from sb3_reinforce.zoo.config import UsageError
 from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import Range
+from sb3_reinforce.zoo.usage import UsageError
 
-# by this the zoo knows a journal from a database's address
+# the zoo takes a storage with this ending as a journal, any other as a database's address
 JOURNAL = ".log"
 
 
 def default_storage(log_folder: str, algo: str, env_id: str) -> str:
-    """:return: the journal of searches for this environment: a file that several workers may share"""
+    """:return: the journal of the searches for this environment, a file that several workers may share"""
     return str(Path(log_folder) / algo / f"{env_id.replace('/', '-')}-study{JOURNAL}")
 
 
 def default_study_name(algo: str, env_id: str) -> str:
-    """:return: the study that a search goes on with if the user names none"""
+    """:return: the study of a search for which the user names none"""
     return f"{algo}-{env_id}"
 
 
@@ -40,7 +40,7 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
     :param study_name: the study
     :param create: whether to make it if there is none
     :return: the study
-    :raises UsageError: if it cannot be had
+    :raises UsageError: if it cannot be opened
     """
     where: optuna.storages.JournalStorage | str = storage
     if storage.endswith(JOURNAL):
@@ -70,7 +70,7 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
 
 
 def _check_journal(journal: Path) -> None:
-    """:raises UsageError: if the file is there and not Optuna's, to which a study would be appended"""
+    """:raises UsageError: if the file exists and is not Optuna's, which would append to it"""
     if not journal.is_file():
         return
     with journal.open(errors="replace") as file:
@@ -87,7 +87,7 @@ def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
     """
     :param study: a study
     :param number: of the trial, from 0
-    :return: what the trial tried
+    :return: the values that the trial tried
     :raises UsageError: if there is no such trial
     """
     trials = study.get_trials(deepcopy=False)
@@ -98,9 +98,9 @@ def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
 
 def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
     """
-    :param study: whose trials are to be gone on with
-    :param space: name -> range, what is to be searched now
-    :raises UsageError: if it was something else before
+    :param study: a study that a search continues
+    :param space: the ranges of the search, by name
+    :raises UsageError: if the study's trials were drawn from others
     """
     now: dict[str, BaseDistribution] = {
         name: FloatDistribution(values[0], values[1], log=True)
@@ -126,10 +126,10 @@ def _range(distribution: BaseDistribution) -> str:
 
 class Results:
     """
-    What a search has found so far, all its workers together.
+    The results of a search so far, those of all its workers.
 
     :param study: the study
-    :param folder: where its files are to be put
+    :param folder: the folder for its files
     """
 
     def __init__(self, study: optuna.Study, folder: Path):
@@ -141,7 +141,7 @@ class Results:
         )
 
     def nothing(self) -> str:
-        """:return: why there is no best trial"""
+        """:return: a line that says why there is no best trial"""
         reasons = [trial.user_attrs["error"] for trial in self.trials if "error" in trial.user_attrs]
         return (
             f"No trial of {self.study.study_name!r} has finished ({self.n_pruned} pruned, {self.n_failed} failed), so "
@@ -195,7 +195,7 @@ class Results:
         return drawn
 
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
-        """:return: the search in five lines: best trial, its config, plots, the study, what to do next"""
+        """:return: the search in five lines: best trial, its config, plots, the study, the next command"""
         best = self.study.best_trial
         again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
         return [
@@ -210,8 +210,8 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param hyperparams: a config's entry, or what RL Zoo's converters make of a trial
-    :return: the same as it can stand in a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
+    :param hyperparams: a config's entry, or a trial's hyperparameters from RL Zoo's converter
+    :return: the same for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates
     :raises UsageError: if it holds other objects
     """
     entry = {

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_reinforce.zoo import cli, mends, register
+from sb3_reinforce.zoo import cli, patches, register
 
 MODEL = ["--algo", "reinforce", "--env", "CartPole-v1"]
 
@@ -32,7 +32,7 @@ def test_replaced_is_put_back():
     class Owner:
         there = 1
 
-    with mends.replaced(Owner, "there", 2), mends.replaced(Owner, "not_there", 3):
+    with patches.replaced(Owner, "there", 2), patches.replaced(Owner, "not_there", 3):
         assert (Owner.there, Owner.not_there) == (2, 3)
     assert Owner.there == 1
     assert not hasattr(Owner, "not_there")
@@ -64,7 +64,7 @@ def test_children_alone(module, arguments, starts, trained: Path, tmp_path: Path
 def test_registered_children(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     before = subprocess.call
     logs = ["-f", str(trained / "logs"), "-n", "9", "--no-render"]
-    with mends.registered_children():
+    with patches.registered_children(cli.main):
         assert subprocess.call(["python", "enjoy.py", *MODEL, *logs]) == 0
         assert subprocess.call(["python", "-m", "rl_zoo3.enjoy", *MODEL, *logs, "--exp-id", "9"]) == 2
         assert subprocess.call(["python", "enjoy.py", "--no-such-option"]) == 2
@@ -106,7 +106,7 @@ def test_ffmpeg_alone(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_ffmpeg_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("imageio_ffmpeg")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with mends.ffmpeg_on_path():
+    with patches.ffmpeg_on_path():
         found = shutil.which("ffmpeg")
         assert found is not None
         assert "ffmpeg version" in subprocess.run([found, "-version"], capture_output=True, text=True).stdout
@@ -115,7 +115,7 @@ def test_ffmpeg_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # the system's own is preferred
     own = tmp_path / "ffmpeg"
     own.symlink_to(sys.executable)
-    with mends.ffmpeg_on_path():
+    with patches.ffmpeg_on_path():
         assert shutil.which("ffmpeg") == str(own)
 
 
@@ -134,7 +134,7 @@ def test_steps_as_trained(trained: Path, tmp_path: Path):
     import rl_zoo3.utils
 
     folder = trained / "logs/reinforce/CartPole-v1_1/CartPole-v1"
-    with mends.steps_as_trained():
+    with patches.steps_as_trained():
         assert rl_zoo3.get_saved_hyperparams is rl_zoo3.utils.get_saved_hyperparams
         assert rl_zoo3.get_saved_hyperparams(str(folder))[0]["n_timesteps"] == 1500
         assert rl_zoo3.get_saved_hyperparams("nowhere") == ({}, None)
@@ -189,7 +189,7 @@ def test_hub_metadata_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 def card(algo: str) -> tuple[str, dict]:
-    with mends.hub_metadata():
+    with patches.hub_metadata():
         push_to_hub = importlib.import_module("rl_zoo3.push_to_hub")
         return push_to_hub.generate_model_card(algo, algo.upper(), "me", "CartPole-v1", 1.0, 0.5, {"gamma": 0.9}, {})
 
@@ -214,7 +214,7 @@ def test_card_alone():
 
 def test_card_with_our_commands():
     text = card("reinforce")[0]
-    ours = mends.our_commands(text, "pole")
+    ours = patches.our_commands(text, "pole")
     assert "rl_zoo3" not in ours
     assert 'pip install "sb3-reinforce[zoo]"' in ours
     lines = [line for line in ours.splitlines() if "sb3-reinforce " in line]
@@ -228,7 +228,7 @@ def test_card_with_our_commands():
     assert {"pull", "enjoy", "train", "push"} == set(verbs)
 
     ppo = card("ppo")[0]
-    assert mends.our_commands(ppo, "pole") == ppo
+    assert patches.our_commands(ppo, "pole") == ppo
 
 
 # --- optional_statistics ---
@@ -260,6 +260,6 @@ def test_statistics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_optional_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     a_hub_without_statistics(tmp_path, monkeypatch)
-    with mends.optional_statistics():
+    with patches.optional_statistics():
         the_zoo_alone("load_from_hub", [*MODEL, "-f", str(tmp_path)], monkeypatch)
     assert (tmp_path / "reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()
