@@ -65,11 +65,7 @@ def read_run(path: str | Path) -> SavedRun:
 
 
 def run_of_launch(log_folder: str | Path, launch: str | None) -> SavedRun | None:
-    """
-    :param log_folder: RL Zoo's ``--log-folder``
-    :param launch: a launch of torchrun
-    :return: the newest run that it started; None if there is none, or if that has no checkpoint yet
-    """
+    """:return: the newest run below RL Zoo's log folder that a launch of torchrun has started, if it has a checkpoint yet"""
     files = Path(log_folder).glob(f"*/*/{FOLDER}/{RUN_FILE}")
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(ValueError):  # an unreadable file of another run
@@ -79,21 +75,14 @@ def run_of_launch(log_folder: str | Path, launch: str | None) -> SavedRun | None
 
 
 def write_run(run: SavedRun) -> None:
-    """
-    Save a run's command line and config beside its checkpoints, unmasked and so readable by its owner alone.
-
-    :param run: the run
-    """
+    """Save a run's command line and config beside its checkpoints, unmasked and so readable by its owner alone."""
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     values = {name: value for name, value in run._asdict().items() if name != "folder"}
     write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode(), mode=0o600)
 
 
 def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
-    """
-    :param hyperparams: a config as RL Zoo has read it
-    :return: a copy that JSON preserves; None if JSON would change it
-    """
+    """:return: a copy of a config that JSON preserves; None if JSON would change it"""
     try:
         copied: dict[str, Any] = json.loads(json.dumps(dict(hyperparams)))
     except (TypeError, ValueError):
@@ -102,10 +91,7 @@ def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """
-    :param arguments: a command line
-    :return: the same without ``--resume FOLDER``
-    """
+    """:return: a command line without ``--resume FOLDER``"""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:

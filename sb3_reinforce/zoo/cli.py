@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ctypes.util import find_library
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
@@ -22,17 +22,11 @@ class Verb(NamedTuple):
     needs_zoo: bool = True
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     # imported here, as below: rl_zoo3 is optional and slow, and `--help` or a misspelt verb does not need it
     from sb3_reinforce.zoo.train import train
 
-    return train(arguments)
-
-
-def _tune(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.zoo.train import tune
-
-    return tune(arguments)
+    return train(verb, arguments)
 
 
 def _compare(arguments: Sequence[str]) -> int:
@@ -66,8 +60,8 @@ def _zoo(name: str, arguments: Sequence[str]) -> int:
 
 
 VERBS = {
-    "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
-    "tune": Verb(_tune, "search hyperparameters in a study that several workers share, write the best as a config"),
+    "train": Verb(partial(_train, "train"), "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "tune": Verb(partial(_train, "tune"), "search hyperparameters in a study that workers share, write the best as a config"),
     "enjoy": Verb(partial(_zoo, "enjoy"), "play a trained agent"),
     "benchmark": Verb(partial(_zoo, "benchmark"), "play all trained agents, scores as a Markdown table"),
     "plot-train": Verb(partial(_zoo, "plot-train"), "training returns, one curve per run"),

@@ -62,7 +62,7 @@ def _read(file: str) -> Mapping[str, Any]:
     except OSError as error:
         raise UsageError(f"--conf-file {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"--conf-file {file} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--conf-file {file} is no YAML: {error}") from error
     except ImportError as error:
         raise UsageError(f"--conf-file must be a .yml file, a .py file or a module, got {file}: {error}") from error
     except (KeyError, AttributeError) as error:
@@ -123,9 +123,8 @@ def _check_value(key: str, value: Any) -> None:
 
 def _number_as_text(value: Any, outermost: bool = True) -> str | None:
     """
-    :param value: a hyperparameter, or a part of one
-    :param outermost: whether it is a hyperparameter; "1" in a dict, such as an environment's arguments, may be meant as text
-    :return: the text in it that was surely meant as a number, if any
+    :param value: a hyperparameter, or a part of one: "1" as an environment's argument may be text, "1e-3" surely is a number
+    :return: the text in it that was meant as a number, if any
     """
     if isinstance(value, str):
         return value if is_number(value) and (outermost or "e" in value.lower()) else None

@@ -1,5 +1,6 @@
 """RL Zoo's experiment, with hyperparameters read and checked by us; ``training`` and ``search`` build on it."""
 
+import argparse
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -32,24 +33,16 @@ class Plan:
     What the command line asks for beyond RL Zoo's options.
 
     :param arguments: our own command line, which is saved with the checkpoints
-    :param tracker: callback that is added to the zoo's own; in a search each trial has its own, with this one's settings
+    :param options: its values, see :func:`~sb3_reinforce.zoo.options.parse`
     :param run: the run to resume; None: a new one
-    :param checkpoint_every: number of updates from one checkpoint to the next; 0: none
-    :param video_freq: steps from one video to the next; 0: no videos
-    :param n_eval_final: number of episodes to play with the saved model
-    :param conf_file_given: whether the user names a config
-    :param sampled: values by the names of the search space, as a W&B sweep gives them
+    :param tracker: callback that is added to the zoo's own; in a search each trial has its own, with this one's settings
     :param finished: the experiment, once it is done
     """
 
     arguments: Sequence[str]
-    tracker: WandbCallback | None = None
-    run: SavedRun | None = None
-    checkpoint_every: int = 0
-    video_freq: int = 0
-    n_eval_final: int = 0
-    conf_file_given: bool = False
-    sampled: dict[str, Any] | None = None
+    options: argparse.Namespace
+    run: SavedRun | None
+    tracker: WandbCallback | None
     finished: "Experiment | None" = None
 
 
@@ -82,7 +75,7 @@ class Experiment(exp_manager.ExperimentManager):
     def _config_of_pretrained(self) -> Path | None:
         """:return: the config of the agent given by -i, if it is beside the agent and the user gives no other"""
         file = Path(self.trained_agent).parent / self.env_name / "config.yml"
-        return file if self.trained_agent and not self.plan.conf_file_given and file.is_file() else None
+        return file if self.trained_agent and self.plan.options.conf_file is None and file.is_file() else None
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the zoo reads them, but errors are named, trial 0 counts, and ``-i``, ``--resume`` and a sweep give theirs."""
@@ -91,19 +84,17 @@ class Experiment(exp_manager.ExperimentManager):
             return copy.deepcopy(run.hyperparams), copy.deepcopy(run.hyperparams)
         saved = self._config_of_pretrained()
         print(f"Loading hyperparameters from: {self._source()}")
-        if saved is not None:
-            # it holds Python objects, and is read as the zoo itself reads it
-            config = dict(yaml.load(saved.read_text(), Loader=yaml.UnsafeLoader))
-        else:
+        if saved is None:
             config = read_entry(self.config, self.env_name.gym_id, self._is_atari)
+        else:  # it holds Python objects, and is read as the zoo itself reads it
+            config = dict(yaml.load(saved.read_text(), Loader=yaml.UnsafeLoader))
         parts = {str(saved or self.config): config}
         if self.trial_id is not None:
             source = f"trial {self.trial_id}"
             parts[source] = self._converted(params_of_trial(self._study(create=False), self.trial_id), source)
-        if self.plan.sampled is not None:
-            sampled = self.plan.sampled
-            if self.algo == "reinforce":
-                sampled = complete_sample(sampled, config)
+        sampled = self.plan.options.sampled
+        if sampled is not None:
+            sampled = complete_sample(sampled, config) if self.algo == "reinforce" else sampled
             parts["--sampled"] = self._converted(sampled, "--sampled")
         parts["-params"] = self.custom_hyperparams or {}
         entry: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from rl_zoo3.utils import StoreDict
@@ -11,7 +12,7 @@ from rl_zoo3.utils import StoreDict
 from sb3_reinforce.tracking.callback import Mode
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
-from sb3_reinforce.zoo.study import default_storage, default_study_name
+from sb3_reinforce.zoo.study import JOURNAL
 from sb3_reinforce.zoo.usage import Parser
 
 EXAMPLES = {
@@ -21,10 +22,7 @@ EXAMPLES = {
 
 
 def make_parser(verb: str) -> Parser:
-    """
-    :param verb: ``train`` or ``tune``
-    :return: a parser of our own options
-    """
+    """:return: a parser of our own options of ``train`` or ``tune``"""
     # no abbreviations: `--eval` would match our `--eval-final`, and the zoo has `--eval-freq`
     parser = Parser(prog=f"sb3-reinforce {verb}", epilog=f"example: {EXAMPLES[verb]}", add_help=False, allow_abbrev=False)
     if verb == "train":
@@ -81,11 +79,7 @@ def _sampled(text: str) -> dict[str, Any]:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """
-    :param parser: of our own options
-    :param arguments: the command line after the verb
-    :return: the values of our options and of those of the zoo's that decide what we do; the arguments for the zoo
-    """
+    """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
     options, zoo_arguments = parser.parse_known_args(arguments)
     peek = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="reinforce")
@@ -103,27 +97,19 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
 
 
 def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
-    """
-    :param options: parsed options
-    :return: arguments that are put in front of the user's own for the zoo
-    """
+    """:return: arguments that are put in front of the user's own for the zoo"""
     defaults = ["--algo", "reinforce"]
     if options.algo == "reinforce":
         defaults += ["--conf-file", str(config_file())]
     if options.optimize_hyperparameters or options.trial_id is not None:
-        defaults += ["--storage", default_storage(options.log_folder, options.algo, options.env)]
-        defaults += ["--study-name", default_study_name(options.algo, options.env)]
+        # one file per environment, which several workers may share
+        journal = Path(options.log_folder, options.algo, f"{options.env.replace('/', '-')}-study{JOURNAL}")
+        defaults += ["--storage", str(journal), "--study-name", f"{options.algo}-{options.env}"]
     return defaults
 
 
 def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) -> None:
-    """
-    Refuse, as a usage error, options that cannot change when a run is resumed.
-
-    :param options: parsed options
-    :param run: the run
-    :param parser: for the error
-    """
+    """Refuse, by the parser's error, options that cannot change when a run is resumed."""
     own, _ = parse(parser, run.arguments)
     unset: dict[str, tuple[str, Any]] = {
         "-params": ("hyperparams", []), "--conf-file": ("conf_file", None), "--trial-id": ("trial_id", None),
@@ -139,13 +125,7 @@ def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) ->
 
 
 def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Parser) -> None:
-    """
-    Refuse, as a usage error, wrong values of our options, and those of the zoo's that would end in a traceback.
-
-    :param options: parsed options
-    :param run: the run to resume, if any
-    :param parser: for the error
-    """
+    """Refuse, by the parser's error, wrong values of our options, and those of the zoo's that would end in a traceback."""
     for name, unit in (("eval_final", "episodes"), ("checkpoint_every", "updates"), ("wandb_video_freq", "steps")):
         value = getattr(options, name)
         if value < 0:
@@ -175,12 +155,7 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
 
 
 def check_ranks(options: argparse.Namespace, parser: Parser) -> None:
-    """
-    Refuse, as a usage error, what torchrun cannot run.
-
-    :param options: parsed options
-    :param parser: for the error
-    """
+    """Refuse, by the parser's error, what torchrun cannot run."""
     if options.algo != "reinforce":
         parser.error(f"torchrun trains --algo reinforce, got {options.algo!r}: run it without torchrun")
     if options.optimize_hyperparameters:

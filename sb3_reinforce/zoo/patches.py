@@ -15,10 +15,11 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partialmethod
+from functools import partial, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 # RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
 VERB_OF_SCRIPT = {
@@ -29,27 +30,8 @@ VERB_OF_SCRIPT = {
     "rl_zoo3.push_to_hub": "push",
     "rl_zoo3.train": "train",
 }
-_MISSING = object()
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """
-    Replace an attribute, and put it back at the end.
-
-    :param owner: a module or class
-    :param name: its attribute, which need not exist
-    :param value: the attribute's value inside
-    """
-    original = getattr(owner, name, _MISSING)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if original is _MISSING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
+# Replace an attribute, which need not exist, within a `with` block: replaced(owner, name, value)
+replaced = partial(mock.patch.object, create=True)
 
 
 @contextmanager
@@ -127,11 +109,7 @@ def steps_as_trained() -> Iterator[None]:
 
 @contextmanager
 def timesteps_kept(algorithm: type) -> Iterator[None]:
-    """
-    Let ``train -i`` count steps from where the loaded agent stopped; RL Zoo restarts its count at 0.
-
-    :param algorithm: the agent's class
-    """
+    """Let ``train -i`` count steps from where the loaded agent stopped; RL Zoo restarts its count at 0."""
     learn = partialmethod(algorithm.learn, reset_num_timesteps=False)  # type: ignore[attr-defined]
     with replaced(algorithm, "learn", learn):
         yield
@@ -143,9 +121,6 @@ def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
 
     ``record_video`` and ``push_to_hub`` take only those that were on the command line of ``train``. Those on the command's own
     line, to which the config's are added here, count last.
-
-    :param options: parsed arguments of the command
-    :param run_folder: the folder with the model
     """
     from rl_zoo3.utils import get_saved_hyperparams
 
@@ -154,11 +129,7 @@ def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
 
 
 def absolute_output_folder(options: argparse.Namespace) -> None:
-    """
-    Make ``-o`` of ``record_training`` absolute: ffmpeg looks for a relative one below the file that lists the videos.
-
-    :param options: parsed arguments of the command
-    """
+    """Make ``-o`` of ``record_training`` absolute: ffmpeg looks for a relative one beside the list of videos."""
     options.output_folder = str(Path(options.output_folder).absolute())
 
 
@@ -194,11 +165,7 @@ def card_with_our_commands() -> Iterator[None]:
 
 
 def our_commands(card: str, repo_name: str) -> str:
-    """
-    :param card: a model card as RL Zoo writes it
-    :param repo_name: the repository's name without the organisation
-    :return: the card with commands that can be run; unchanged for other algorithms
-    """
+    """:return: one of RL Zoo's model cards with commands that can be run; unchanged for other algorithms"""
 
     def command(match: re.Match[str]) -> str:
         verb, arguments = VERB_OF_SCRIPT[match["script"]], match["arguments"].rstrip()
@@ -270,11 +237,7 @@ PATCHES = (
 
 @contextmanager
 def patched(module: str) -> Iterator[None]:
-    """
-    Apply the patches of one of RL Zoo's modules.
-
-    :param module: its name, without ``rl_zoo3.``
-    """
+    """Apply the patches of one of RL Zoo's modules."""
     with ExitStack() as stack:
         for patch in PATCHES:
             if module in patch.modules:

@@ -1,7 +1,5 @@
 """The results of a training run: the saved model's score, the learning curve, and five lines about them."""
 
-import csv
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +12,7 @@ import numpy as np
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.tracking import WandbCallback
@@ -40,19 +38,14 @@ def model_file(experiment: ExperimentManager) -> Path:
 
 
 def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
-    """
-    Load the saved model, with the wrappers and statistics saved beside it, and play it.
-
-    :param experiment: the training run
-    :param n_episodes: number of episodes to play
-    :return: their returns' mean and standard deviation
-    """
+    """Play the saved model, loaded from its file, with the wrappers and statistics saved beside it."""
     hyperparams, stats_path = get_saved_hyperparams(experiment.params_path, test_mode=True)
     env = create_test_env(
         experiment.env_name.gym_id,
         n_envs=min(8, n_episodes),
         stats_path=stats_path,
-        seed=_evaluation_seed(experiment.seed),
+        # other environments than those of training, where SB3 counts up from the seed
+        seed=int(np.random.SeedSequence([experiment.seed, 1]).generate_state(1)[0] % 2**31),
         should_render=False,
         hyperparams=hyperparams,
         env_kwargs=experiment.eval_env_kwargs or experiment.env_kwargs,
@@ -64,27 +57,14 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
     return Score(cast(float, mean), cast(float, std), n_episodes)
 
 
-def _evaluation_seed(seed: int) -> int:
-    """:return: a seed whose environments are not those of training, where SB3 counts up from the seed"""
-    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] % 2**31)
-
-
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     Read the training episodes of all environments from Monitor's files, in the order in which they ended.
 
-    :param run_folder: the folder with the ``*.monitor.csv`` files
     :return: steps of all episodes up to this one, including it, and its return; both of shape [episodes]
     """
-    episodes: list[tuple[float, int, float]] = []
-    for path in sorted(run_folder.glob(f"*{Monitor.EXT}")):
-        with path.open(newline="") as file:
-            # the first line is "#" and JSON, with the time when this environment's clock started
-            start = float(json.loads(file.readline()[1:])["t_start"])
-            episodes += [(start + float(row["t"]), int(row["l"]), float(row["r"])) for row in csv.DictReader(file)]
-    episodes.sort()
-    steps = np.cumsum([length for _, length, _ in episodes], dtype=np.int64)
-    return steps, np.array([episode_return for _, _, episode_return in episodes], dtype=np.float64)
+    episodes = load_results(str(run_folder))
+    return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -105,8 +85,7 @@ def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> P
     """
     Draw training returns over environment steps, as a PNG in the run's folder.
 
-    :param experiment: the training run
-    :param score: the final evaluation, drawn as a line, or None
+    :param score: the final evaluation, drawn as a line
     :return: the file, or None if matplotlib is not installed
     """
     try:
@@ -141,16 +120,7 @@ def report_lines(
     curve: Path | None,
     tracker: WandbCallback | None,
 ) -> list[str]:
-    """
-    Describe the run in five lines: score, model, learning curve, W&B run, the next command.
-
-    :param experiment: the training run
-    :param arguments: the command line that started it
-    :param score: the final evaluation, or None
-    :param curve: the learning curve's file, or None
-    :param tracker: the callback that tracked the run, or None
-    :return: the lines
-    """
+    """Describe the run in five lines: score, model, learning curve, W&B run, the next command."""
     if tracker is None:
         run = "not tracked, add --track"
     elif tracker.run_dir is None:
@@ -173,10 +143,7 @@ def report_lines(
 
 
 def without_baseline(arguments: Sequence[str]) -> str:
-    """
-    :param arguments: a command line of training
-    :return: the same, quoted for a shell, with ``baseline="none"`` among its ``-params``
-    """
+    """:return: a command line of training, quoted for a shell, with ``baseline="none"`` among its ``-params``"""
     words = [shlex.quote(word) for word in arguments]
     flags = [number for number, word in enumerate(words) if word in ("-params", "--hyperparams")]
     if not flags:
@@ -194,10 +161,7 @@ def relative(path: Path) -> str:
 
 
 def command(name: str) -> str:
-    """
-    :param name: one of our commands
-    :return: its name, if the shell finds this very one, else its path: its environment may not be activated
-    """
+    """:return: the name of one of our commands if the shell finds it, else its path: its environment may not be activated"""
     here = Path(sys.executable).parent / name
     found = shutil.which(name)
     if not here.is_file() or (found is not None and Path(found).samefile(here)):

@@ -102,10 +102,7 @@ class Search(Experiment):
             raise
 
     def _normalizing_as(self, trial: optuna.Trial) -> "Search":
-        """
-        :param trial: one of REINFORCE's
-        :return: a copy (trials may run in parallel) whose environments are normalised as the trial asks, by its gamma
-        """
+        """:return: a copy (trials may run in parallel) whose environments are normalised as the trial asks, by its gamma"""
         hyperparams = HYPERPARAMS_CONVERTER[self.algo](suggest(trial, self._space()))
         this = copy.copy(self)
         if "normalize" in hyperparams:
@@ -115,10 +112,7 @@ class Search(Experiment):
 
 
 def can_normalize(space: spaces.Space) -> bool:
-    """
-    :param space: observations
-    :return: whether VecNormalize is of use for them: for numbers that are not an image's
-    """
+    """:return: whether VecNormalize is of use for such observations: for numbers that are not an image's"""
     if isinstance(space, spaces.Dict):
         return all(map(can_normalize, space.spaces.values()))
     return isinstance(space, spaces.Box) and not is_image_space(space)
@@ -131,13 +125,9 @@ _running = threading.local()
 @contextmanager
 def _tracked(trial: optuna.Trial, tracker: WandbCallback, study: str) -> Iterator[None]:
     """
-    Track a trial as a W&B run.
+    Track a trial as a W&B run of a group, with the tracker's settings.
 
     A pruned trial is a finished run with ``trial/pruned`` in its summary; one pruned because it failed is a failed run.
-
-    :param trial: the trial
-    :param tracker: gives the run its project, mode and so on
-    :param study: the runs' group
     """
     settings = {name: getattr(tracker, name) for name in ("project", "entity", "mode", "tags", "config")}
     _running.make_tracker = partial(trial_callback, trial, study, verbose=0, finish_at_end=False, **settings)

@@ -1,5 +1,6 @@
 """The ranges that ``sb3-reinforce tune`` searches; ``zoo_configs/sweep.yml`` holds the same for W&B."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,10 @@ SEARCH_SPACE: dict[str, Range] = {
 NORMALIZATION = ("norm_obs", "norm_reward")
 
 # RL Zoo's names
-NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
-ACTIVATION_FN = {"tanh": nn.Tanh, "relu": nn.ReLU}
+POLICY_KWARGS: dict[str, dict[str, Any]] = {
+    "net_arch": {"tiny": [64], "small": [64, 64], "medium": [256, 256]},
+    "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU},
+}
 
 
 def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
@@ -56,11 +59,7 @@ def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
 
 
 def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]:
-    """
-    :param trial: chooses the values; asked again it gives the same
-    :param space: name -> range
-    :return: name -> value
-    """
+    """:return: name -> value, chosen by the trial, which gives the same when it is asked again"""
     return {
         name: trial.suggest_float(name, *values, log=True)
         if isinstance(values, tuple)
@@ -132,13 +131,9 @@ def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any
         hyperparams.pop("value_learning_rate", None)
         # a config may ask for these, and only a learned value can bootstrap
         hyperparams |= {"truncation": None, "unfinished": "finish"}
-    policy_kwargs: dict[str, Any] = {}
-    if "net_arch" in hyperparams:
-        policy_kwargs["net_arch"] = list(NET_ARCH[hyperparams.pop("net_arch")])
-    if "activation_fn" in hyperparams:
-        policy_kwargs["activation_fn"] = ACTIVATION_FN[hyperparams.pop("activation_fn")]
+    policy_kwargs = {name: choices[hyperparams.pop(name)] for name, choices in POLICY_KWARGS.items() if name in hyperparams}
     if policy_kwargs:
-        hyperparams["policy_kwargs"] = policy_kwargs
+        hyperparams["policy_kwargs"] = copy.deepcopy(policy_kwargs)
     normalize = {name: hyperparams.pop(name) for name in NORMALIZATION if name in hyperparams}
     if normalize:
         hyperparams["normalize"] = normalize if any(normalize.values()) else False

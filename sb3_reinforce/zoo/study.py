@@ -5,6 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,6 @@ from sb3_reinforce.zoo.usage import UsageError
 
 # the zoo takes a storage with this ending as a journal, any other as a database's address
 JOURNAL = ".log"
-
-
-def default_storage(log_folder: str, algo: str, env_id: str) -> str:
-    """:return: the journal of the searches for this environment, a file that several workers may share"""
-    return str(Path(log_folder) / algo / f"{env_id.replace('/', '-')}-study{JOURNAL}")
-
-
-def default_study_name(algo: str, env_id: str) -> str:
-    """:return: the study of a search for which the user names none"""
-    return f"{algo}-{env_id}"
 
 
 def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
@@ -66,30 +57,23 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
         known = ", ".join(sorted(optuna.get_all_study_names(where))) or "none"
         raise UsageError(f"--study-name {study_name!r} is not in {storage}, which has: {known}") from error
     except Exception as error:  # whatever a database's driver raises
-        raise UsageError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--storage {storage} cannot be used: {error}") from error
 
 
 def _check_journal(journal: Path) -> None:
     """:raises UsageError: if the file exists and is not Optuna's, which would append to it"""
-    if not journal.is_file():
-        return
-    with journal.open(errors="replace") as file:
+    with suppress(FileNotFoundError), journal.open(errors="replace") as file:
         line = file.readline()
-    try:
-        is_journal = not line or "op_code" in json.loads(line)
-    except (ValueError, TypeError):
-        is_journal = False
-    if not is_journal:
-        raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
+        try:
+            is_journal = not line or "op_code" in json.loads(line)
+        except (ValueError, TypeError):
+            is_journal = False
+        if not is_journal:
+            raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
 
 
 def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
-    """
-    :param study: a study
-    :param number: of the trial, from 0
-    :return: the values that the trial tried
-    :raises UsageError: if there is no such trial
-    """
+    """:return: the values that a trial tried; trials count from 0"""
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
         raise UsageError(f"--trial-id must be one of the {len(trials)} trials of {study.study_name!r}, from 0, got {number}")
@@ -97,11 +81,7 @@ def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
 
 
 def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
-    """
-    :param study: a study that a search continues
-    :param space: the ranges of the search, by name
-    :raises UsageError: if the study's trials were drawn from others
-    """
+    """:raises UsageError: if a study's trials were drawn from other ranges than the search's"""
     now: dict[str, BaseDistribution] = {
         name: FloatDistribution(values[0], values[1], log=True)
         if isinstance(values, tuple)
@@ -149,11 +129,7 @@ class Results:
         )
 
     def write_config(self, env_id: str, entry: Mapping[str, Any]) -> Path:
-        """
-        :param env_id: the environment
-        :param entry: the hyperparameters of the best trial
-        :return: the file, for ``train --conf-file``
-        """
+        """Write the best trial's hyperparameters as a config for ``train --conf-file``."""
         best, path = self.study.best_trial, self.folder / "best.yml"
         header = (
             f"# Trial {best.number}, the best of {self.n_finished} finished ones of the study {self.study.study_name}: "
@@ -210,9 +186,9 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param hyperparams: a config's entry, or a trial's hyperparameters from RL Zoo's converter
-    :return: the same for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates
-    :raises UsageError: if it holds other objects
+    Make hyperparameters fit for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates.
+
+    :raises UsageError: if they hold other objects
     """
     entry = {
         key: _as_python(value) if key == "policy_kwargs" and not isinstance(value, str) else value

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Literal
 
 import numpy as np
 from rl_zoo3 import exp_manager
@@ -24,32 +25,21 @@ from sb3_reinforce.zoo.training import Training
 from sb3_reinforce.zoo.usage import Parser, UsageError, errors_in_one_line, refuse
 
 
-def train(arguments: Sequence[str]) -> int:
+def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     """
-    Train as ``python -m rl_zoo3.train`` does, with REINFORCE registered, and say where the results are.
+    Train, or search hyperparameters, as ``python -m rl_zoo3.train`` does, with REINFORCE registered.
 
     Tracking and the final evaluation are ours, see ``--help``; every other option goes to the zoo unchanged. ``--algo
     reinforce`` and our config file are put in front of them: of an option given twice the last counts, the user's own.
 
     Under ``torchrun`` every rank runs this: rank 0 chooses folder and seed, evaluates, saves, tracks and reports.
 
+    :param verb: ``tune`` searches, as ``-optimize`` does
     :param arguments: the command line after the verb
-    :return: the exit code
+    :return: the exit code: 0, 1 for a search with no finished trial, 2 for a command line that cannot be run
     """
-    return _train("train", arguments)
-
-
-def tune(arguments: Sequence[str]) -> int:
-    """
-    Search hyperparameters as ``python -m rl_zoo3.train -optimize`` does, in a study that outlives the process.
-
-    :param arguments: the command line after the verb
-    :return: the exit code: 1 if no trial has finished
-    """
-    return _train("tune", ["-optimize", *arguments])
-
-
-def _train(verb: str, arguments: Sequence[str]) -> int:
+    if verb == "tune":
+        arguments = ["-optimize", *arguments]
     parser = make_parser(verb)
     if "-h" in arguments or "--help" in arguments:
         parser.print_help()
@@ -66,16 +56,8 @@ def _train(verb: str, arguments: Sequence[str]) -> int:
         arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
         options, zoo_arguments = parse(parser, arguments)
     check_options(options, run, parser)
-    plan = Plan(
-        arguments=arguments,
-        tracker=_tracker(options, parser) if options.track and distributed.rank() == 0 else None,
-        run=run,
-        checkpoint_every=options.checkpoint_every,
-        video_freq=options.wandb_video_freq,
-        n_eval_final=options.eval_final,
-        conf_file_given=options.conf_file is not None,
-        sampled=options.sampled,
-    )
+    tracker = _tracker(options, parser) if options.track and distributed.rank() == 0 else None
+    plan = Plan(arguments, options, run, tracker)
     # an agent given by -i is trained, whatever else is asked for
     kind = Search if options.optimize_hyperparameters and options.trained_agent is None else Training
     lines: list[str] = []
@@ -90,21 +72,16 @@ def _train(verb: str, arguments: Sequence[str]) -> int:
         exit_code = exit_code_of(error)
         raise
     finally:
-        # before the report, so that nothing is printed below it
-        if plan.tracker is not None:
+        if tracker is not None:  # before the report, so that nothing is printed below it
             # where the zoo trains without our checkpoints it swallows a Ctrl-C
-            plan.tracker.finish(INTERRUPTED if exit_code == 0 and plan.tracker.training_interrupted else exit_code)
+            tracker.finish(INTERRUPTED if exit_code == 0 and tracker.training_interrupted else exit_code)
     if lines:
         print("\n".join(lines), flush=True)
     return exit_code
 
 
 def _join_ranks(options: argparse.Namespace) -> list[str]:
-    """
-    Start the group of ranks.
-
-    :return: more options for the zoo: the seed that rank 0 draws if the user gives none
-    """
+    """:return: more options for the zoo, once all ranks have joined: the seed that rank 0 draws if the user gives none"""
     distributed.start(options.device)
     if options.seed >= 0:
         return []

@@ -108,15 +108,15 @@ class Training(Experiment):
             self.show_progress, self.save_freq, self.eval_freq = False, -1, -1
             self.callbacks = [c for c in self.callbacks if distributed.callbacks_of_this_rank(c) is not None]
         super().create_callbacks()
-        plan = self.plan
-        if plan.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
-            self.checkpoint = RunCheckpoint(Path(self.save_path), plan.checkpoint_every)
+        options, tracker = self.plan.options, self.plan.tracker
+        if options.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
+            self.checkpoint = RunCheckpoint(Path(self.save_path), options.checkpoint_every)
             self.callbacks.append(self.checkpoint)
-        if plan.tracker is not None:
-            plan.tracker.config.setdefault("env_id", str(self.env_name.gym_id))
-            if plan.video_freq:
-                plan.tracker.video_env, plan.tracker.video_freq = self._video_env(), plan.video_freq
-            self.callbacks.append(plan.tracker)
+        if tracker is not None:
+            tracker.config.setdefault("env_id", str(self.env_name.gym_id))
+            if options.wandb_video_freq:
+                tracker.video_env, tracker.video_freq = self._video_env(), options.wandb_video_freq
+            self.callbacks.append(tracker)
 
     def _video_env(self) -> "VecEnv":
         kwargs = self.eval_env_kwargs
@@ -194,7 +194,7 @@ class Training(Experiment):
             assert self.checkpoint is not None, "signals are caught for its sake"
             return self._how_to_resume(self.checkpoint), 128 + self.stopped_by[0]
         plan = self.plan
-        score = evaluate_saved(self, plan.n_eval_final) if plan.n_eval_final > 0 else None
+        score = evaluate_saved(self, plan.options.eval_final) if plan.options.eval_final else None
         if plan.tracker is not None and score is not None:
             plan.tracker.log_summary({"eval/final_mean_reward": score.mean, "eval/final_std_reward": score.std})
         return report_lines(self, plan.arguments, score, draw_learning_curve(self, score), plan.tracker), 0

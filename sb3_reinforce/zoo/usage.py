@@ -39,11 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def errors_in_one_line(verb: str) -> Iterator[None]:
-    """
-    Inside, every parser refuses in one line that names the nearest option.
-
-    :param verb: the command that is being run
-    """
+    """Inside, every parser refuses in one line that names the nearest option of the verb."""
 
     def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")] if message.startswith("unrecognized") else []

@@ -31,11 +31,7 @@ def has_display() -> bool:
 
 
 def check_env_id(env_id: str, packages: Sequence[str] = ()) -> None:
-    """
-    :param env_id: the id that the user gives
-    :param packages: modules that register environments when they are imported
-    :raises ValueError: if no such environment is registered
-    """
+    """Refuse an environment that is not registered, by itself or by one of the packages."""
     module, _, name = env_id.rpartition(":")
     for package in filter(None, [*packages, module]):
         try:
