@@ -12,6 +12,7 @@ import gymnasium as gym
 import pytest
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.schedules import make_schedule
 from sb3_reinforce.zoo import cli, config_file, register
 from sb3_reinforce.zoo.search_space import SEARCH_SPACE, convert_reinforce_params
 from tests.test_zoo import environment, is_png, sb3_reinforce
@@ -73,9 +74,8 @@ def test_a_search_is_kept_and_gone_on_with(in_folder: Path, capsys: pytest.Captu
 def same_as_trial(run: Path, params: dict[str, Any]) -> None:
     model = REINFORCE.load(run / "CartPole-v1.zip")
     expected = convert_reinforce_params(params)
-    name, schedule = (
-        ("target_kl", model._target_kl_schedule) if expected["natural_gradient"] else ("learning_rate", model.lr_schedule)
-    )
+    name = "target_kl" if expected["natural_gradient"] else "learning_rate"
+    schedule = make_schedule(name, getattr(model, name))
     size = str(expected.pop(name))
     assert schedule(1.0) == pytest.approx(float(size.removeprefix("lin_")))
     assert schedule(0.0) == (0.0 if size.startswith("lin_") else schedule(1.0))
