@@ -130,6 +130,7 @@ def test_a_bad_option_is_one_line(arguments: list[str], words: str, capsys: pyte
         (["--tack"], "unrecognized arguments: --tack, did you mean --track? `sb3-reinforce train --help` lists the options"),
         (["--optimize"], "unrecognized arguments: --optimize, did you mean --optimize-hyperparameters?"),
         (["--algo", "renforce"], "argument --algo: invalid choice: 'renforce'"),
+        (["-optimize", "-i", "mine.zip"], "-i trains an agent further, and a search trains new ones: leave it out"),
         (["-i", "."], "-i must be the file of a saved model, which ends in .zip, got '.'"),
     ],
 )

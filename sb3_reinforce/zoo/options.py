@@ -135,6 +135,8 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
             "--resume goes on with a training run; a search goes on by itself: give the same --study-name and --storage"
         )
     agent = options.trained_agent
+    if agent is not None and options.optimize_hyperparameters:
+        parser.error(f"-i trains an agent further, and a search trains new ones: leave it out, got {agent!r}")
     if run is None and agent is not None and not (agent.endswith(".zip") and os.path.isfile(agent)):
         parser.error(f"-i must be the file of a saved model, which ends in .zip, got {agent!r}: there is no such file")
     for option, values in (

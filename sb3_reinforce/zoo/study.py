@@ -4,7 +4,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
 def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
     """:raises UsageError: if a study's trials were drawn from other ranges than the search's"""
     now: dict[str, BaseDistribution] = {
-        name: FloatDistribution(values[0], values[1], log=True)
+        name: FloatDistribution(low=values[0], high=values[1], log=True)
         if isinstance(values, tuple)
         else CategoricalDistribution(values)
         for name, values in space.items()
@@ -130,16 +130,14 @@ class Results:
 
     def write_config(self, env_id: str, entry: Mapping[str, Any]) -> Path:
         """Write the best trial's hyperparameters as a config for ``train --conf-file``."""
-        best, path = self.study.best_trial, self.folder / "best.yml"
+        best = self.study.best_trial
         header = (
             f"# Trial {best.number}, the best of {self.n_finished} finished ones of the study {self.study.study_name}: "
             f"mean return {best.value:.6g}\n# {time.strftime('%Y-%m-%d')}; to train with it: sb3-reinforce train --env "
-            f"{env_id} --conf-file {relative(path)}\n"
+            f"{env_id} --conf-file {relative(self.folder / 'best.yml')}\n"
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         body = yaml.safe_dump({env_id: {key: entry[key] for key in sorted(entry)}}, sort_keys=False)
-        write_atomically(path, (header + body).encode())
-        return path
+        return self._write("best.yml", (header + body).encode())
 
     def draw(self) -> list[Path]:
         """:return: Optuna's plots, as PNG; none where matplotlib is not installed"""
@@ -149,26 +147,24 @@ class Results:
             return []
         from optuna.visualization import matplotlib as plots
 
-        plot_functions: dict[str, Callable[[optuna.Study], Any]] = {
-            "history": plots.plot_optimization_history,
-            "importances": plots.plot_param_importances,
-        }
         drawn = []
-        for name, plot in plot_functions.items():
+        for name, plot in (("history", plots.plot_optimization_history), ("importances", plots.plot_param_importances)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # optuna.visualization.matplotlib calls itself experimental
                 try:
-                    figure = plot(self.study).figure
-                except (ValueError, RuntimeError):  # importances of a single trial, or of trials that came to the same
+                    figure: Any = plot(self.study).figure
+                except (ValueError, RuntimeError):  # importances of a single trial, or of equal results
                     continue
             FigureCanvasAgg(figure)
             picture = io.BytesIO()
             figure.savefig(picture, dpi=100, bbox_inches="tight")
-            path = self.folder / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, picture.getvalue())
-            drawn.append(path)
+            drawn.append(self._write(f"{name}.png", picture.getvalue()))
         return drawn
+
+    def _write(self, name: str, content: bytes) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, content)
+        return self.folder / name
 
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
         """:return: the search in five lines: best trial, its config, plots, the study, the next command"""
@@ -197,9 +193,7 @@ def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     try:
         yaml.safe_dump(entry)
     except yaml.YAMLError as error:
-        raise UsageError(
-            f"the best trial is written as YAML, which cannot hold {' '.join(str(error.args[-1]).split())}"
-        ) from error
+        raise UsageError(f"the best trial is written as YAML, which cannot hold {error.args[-1]}") from error
     return entry
 
 

@@ -58,8 +58,7 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     check_options(options, run, parser)
     tracker = _tracker(options, parser) if options.track and distributed.rank() == 0 else None
     plan = Plan(arguments, options, run, tracker)
-    # an agent given by -i is trained, whatever else is asked for
-    kind = Search if options.optimize_hyperparameters and options.trained_agent is None else Training
+    kind = Search if options.optimize_hyperparameters else Training
     lines: list[str] = []
     exit_code = 1
     try:
