@@ -150,7 +150,7 @@ class Training(Experiment):
 
     def learn(self, model: "BaseAlgorithm") -> None:
         if self.checkpoint is not None and model.unfinished == "bootstrap":  # type: ignore[attr-defined]
-            print('No checkpoints: with unfinished="bootstrap" a run cannot go on exactly')
+            print('No checkpoints: with unfinished="bootstrap" a run cannot be resumed exactly')
             self.callbacks.remove(self.checkpoint)
             self.checkpoint = None
         if self.checkpoint is None:
@@ -201,7 +201,7 @@ class Training(Experiment):
 
     def _how_to_resume(self, checkpoint: RunCheckpoint) -> list[str]:
         if checkpoint.newest is None:
-            return ["Stopped; nothing was saved to go on from."]
+            return ["Stopped; nothing was saved to resume from."]
         return [
             f"Saved:   {relative(checkpoint.newest)}",
             f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}",

@@ -180,6 +180,6 @@ def check_plot_file(options: argparse.Namespace) -> None:
         for key in keys:
             if n_runs[env].get(key, 0) < 2:
                 raise ValueError(
-                    f"what is compared needs two runs on each environment, {key} has {n_runs[env].get(key, 0)} on {env}: "
+                    f"a comparison needs two runs on each environment, {key} has {n_runs[env].get(key, 0)} on {env}: "
                     "train with more seeds, or leave it out by --skip-keys or --skip-envs"
                 )
