@@ -545,7 +545,8 @@ def test_usage_errors_under_torchrun(arguments: list[str], words: str, monkeypat
 
 def test_the_run_of_a_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After a restart the run is found by the launch that began it, not by its age or name."""
-    from sb3_reinforce.zoo.checkpoints import Run, run_of_launch, write_run
+    from sb3_reinforce.zoo.checkpoints import SavedRun as Run
+    from sb3_reinforce.zoo.checkpoints import run_of_launch, write_run
 
     for number, launch in enumerate(["a", "b", "a", None]):
         folder = tmp_path / f"logs/reinforce/CartPole-v1_{number}"

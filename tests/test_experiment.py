@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.schedules import make_schedule
 from sb3_reinforce.zoo import cli, config_file, register
 from tests.test_zoo import environment
 
@@ -129,6 +130,7 @@ def test_a_bad_option_is_one_line(arguments: list[str], words: str, capsys: pyte
         (["--tack"], "unrecognized arguments: --tack, did you mean --track? `sb3-reinforce train --help` lists the options"),
         (["--optimize"], "unrecognized arguments: --optimize, did you mean --optimize-hyperparameters?"),
         (["--algo", "renforce"], "argument --algo: invalid choice: 'renforce'"),
+        (["-optimize", "-i", "mine.zip"], "-i trains an agent further, and a search trains new ones: leave it out"),
         (["-i", "."], "-i must be the file of a saved model, which ends in .zip, got '.'"),
     ],
 )
@@ -244,16 +246,9 @@ def test_all_schedules_from_a_config_load_without_rl_zoo():
 
     for run in (1, 2):
         model = REINFORCE.load(f"logs/reinforce/CartPole-v1_{run}/CartPole-v1.zip")
-        schedules = dict(
-            learning_rate=model.lr_schedule,
-            clip_range=model._clip_range_schedule,
-            ent_coef=model._ent_coef_schedule,
-            value_learning_rate=model._value_lr_schedule,
-            target_kl=model._target_kl_schedule,
-        )
         for name, value in SCHEDULES.items():
-            found = [schedules[name](progress) for progress in (1.0, 0.5, 0.0)]
-            assert found == pytest.approx([value, value / 2, 0.0]), name
+            schedule = make_schedule(name, getattr(model, name))
+            assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([value, value / 2, 0.0]), name
     without_zoo = (
         "import sys; sys.modules['rl_zoo3'] = None; from sb3_reinforce import REINFORCE; "
         "print([REINFORCE.load(path).lr_schedule(0.5) for path in sys.argv[1:]])"

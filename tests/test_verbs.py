@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("rl_zoo3")
+
 from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.verbs import ZOO_VERBS
 from tests.conftest import Installed
@@ -49,7 +51,6 @@ def test_enjoy(command: Installed, trained: Path, which: list[str], file: str):
 
 
 def test_other_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("rl_zoo3")
     monkeypatch.chdir(tmp_path)
     params = ["-params", "n_envs:1", "n_steps:64"]
     assert cli.main(["train", "--algo", "ppo", "--env", "CartPole-v1", "-n", "10", *params]) == 0
@@ -196,7 +197,6 @@ print(model.lr_schedule(0.5))
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What the one line says with which a command ends at once."""
-    pytest.importorskip("rl_zoo3")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
@@ -213,7 +213,6 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.mark.parametrize("verb", ZOO_VERBS)
 def test_help_says_what_is_added(verb: str, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("rl_zoo3")
     with pytest.raises(SystemExit, match="0"):
         cli.main([verb, "--help"])
     out = capsys.readouterr().out
@@ -225,7 +224,6 @@ def test_help_says_what_is_added(verb: str, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("rl_zoo3")
     with pytest.raises(SystemExit, match="0"):
         cli.main([verb, "--help"])
     (example,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
@@ -308,7 +306,6 @@ def test_what_cannot_be_plotted(refused: Callable[..., str], trained: Path, tmp_
 
 def test_runs_that_a_plot_leaves_out_are_named(tmp_path: Path, monkeypatch, capsys):
     """The zoo draws only the runs with the most evaluations, and a rollout played to its end may bring one more."""
-    pytest.importorskip("rl_zoo3")
     pytest.importorskip("seaborn")
     monkeypatch.chdir(tmp_path)
     for number, steps in enumerate([[10, 20, 30], [10, 20], [10, 20]], start=1):
@@ -341,7 +338,6 @@ def test_nothing_is_rendered_without_a_display(display: str, trained: Path, monk
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     """An assertion without words is no way to refuse: its traceback is what helps."""
-    pytest.importorskip("rl_zoo3")
 
     def fails(*_: object) -> None:
         raise AssertionError

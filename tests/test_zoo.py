@@ -367,7 +367,7 @@ def test_killed_again_and_again(tmp_path: Path):
 
 
 def test_arguments_of_a_run_are_kept(tmp_path: Path):
-    from sb3_reinforce.zoo.checkpoints import Run, plain_hyperparams, read_run, without_resume, write_run
+    from sb3_reinforce.zoo.checkpoints import SavedRun, plain_hyperparams, read_run, without_resume, write_run
 
     assert without_resume(["--resume", "a", "-n", "3", "--resume=b", "-P"]) == ["-n", "3", "-P"]
     hyperparams = {
@@ -379,13 +379,13 @@ def test_arguments_of_a_run_are_kept(tmp_path: Path):
     assert plain_hyperparams(hyperparams) == hyperparams
     assert plain_hyperparams({"learning_rate": print}) is None
     assert plain_hyperparams({"net_arch": (1, 2)}) is None  # JSON would make a list of it
-    write_run(Run(tmp_path, ["-n", "3"], hyperparams))
+    write_run(SavedRun(tmp_path, ["-n", "3"], hyperparams))
     # the arguments are kept unmasked
     assert stat.S_IMODE((tmp_path / "checkpoints/run.json").stat().st_mode) == 0o600
     with pytest.raises(ValueError, match="has no checkpoint yet: start the run anew, sb3-reinforce train -n 3"):
         read_run(tmp_path)
     (tmp_path / "checkpoints/checkpoint_5_steps.zip").touch()
-    assert read_run(tmp_path) == read_run(tmp_path / "checkpoints") == Run(tmp_path, ["-n", "3"], hyperparams)
+    assert read_run(tmp_path) == read_run(tmp_path / "checkpoints") == SavedRun(tmp_path, ["-n", "3"], hyperparams)
     (tmp_path / "checkpoints/run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
         read_run(tmp_path)

@@ -9,13 +9,12 @@ def register() -> None:
     """
     Make ``--algo reinforce`` known to RL Zoo.
 
-    ``rl_zoo3.ALGOS`` and the two tables of its hyperparameter search are dicts shared by all of the zoo's commands, so one
-    assignment each reaches train, enjoy and the rest. It must happen before a command builds its argument parser, which
-    takes its choices from there.
+    All of the zoo's commands share ``rl_zoo3.ALGOS`` and the two tables of its search, so one assignment each is enough. Call
+    this before a command builds its argument parser, which takes its choices from there.
 
     :raises ModuleNotFoundError: if rl_zoo3 is not installed
     """
-    import rl_zoo3
+    import rl_zoo3  # optional: the extra `zoo`
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
     from sb3_reinforce import REINFORCE
@@ -28,9 +27,7 @@ def register() -> None:
 
 def config_file(name: str = "reinforce.yml") -> Path:
     """
-    One of the files of ``zoo_configs/``, wherever the package runs from.
-
-    A wheel carries the folder inside the package; in a checkout, also an editable install, it lies beside it.
+    Find a file of ``zoo_configs/``: inside the package in a wheel, beside it in a checkout or an editable install.
 
     :param name: the file's name within ``zoo_configs/``
     :return: its path

@@ -1,4 +1,4 @@
-"""Runs of the command line that stop and go on: what was asked for, the signals, and Monitor's files."""
+"""Training runs that can be resumed: the saved command line, checkpoints, Monitor's files, and signals that stop a run."""
 
 import json
 import math
@@ -19,15 +19,15 @@ FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 
 
-class Run(NamedTuple):
+class SavedRun(NamedTuple):
     """
-    A run that can go on.
+    A training run that can be resumed from its folder.
 
     :param folder: RL Zoo's folder of the run, such as ``logs/reinforce/CartPole-v1_1``
-    :param arguments: the command line that it was started with, behind the verb, its seed included
-    :param hyperparams: the config that it was started with; None where it holds more than plain values
+    :param arguments: the command line that started it, after the verb, with its seed
+    :param hyperparams: the config that it started with; None if that holds more than plain values
     :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.distributed.launch_id`
-    :param first_step: steps that the agent had played before, where ``-i`` gave one
+    :param first_step: steps that an agent given by ``-i`` had played before
     """
 
     folder: Path
@@ -42,11 +42,11 @@ class Run(NamedTuple):
         return self.folder / FOLDER
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path) -> SavedRun:
     """
     :param path: the folder of a run, or that of its checkpoints
     :return: the run
-    :raises ValueError: if there is nothing to go on from
+    :raises ValueError: if there is nothing to resume from
     """
     folder = Path(path)
     if folder.name == FOLDER:
@@ -56,7 +56,7 @@ def read_run(path: str | Path) -> Run:
         raise ValueError(f"must be the folder of a run of `sb3-reinforce train`, got {path}, which has no {FOLDER}/{RUN_FILE}")
     try:
         saved = json.loads(file.read_text())
-        run = Run(folder, list(saved["arguments"]), saved["hyperparams"], saved.get("launch"), saved.get("first_step", 0))
+        run = SavedRun(folder, list(saved["arguments"]), saved["hyperparams"], saved.get("launch"), saved.get("first_step", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
     if not checkpoints_in(run.checkpoints):
@@ -64,41 +64,25 @@ def read_run(path: str | Path) -> Run:
     return run
 
 
-def run_of_launch(log_folder: str | Path, launch: str | None) -> Run | None:
-    """
-    :param log_folder: RL Zoo's ``--log-folder``
-    :param launch: a launch of torchrun
-    :return: the newest run that it started; None: there is none, or it has no checkpoint yet
-    """
+def run_of_launch(log_folder: str | Path, launch: str | None) -> SavedRun | None:
+    """:return: the newest run below RL Zoo's log folder that a launch of torchrun has started, if it has a checkpoint yet"""
     files = Path(log_folder).glob(f"*/*/{FOLDER}/{RUN_FILE}")
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(ValueError):  # another run's file that cannot be read
+        with suppress(ValueError):  # an unreadable file of another run
             if launch is not None and json.loads(file.read_text()).get("launch") == launch:
                 return read_run(file.parent) if checkpoints_in(file.parent) else None
     return None
 
 
-def write_run(run: Run) -> None:
-    """
-    Keep what a run was started with, beside its checkpoints: as it was given, so for nobody else to read.
-
-    :param run: the run
-    """
+def write_run(run: SavedRun) -> None:
+    """Save a run's command line and config beside its checkpoints, unmasked and so readable by its owner alone."""
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    values = {
-        "arguments": run.arguments,
-        "hyperparams": run.hyperparams,
-        "launch": run.launch,
-        "first_step": run.first_step,
-    }
+    values = {name: value for name, value in run._asdict().items() if name != "folder"}
     write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode(), mode=0o600)
 
 
 def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
-    """
-    :param hyperparams: a config as RL Zoo has read it
-    :return: a copy that JSON keeps as it is; None if there is none
-    """
+    """:return: a copy of a config that JSON preserves; None if JSON would change it"""
     try:
         copied: dict[str, Any] = json.loads(json.dumps(dict(hyperparams)))
     except (TypeError, ValueError):
@@ -107,10 +91,7 @@ def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """
-    :param arguments: a command line
-    :return: the same without ``--resume FOLDER``
-    """
+    """:return: a command line without ``--resume FOLDER``"""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
@@ -123,8 +104,9 @@ def without_resume(arguments: Sequence[str]) -> list[str]:
 
 class RunCheckpoint(TrainingCheckpoint):
     """
-    The checkpoint of a run of the command line, which cuts Monitor's files back to where they were at the checkpoint: their
-    rows behind it are about to be written again, and nothing in them tells a row from its repetition. Each rank cuts its own.
+    A checkpoint that also cuts Monitor's files back to their size at the checkpoint.
+
+    The rows after it are about to be written again, and a reader could not tell them apart. Each rank cuts its own files.
 
     :param run_folder: RL Zoo's folder of the run
     :param every_n_updates: number of updates from one checkpoint to the next
@@ -156,7 +138,7 @@ def monitor_files(run_folder: Path) -> list[Path]:
 
 
 def started_at(monitor_file: Path) -> float:
-    """:return: the time that a Monitor's file counts from, seconds since the epoch"""
+    """:return: the time from which a Monitor's file counts, seconds since the epoch"""
     with monitor_file.open() as file:
         return float(json.loads(file.readline()[1:])["t_start"])
 
@@ -164,19 +146,19 @@ def started_at(monitor_file: Path) -> float:
 @contextmanager
 def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
     """
-    Inside, the first Ctrl-C or SIGTERM asks for a stop at the end of the update; the second exits at once.
+    Stop at the end of the update on the first Ctrl-C or SIGTERM, and exit at once on the second.
 
-    :param checkpoint: what is asked to stop
-    :return: the signals that came
+    :param checkpoint: the callback that stops training
+    :return: the signals received
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if came:
+        if received:
             if sys.stdout.isatty():
                 os.write(1, b"\x1b[?25h")  # the progress bar has hidden the cursor
             os._exit(128 + number)
-        came.append(number)
+        received.append(number)
         checkpoint.stop()
         # not print: the signal may have come in the middle of one
         if distributed.rank() == 0:
@@ -185,15 +167,15 @@ def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, handle) for number in numbers]
     try:
-        yield came
+        yield received
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 
 @contextmanager
-def keyboard_left_to_us() -> Iterator[None]:
-    """Processes started inside do not react to Ctrl-C: a terminal sends it to all, and the update is to be finished."""
+def interrupts_ignored() -> Iterator[None]:
+    """Let processes started inside ignore Ctrl-C: a terminal sends it to all, and the update is to be finished."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The command ``sb3-reinforce``: a verb, and everything after it handed to what does the work."""
+"""The command ``sb3-reinforce``: a verb, and its arguments, which go unchanged to the function that does the work."""
 
 import difflib
 import os
@@ -7,32 +7,26 @@ from collections.abc import Callable, Sequence
 from ctypes.util import find_library
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
-USAGE_ERROR = 2
+from sb3_reinforce.zoo.usage import USAGE_ERROR, refuse
 
 
 class Verb(NamedTuple):
-    """A word of the command line: ``run`` takes what follows it and returns the exit code."""
+    """A command: ``run`` takes the arguments after the verb and returns the exit code."""
 
     run: Callable[[Sequence[str]], int]
     summary: str
     needs_zoo: bool = True
 
 
-def _train(arguments: Sequence[str]) -> int:
-    # imported here: `--help` and a misspelt verb need no rl_zoo3
+def _train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
+    # imported here, as below: rl_zoo3 is optional and slow, and `--help` or a misspelt verb does not need it
     from sb3_reinforce.zoo.train import train
 
-    return train(arguments)
-
-
-def _tune(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.zoo.train import tune
-
-    return tune(arguments)
+    return train(verb, arguments)
 
 
 def _compare(arguments: Sequence[str]) -> int:
@@ -62,12 +56,12 @@ def _report(arguments: Sequence[str]) -> int:
 def _zoo(name: str, arguments: Sequence[str]) -> int:
     from sb3_reinforce.zoo.verbs import run
 
-    return run(name, arguments)
+    return run(name, arguments, main)
 
 
 VERBS = {
-    "train": Verb(_train, "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
-    "tune": Verb(_tune, "search hyperparameters in a study that several workers share, write the best as a config"),
+    "train": Verb(partial(_train, "train"), "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
+    "tune": Verb(partial(_train, "tune"), "search hyperparameters in a study that workers share, write the best as a config"),
     "enjoy": Verb(partial(_zoo, "enjoy"), "play a trained agent"),
     "benchmark": Verb(partial(_zoo, "benchmark"), "play all trained agents, scores as a Markdown table"),
     "plot-train": Verb(partial(_zoo, "plot-train"), "training returns, one curve per run"),
@@ -98,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
-        return _refuse(f"unknown command {name!r}, did you mean {nearest!r}? `sb3-reinforce --help` lists them all")
+        return refuse(f"unknown command {name!r}, did you mean {nearest!r}? `sb3-reinforce --help` lists them all")
     if VERBS[name].needs_zoo and find_spec("rl_zoo3") is None:
-        return _refuse(f'{name} needs RL Zoo: pip install "sb3-reinforce[zoo]"')
+        return refuse(f'{name} needs RL Zoo: pip install "sb3-reinforce[zoo]"')
     _render_without_display()
     try:
         code = VERBS[name].run(rest)
@@ -110,35 +104,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UnregisteredEnv, DependencyNotInstalled) as error:
-        return _refuse(f"{name}: {error}")
+        return refuse(f"{name}: {error}")
     except ValueError as error:
         if "not found in gym registry" not in str(error):  # the words of RL Zoo's train
             raise
-        return _refuse(f"{name}: {error}")
+        return refuse(f"{name}: {error}")
 
 
 def _render_without_display() -> None:
-    """MuJoCo's way to render is chosen when it is imported: EGL where there is no display and the user has not chosen."""
+    """Choose EGL for MuJoCo, if there is no display and the user has chosen nothing; MuJoCo reads this when it is imported."""
     displays = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
     if sys.platform == "linux" and not any(map(os.environ.get, displays)) and find_library("EGL") is not None:
         os.environ["MUJOCO_GL"] = "egl"
 
 
-def _refuse(message: str) -> int:
-    print(f"sb3-reinforce: error: {message}", file=sys.stderr)
-    return USAGE_ERROR
-
-
 def _help() -> str:
     lines = [f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: sb3-reinforce COMMAND ...",
-            "",
-            "RL Zoo's command line with REINFORCE in it.",
-            "",
-            *lines,
-            "",
-            "`sb3-reinforce COMMAND --help` shows the command's own options.",
-        ]
-    )
+    head = ["usage: sb3-reinforce COMMAND ...", "", "RL Zoo's command line with REINFORCE in it.", ""]
+    return "\n".join([*head, *lines, "", "`sb3-reinforce COMMAND --help` shows the command's own options."])

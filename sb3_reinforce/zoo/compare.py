@@ -1,7 +1,6 @@
 """``sb3-reinforce compare-baselines``: which baseline has the least gradient variance on this environment?"""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_reinforce.diagnostics import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.zoo.usage import refuse
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def compare(arguments: Sequence[str]) -> int:
     Print and draw the gradient's variance under every baseline.
 
     :param arguments: the command line after the verb
-    :return: the exit code: 0, or 2 for what cannot be compared
+    :return: the exit code: 0, or 2 for a command line that cannot be run
     """
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce compare-baselines",
@@ -33,8 +33,8 @@ def compare(arguments: Sequence[str]) -> int:
         "--vecnormalize",
         type=Path,
         metavar="FILE",
-        help="statistics that the model was trained with (default: vecnormalize.pkl beside the model, or in the folder "
-        "named like the environment beside it, where RL Zoo puts it)",
+        help="statistics from the model's training (default: vecnormalize.pkl beside the model, or in the folder beside it "
+        "that is named like the environment, where RL Zoo saves it)",
     )
     parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: baselines-ID.png)")
     options = parser.parse_args(arguments)
@@ -50,8 +50,7 @@ def compare(arguments: Sequence[str]) -> int:
         comparison = compare_baselines(env, model, n_episodes=options.episodes, seed=options.seed)
         env.close()
     except (ValueError, FileNotFoundError) as error:
-        print(f"sb3-reinforce compare-baselines: error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error, "compare-baselines")
     print(comparison)
     path = options.png or Path(f"baselines-{options.env.replace('/', '-')}.png")
     try:
@@ -64,12 +63,6 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def _beside(model: Path | None, env_id: str) -> Path | None:
-    """
-    :param model: the model's file
-    :param env_id: its environment
-    :return: the statistics saved beside it, None if there are none
-    """
-    if model is None:
-        return None
-    candidates = (model.parent / "vecnormalize.pkl", model.parent / env_id / "vecnormalize.pkl")
-    return next((path for path in candidates if path.is_file()), None)
+    """:return: the statistics saved beside a model, if any"""
+    folders = () if model is None else (model.parent, model.parent / env_id)
+    return next((folder / "vecnormalize.pkl" for folder in folders if (folder / "vecnormalize.pkl").is_file()), None)

@@ -1,4 +1,4 @@
-"""A config's entry for an environment, read and checked: what is wrong is named with its key and file."""
+"""Read and check a config's entry for an environment. Errors name the key and the file."""
 
 import difflib
 import importlib
@@ -11,23 +11,21 @@ import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.utils import get_class_by_name
 
+from sb3_reinforce.arguments import check_count
 from sb3_reinforce.schedules import is_number, make_schedule
+from sb3_reinforce.zoo.usage import UsageError
 
-# What the zoo takes out of an entry before it makes the model of what is left
+# Keys that the zoo removes from an entry; the rest are the model's arguments
 ZOO_KEYS = (
     "callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "noise_std",
     "noise_type", "normalize", "policy", "vec_env_wrapper",
 )  # fmt: skip
-# Text that the zoo turns into a schedule, or leaves to REINFORCE to do so
+# Text that the zoo, or REINFORCE, turns into a schedule
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 # Text that the zoo evaluates as Python, in its own module
 EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
-# Dotted paths of what the zoo imports
-IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper")
-
-
-class UsageError(ValueError):
-    """What a user asked for on the command line, or in a file named there, cannot be done: exit code 2, no traceback."""
+# Dotted paths that the zoo imports; that of a policy has a dot, SB3's own names have none
+IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper", "policy")
 
 
 def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def _read(file: str) -> Mapping[str, Any]:
     except OSError as error:
         raise UsageError(f"--conf-file {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"--conf-file {file} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--conf-file {file} is no YAML: {error}") from error
     except ImportError as error:
         raise UsageError(f"--conf-file must be a .yml file, a .py file or a module, got {file}: {error}") from error
     except (KeyError, AttributeError) as error:
@@ -76,7 +74,7 @@ def _read(file: str) -> Mapping[str, Any]:
 
 def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str]) -> None:
     """
-    Refuse what cannot be right, whatever the environment. What only the algorithm can tell is left to its constructor.
+    Refuse hyperparameters that are wrong whatever the environment. The rest is left to the algorithm's constructor.
 
     :param algo: RL Zoo's name of the algorithm
     :param entry: hyperparameters as RL Zoo reads them
@@ -84,55 +82,51 @@ def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str
     :raises UsageError: names the key, where it comes from, the value and the cure
     """
     known = {*ZOO_KEYS, *inspect.signature(ALGOS[algo]).parameters} - {"env"}
-    for key, value in entry.items():
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{source(key)}: {algo} has no hyperparameter {key!r}, did you mean {nearest!r}?")
-        text = _number_as_text(value)
-        if text is not None:
-            raise UsageError(
-                f"{source(key)}: {key} must be a number, got the text {text!r} (YAML reads 1e-3 as text): write !!float {text}"
-            )
-        if isinstance(value, str) and key in SCHEDULES:
-            try:
-                make_schedule(key, value)
-            except ValueError as error:
-                raise UsageError(f"{source(key)}: {error}") from error
-        if isinstance(value, str) and key in EVALUATED:
-            try:
-                eval(value, vars(exp_manager).copy())
-            except Exception as error:
-                raise UsageError(f"{source(key)}: {key} must be Python, got {value!r} ({error})") from error
-        if key in IMPORTED:
-            for item in value if isinstance(value, list) else [value]:
-                _check_import(next(iter(item)) if isinstance(item, Mapping) and item else item, f"{source(key)}: {key}")
-    if isinstance(entry.get("policy"), str) and "." in entry["policy"]:
-        _check_import(entry["policy"], f"{source('policy')}: policy")
-    for key in ("n_timesteps", "policy"):
-        if key not in entry:
-            raise UsageError(f"{source(key)}: {key} is missing")
-    for key in ("n_timesteps", "n_envs"):
-        value = entry.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
-            raise UsageError(f"{source(key)}: {key} must be a whole number >= 1, got {value!r}")
+    missing = [key for key in ("n_timesteps", "policy") if key not in entry]
+    for key in [*entry, *missing]:
+        try:
+            if key in missing:
+                raise ValueError(f"{key} is missing")
+            if key not in known:
+                nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{algo} has no hyperparameter {key!r}, did you mean {nearest!r}?")
+            _check_value(key, entry[key])
+        except ValueError as error:
+            raise UsageError(f"{source(key)}: {error}") from error
+
+
+def _check_value(key: str, value: Any) -> None:
+    """:raises ValueError: if the value cannot be right for this key"""
+    text = _number_as_text(value)
+    if text is not None:
+        raise ValueError(f"{key} must be a number, got the text {text!r} (YAML reads 1e-3 as text): write !!float {text}")
+    if key in ("n_timesteps", "n_envs"):
+        check_count(key, int(value) if isinstance(value, float) and value.is_integer() else value)
+    if isinstance(value, str) and key in SCHEDULES:
+        make_schedule(key, value)
+    if isinstance(value, str) and key in EVALUATED:
+        try:
+            eval(value, vars(exp_manager).copy())
+        except Exception as error:
+            raise ValueError(f"{key} must be Python, got {value!r} ({error})") from error
+    if key in IMPORTED:
+        for item in value if isinstance(value, list) else [value]:
+            path = next(iter(item)) if isinstance(item, Mapping) and item else item
+            if isinstance(path, str) and (key != "policy" or "." in path):
+                try:
+                    get_class_by_name(path)
+                except (ImportError, AttributeError, ValueError) as error:
+                    raise ValueError(
+                        f"{key} must be the dotted path of what can be imported, got {path!r} ({error})"
+                    ) from error
 
 
 def _number_as_text(value: Any, outermost: bool = True) -> str | None:
     """
-    :param value: a hyperparameter
-    :param outermost: whether it is one itself; in a dict below, as arguments of an environment, "1" may be meant as text
-    :return: the text in it that was surely meant as a number; None: there is none
+    :param value: a hyperparameter, or a part of one: "1" as an environment's argument may be text, "1e-3" surely is a number
+    :return: the text in it that was meant as a number, if any
     """
     if isinstance(value, str):
         return value if is_number(value) and (outermost or "e" in value.lower()) else None
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next((text for item in inner if (text := _number_as_text(item, outermost=False)) is not None), None)
-
-
-def _check_import(path: Any, name: str) -> None:
-    if not isinstance(path, str):
-        return
-    try:
-        get_class_by_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{name} must be the dotted path of what can be imported, got {path!r} ({error})") from error

@@ -1,32 +1,28 @@
-"""What a training run came to: the saved model's score, the learning curve, and five lines about them."""
+"""The results of a training run: the saved model's score, the learning curve, and five lines about them."""
 
-import csv
-import json
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-if TYPE_CHECKING:
-    from rl_zoo3.exp_manager import ExperimentManager
-
-    from sb3_reinforce.tracking import WandbCallback
-    from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.tracking import WandbCallback
 
 # SB3's own rollout/ep_rew_mean averages over as many
 SMOOTHING_WINDOW = 100
 
 
 class Score(NamedTuple):
-    """Return of the deterministic policy, undiscounted: mean and standard deviation over the episodes played."""
+    """Undiscounted return of the deterministic policy: mean and standard deviation over the episodes played."""
 
     mean: float
     std: float
@@ -36,32 +32,20 @@ class Score(NamedTuple):
         return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} deterministic episodes"
 
 
-def model_file(experiment: "ExperimentManager") -> Path:
-    """
-    Where RL Zoo puts the final model.
-
-    :param experiment: the training run
-    :return: the zip file
-    """
+def model_file(experiment: ExperimentManager) -> Path:
+    """:return: the zip file in which RL Zoo saves the final model"""
     return Path(experiment.save_path) / f"{experiment.env_name}.zip"
 
 
-def evaluate_saved(experiment: "ExperimentManager", n_episodes: int) -> Score:
-    """
-    Play the model that was saved, read back from its file, with the wrappers and statistics saved beside it.
-
-    :param experiment: the training run
-    :param n_episodes: how many episodes to play
-    :return: their returns' mean and standard deviation
-    """
-    from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
-
+def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
+    """Play the saved model, loaded from its file, with the wrappers and statistics saved beside it."""
     hyperparams, stats_path = get_saved_hyperparams(experiment.params_path, test_mode=True)
     env = create_test_env(
         experiment.env_name.gym_id,
         n_envs=min(8, n_episodes),
         stats_path=stats_path,
-        seed=_evaluation_seed(experiment.seed),
+        # other environments than those of training, where SB3 counts up from the seed
+        seed=int(np.random.SeedSequence([experiment.seed, 1]).generate_state(1)[0] % 2**31),
         should_render=False,
         hyperparams=hyperparams,
         env_kwargs=experiment.eval_env_kwargs or experiment.env_kwargs,
@@ -73,32 +57,14 @@ def evaluate_saved(experiment: "ExperimentManager", n_episodes: int) -> Score:
     return Score(cast(float, mean), cast(float, std), n_episodes)
 
 
-def _evaluation_seed(seed: int) -> int:
-    """
-    A seed whose environments are not those of training: SB3 counts up from the seed, one for each environment.
-
-    :param seed: the training run's
-    :return: another one
-    """
-    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] % 2**31)
-
-
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """
-    The training episodes that Monitor noted, of all environments, in the order in which they ended.
+    Read the training episodes of all environments from Monitor's files, in the order in which they ended.
 
-    :param run_folder: the folder with the ``*.monitor.csv`` files
-    :return: steps of all episodes up to and with this one, and its return; both of shape [episodes]
+    :return: steps of all episodes up to this one, including it, and its return; both of shape [episodes]
     """
-    episodes: list[tuple[float, int, float]] = []
-    for path in sorted(run_folder.glob(f"*{Monitor.EXT}")):
-        with path.open(newline="") as file:
-            # the first line is JSON behind a "#": when this environment's clock started
-            start = float(json.loads(file.readline()[1:])["t_start"])
-            episodes += [(start + float(row["t"]), int(row["l"]), float(row["r"])) for row in csv.DictReader(file)]
-    episodes.sort()
-    steps = np.cumsum([length for _, length, _ in episodes], dtype=np.int64)
-    return steps, np.array([episode_return for _, _, episode_return in episodes], dtype=np.float64)
+    episodes = load_results(str(run_folder))
+    return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -106,7 +72,7 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     Mean over the last ``window`` values, over fewer at the start.
 
     :param values: shape [n]
-    :param window: how many values to average, at least 1
+    :param window: number of values to average, at least 1
     :return: shape [n]
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -115,13 +81,12 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) -> Path | None:
+def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path | None:
     """
-    Training returns over environment steps, as a PNG in the run's folder.
+    Draw training returns over environment steps, as a PNG in the run's folder.
 
-    :param experiment: the training run
-    :param score: the final evaluation, drawn as a line, or None
-    :return: the file, or None where matplotlib is not installed
+    :param score: the final evaluation, drawn as a line
+    :return: the file, or None if matplotlib is not installed
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -149,17 +114,13 @@ def draw_learning_curve(experiment: "ExperimentManager", score: Score | None) ->
 
 
 def report_lines(
-    experiment: "Experiment", score: Score | None, curve: Path | None, tracker: "WandbCallback | None"
+    experiment: ExperimentManager,
+    arguments: Sequence[str],
+    score: Score | None,
+    curve: Path | None,
+    tracker: WandbCallback | None,
 ) -> list[str]:
-    """
-    The run in five lines: score, model, learning curve, W&B run, what to try next.
-
-    :param experiment: the training run
-    :param score: the final evaluation, or None
-    :param curve: the learning curve's file, or None
-    :param tracker: the callback that tracked the run, or None
-    :return: the lines
-    """
+    """Describe the run in five lines: score, model, learning curve, W&B run, the next command."""
     if tracker is None:
         run = "not tracked, add --track"
     elif tracker.run_dir is None:
@@ -169,8 +130,7 @@ def report_lines(
     picture = relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
     again = f"{command('sb3-reinforce')} train"
     if experiment.algo == "reinforce":
-        # what the project is about, seen on the user's own environment
-        following = f"the same without a baseline: {again} {without_baseline(experiment.plan.arguments)}"
+        following = f"the same without a baseline: {again} {without_baseline(arguments)}"
     else:
         following = f"REINFORCE for comparison: {again} --env {experiment.env_name.gym_id} -P"
     return [
@@ -183,10 +143,7 @@ def report_lines(
 
 
 def without_baseline(arguments: Sequence[str]) -> str:
-    """
-    :param arguments: a command line of training
-    :return: the same for a shell, but with ``baseline="none"`` among its ``-params``
-    """
+    """:return: a command line of training, quoted for a shell, with ``baseline="none"`` among its ``-params``"""
     words = [shlex.quote(word) for word in arguments]
     flags = [number for number, word in enumerate(words) if word in ("-params", "--hyperparams")]
     if not flags:
@@ -198,18 +155,13 @@ def without_baseline(arguments: Sequence[str]) -> str:
 
 
 def relative(path: Path) -> str:
-    """:return: the path from where the user stands, if it is below that"""
+    """:return: the path relative to the working directory, if it is below that"""
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def command(name: str) -> str:
-    """
-    How to call one of our commands from here, also if the environment that it lives in is not activated.
-
-    :param name: the command
-    :return: its name, if the shell finds this very one, else its path
-    """
+    """:return: the name of one of our commands if the shell finds it, else its path: its environment may not be activated"""
     here = Path(sys.executable).parent / name
     found = shutil.which(name)
     if not here.is_file() or (found is not None and Path(found).samefile(here)):

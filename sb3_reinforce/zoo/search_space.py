@@ -1,5 +1,6 @@
-"""Where ``sb3-reinforce tune`` looks for hyperparameters; ``zoo_configs/sweep.yml`` holds the same ranges for W&B."""
+"""The ranges that ``sb3-reinforce tune`` searches; ``zoo_configs/sweep.yml`` holds the same for W&B."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,12 @@ if TYPE_CHECKING:
 LogRange = tuple[float, float]
 Range = LogRange | Sequence[Any]
 
-# Baselines made of other episodes. They always get `n_episodes` here: with `n_steps` they take the other environments'
-# episodes, of which a config with one environment has none.
+# Baselines made of other episodes. Here they always get `n_episodes`: with `n_steps` they need several environments, and a
+# config may have one.
 OF_OTHER_EPISODES = ("leave_one_out", "per_step", "optimal")
 
-# One flat space, the same for every trial, so that a W&B sweep, which knows no conditions, can hold it too: the converter
-# leaves out what baseline and kind of step do not use. "greedy" plays each reset twice and wants n_episodes == n_envs: not
-# searched.
+# One flat space for every trial, because a W&B sweep knows no conditions: the converter drops what the baseline and the kind
+# of step do not use. "greedy" is not searched: it plays each reset twice and needs n_episodes == n_envs.
 SEARCH_SPACE: dict[str, Range] = {
     "natural_gradient": [False, True],
     "target_kl": (3e-3, 1e-1),
@@ -36,19 +36,21 @@ SEARCH_SPACE: dict[str, Range] = {
     "norm_obs": [False, True],
     "norm_reward": [False, True],
 }
-# Of VecNormalize, not of REINFORCE: searched where the experiment wraps the environments as each trial asks
+# Arguments of VecNormalize, not of REINFORCE: searched where each trial's environments are wrapped as it asks
 NORMALIZATION = ("norm_obs", "norm_reward")
 
 # RL Zoo's names
-NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
-ACTIVATION_FN = {"tanh": nn.Tanh, "relu": nn.ReLU}
+POLICY_KWARGS: dict[str, dict[str, Any]] = {
+    "net_arch": {"tiny": [64], "small": [64, 64], "medium": [256, 256]},
+    "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU},
+}
 
 
 def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
     """
-    :param n_envs: number of environments; every environment plays an equal share of ``n_episodes``, so its values are
-        rounded up to multiples
-    :param normalization: whether to search what VecNormalize does
+    :param n_envs: number of environments; the values of ``n_episodes`` are rounded up to multiples of it, because every
+        environment plays an equal share
+    :param normalization: whether to search the arguments of VecNormalize
     :return: name -> range
     """
     space = dict(SEARCH_SPACE)
@@ -57,11 +59,7 @@ def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
 
 
 def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]:
-    """
-    :param trial: which chooses; asked again it answers the same
-    :param space: name -> range
-    :return: name -> value
-    """
+    """:return: name -> value, chosen by the trial, which gives the same when it is asked again"""
     return {
         name: trial.suggest_float(name, *values, log=True)
         if isinstance(values, tuple)
@@ -74,25 +72,25 @@ def sample_reinforce_params(
     trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    RL Zoo's sampler of REINFORCE.
+    Sample hyperparameters, as RL Zoo's search calls it.
 
-    :param trial: which chooses
+    :param trial: chooses the values
     :param n_actions: number of action dimensions, not used
     :param n_envs: number of environments
-    :param additional_args: of off-policy algorithms, not used
-    :return: arguments of :class:`~sb3_reinforce.reinforce.REINFORCE` which can be right together
+    :param additional_args: for off-policy algorithms, not used
+    :return: arguments of :class:`~sb3_reinforce.reinforce.REINFORCE` that are valid together
     """
     return convert_reinforce_params(suggest(trial, search_space(n_envs, normalization=False)))
 
 
 def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Some values of the search space, with what their meaning hangs on.
+    Add the config's ``natural_gradient`` and ``baseline`` to a sample without them: other values depend on them.
 
-    :param sampled: name -> value, of some names of the search space
-    :param entry: the config's entry, which holds what is not sampled
-    :return: the same, with ``natural_gradient`` and ``baseline``
-    :raises ValueError: if one of them would have no effect
+    :param sampled: name -> value, for some names of the search space
+    :param entry: the config's entry
+    :return: the completed sample
+    :raises ValueError: if one of its values would have no effect
     """
     found = {name: entry[name] for name in ("natural_gradient", "baseline") if name in entry} | dict(sampled)
     step_size, unused = "learning_rate", "target_kl"
@@ -108,13 +106,13 @@ def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dic
 
 def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
     """
-    RL Zoo's converter of REINFORCE: sampled values to hyperparameters, as they stand in a config.
+    Convert sampled values to hyperparameters as a config has them, as RL Zoo's search calls it.
 
-    :param sampled_params: name -> value, of all names of the search space or of some
-    :return: hyperparameters; without ``norm_obs`` and ``norm_reward`` arguments of REINFORCE alone
+    :param sampled_params: name -> value, for all names of the search space or for some
+    :return: hyperparameters; arguments of REINFORCE alone if neither ``norm_obs`` nor ``norm_reward`` is sampled
     """
     hyperparams = dict(sampled_params)
-    # the size of a step is one or the other
+    # the size of a step is set by one of the two
     if hyperparams.get("natural_gradient"):
         step_size, unused = "target_kl", "learning_rate"
         # a config may ask for several steps per batch
@@ -131,15 +129,11 @@ def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any
         hyperparams["n_episodes"] = None  # a config may have it
     if baseline not in (None, "value"):
         hyperparams.pop("value_learning_rate", None)
-        # what a config may ask for, and only a learned value can give
+        # a config may ask for these, and only a learned value can bootstrap
         hyperparams |= {"truncation": None, "unfinished": "finish"}
-    policy_kwargs: dict[str, Any] = {}
-    if "net_arch" in hyperparams:
-        policy_kwargs["net_arch"] = list(NET_ARCH[hyperparams.pop("net_arch")])
-    if "activation_fn" in hyperparams:
-        policy_kwargs["activation_fn"] = ACTIVATION_FN[hyperparams.pop("activation_fn")]
+    policy_kwargs = {name: choices[hyperparams.pop(name)] for name, choices in POLICY_KWARGS.items() if name in hyperparams}
     if policy_kwargs:
-        hyperparams["policy_kwargs"] = policy_kwargs
+        hyperparams["policy_kwargs"] = copy.deepcopy(policy_kwargs)
     normalize = {name: hyperparams.pop(name) for name in NORMALIZATION if name in hyperparams}
     if normalize:
         hyperparams["normalize"] = normalize if any(normalize.values()) else False

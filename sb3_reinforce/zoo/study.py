@@ -1,10 +1,11 @@
-"""A search's study: where it is kept, whether it fits, and what came out of it."""
+"""A search's study: its storage, whether it fits the search, and its results."""
 
 import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,12 @@ from optuna.trial import TrialState
 from torch import nn
 
 from sb3_reinforce.save_util import write_atomically
-from sb3_reinforce.zoo.config import UsageError
 from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import Range
+from sb3_reinforce.zoo.usage import UsageError
 
-# by this the zoo knows a journal from a database's address
+# the zoo takes a storage with this ending as a journal, any other as a database's address
 JOURNAL = ".log"
-
-
-def default_storage(log_folder: str, algo: str, env_id: str) -> str:
-    """:return: the journal of searches for this environment: a file that several workers may share"""
-    return str(Path(log_folder) / algo / f"{env_id.replace('/', '-')}-study{JOURNAL}")
-
-
-def default_study_name(algo: str, env_id: str) -> str:
-    """:return: the study that a search goes on with if the user names none"""
-    return f"{algo}-{env_id}"
 
 
 def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
@@ -40,7 +31,7 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
     :param study_name: the study
     :param create: whether to make it if there is none
     :return: the study
-    :raises UsageError: if it cannot be had
+    :raises UsageError: if it cannot be opened
     """
     where: optuna.storages.JournalStorage | str = storage
     if storage.endswith(JOURNAL):
@@ -66,30 +57,23 @@ def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
         known = ", ".join(sorted(optuna.get_all_study_names(where))) or "none"
         raise UsageError(f"--study-name {study_name!r} is not in {storage}, which has: {known}") from error
     except Exception as error:  # whatever a database's driver raises
-        raise UsageError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--storage {storage} cannot be used: {error}") from error
 
 
 def _check_journal(journal: Path) -> None:
-    """:raises UsageError: if the file is there and not Optuna's, to which a study would be appended"""
-    if not journal.is_file():
-        return
-    with journal.open(errors="replace") as file:
+    """:raises UsageError: if the file exists and is not Optuna's, which would append to it"""
+    with suppress(FileNotFoundError), journal.open(errors="replace") as file:
         line = file.readline()
-    try:
-        is_journal = not line or "op_code" in json.loads(line)
-    except (ValueError, TypeError):
-        is_journal = False
-    if not is_journal:
-        raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
+        try:
+            is_journal = not line or "op_code" in json.loads(line)
+        except (ValueError, TypeError):
+            is_journal = False
+        if not is_journal:
+            raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
 
 
 def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
-    """
-    :param study: a study
-    :param number: of the trial, from 0
-    :return: what the trial tried
-    :raises UsageError: if there is no such trial
-    """
+    """:return: the values that a trial tried; trials count from 0"""
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
         raise UsageError(f"--trial-id must be one of the {len(trials)} trials of {study.study_name!r}, from 0, got {number}")
@@ -97,13 +81,9 @@ def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
 
 
 def check_ranges(study: optuna.Study, space: Mapping[str, Range]) -> None:
-    """
-    :param study: whose trials are to be gone on with
-    :param space: name -> range, what is to be searched now
-    :raises UsageError: if it was something else before
-    """
+    """:raises UsageError: if a study's trials were drawn from other ranges than the search's"""
     now: dict[str, BaseDistribution] = {
-        name: FloatDistribution(values[0], values[1], log=True)
+        name: FloatDistribution(low=values[0], high=values[1], log=True)
         if isinstance(values, tuple)
         else CategoricalDistribution(values)
         for name, values in space.items()
@@ -126,10 +106,10 @@ def _range(distribution: BaseDistribution) -> str:
 
 class Results:
     """
-    What a search has found so far, all its workers together.
+    The results of a search so far, those of all its workers.
 
     :param study: the study
-    :param folder: where its files are to be put
+    :param folder: the folder for its files
     """
 
     def __init__(self, study: optuna.Study, folder: Path):
@@ -141,7 +121,7 @@ class Results:
         )
 
     def nothing(self) -> str:
-        """:return: why there is no best trial"""
+        """:return: a line that says why there is no best trial"""
         reasons = [trial.user_attrs["error"] for trial in self.trials if "error" in trial.user_attrs]
         return (
             f"No trial of {self.study.study_name!r} has finished ({self.n_pruned} pruned, {self.n_failed} failed), so "
@@ -149,21 +129,15 @@ class Results:
         )
 
     def write_config(self, env_id: str, entry: Mapping[str, Any]) -> Path:
-        """
-        :param env_id: the environment
-        :param entry: the hyperparameters of the best trial
-        :return: the file, for ``train --conf-file``
-        """
-        best, path = self.study.best_trial, self.folder / "best.yml"
+        """Write the best trial's hyperparameters as a config for ``train --conf-file``."""
+        best = self.study.best_trial
         header = (
             f"# Trial {best.number}, the best of {self.n_finished} finished ones of the study {self.study.study_name}: "
             f"mean return {best.value:.6g}\n# {time.strftime('%Y-%m-%d')}; to train with it: sb3-reinforce train --env "
-            f"{env_id} --conf-file {relative(path)}\n"
+            f"{env_id} --conf-file {relative(self.folder / 'best.yml')}\n"
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         body = yaml.safe_dump({env_id: {key: entry[key] for key in sorted(entry)}}, sort_keys=False)
-        write_atomically(path, (header + body).encode())
-        return path
+        return self._write("best.yml", (header + body).encode())
 
     def draw(self) -> list[Path]:
         """:return: Optuna's plots, as PNG; none where matplotlib is not installed"""
@@ -173,29 +147,27 @@ class Results:
             return []
         from optuna.visualization import matplotlib as plots
 
-        plot_functions: dict[str, Callable[[optuna.Study], Any]] = {
-            "history": plots.plot_optimization_history,
-            "importances": plots.plot_param_importances,
-        }
         drawn = []
-        for name, plot in plot_functions.items():
+        for name, plot in (("history", plots.plot_optimization_history), ("importances", plots.plot_param_importances)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # optuna.visualization.matplotlib calls itself experimental
                 try:
-                    figure = plot(self.study).figure
-                except (ValueError, RuntimeError):  # importances of a single trial, or of trials that came to the same
+                    figure: Any = plot(self.study).figure
+                except (ValueError, RuntimeError):  # importances of a single trial, or of equal results
                     continue
             FigureCanvasAgg(figure)
             picture = io.BytesIO()
             figure.savefig(picture, dpi=100, bbox_inches="tight")
-            path = self.folder / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, picture.getvalue())
-            drawn.append(path)
+            drawn.append(self._write(f"{name}.png", picture.getvalue()))
         return drawn
 
+    def _write(self, name: str, content: bytes) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, content)
+        return self.folder / name
+
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
-        """:return: the search in five lines: best trial, its config, plots, the study, what to do next"""
+        """:return: the search in five lines: best trial, its config, plots, the study, the next command"""
         best = self.study.best_trial
         again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
         return [
@@ -210,9 +182,9 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param hyperparams: a config's entry, or what RL Zoo's converters make of a trial
-    :return: the same as it can stand in a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
-    :raises UsageError: if it holds other objects
+    Make hyperparameters fit for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates.
+
+    :raises UsageError: if they hold other objects
     """
     entry = {
         key: _as_python(value) if key == "policy_kwargs" and not isinstance(value, str) else value
@@ -221,9 +193,7 @@ def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     try:
         yaml.safe_dump(entry)
     except yaml.YAMLError as error:
-        raise UsageError(
-            f"the best trial is written as YAML, which cannot hold {' '.join(str(error.args[-1]).split())}"
-        ) from error
+        raise UsageError(f"the best trial is written as YAML, which cannot hold {error.args[-1]}") from error
     return entry
 
 

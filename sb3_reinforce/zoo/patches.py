@@ -1,8 +1,8 @@
 """
-What is broken in RL Zoo's commands, or cannot work for an algorithm that is not built in, mended around a call of its modules.
+Temporary patches of RL Zoo, and of the packages that its commands call, applied around one run of a command.
 
-A mend finds out for itself whether it is needed, and is undone when the command is done. ``tests/test_mends.py`` shows for
-each that RL Zoo alone still fails: where that is no longer so the test says which mend to delete.
+``PATCHES`` names the release that each is for. ``tests/test_patches.py`` has for each a test ``test_NAME_alone`` which shows
+that the release still fails without the patch. When that test fails, delete the patch that it names.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
-# RL Zoo's scripts as its own commands start and name them, and our verbs
+# RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
 VERB_OF_SCRIPT = {
     "enjoy.py": "enjoy",
     "rl_zoo3.enjoy": "enjoy",
@@ -28,34 +30,20 @@ VERB_OF_SCRIPT = {
     "rl_zoo3.push_to_hub": "push",
     "rl_zoo3.train": "train",
 }
-_MISSING = object()
+# Replace an attribute, which need not exist, within a `with` block: replaced(owner, name, value)
+replaced = partial(mock.patch.object, create=True)
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def registered_children(main: Callable[[Sequence[str]], int]) -> Iterator[None]:
     """
-    :param owner: a module or class
-    :param name: its attribute, which need not be there
-    :param value: what the attribute is meanwhile
-    """
-    original = getattr(owner, name, _MISSING)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if original is _MISSING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
+    Run the commands that RL Zoo starts as child processes in this process, where REINFORCE is registered.
 
+    ``benchmark`` starts ``python enjoy.py`` and ``record_training`` starts ``python -m rl_zoo3.record_video``. That file and
+    a Python of that name may not exist, and neither child knows REINFORCE.
 
-@contextmanager
-def registered_children() -> Iterator[None]:
+    :param main: runs a command line of ours and returns its exit code
     """
-    ``benchmark`` starts ``python enjoy.py``, ``record_training`` starts ``python -m rl_zoo3.record_video``: there may be no
-    such file and no such Python, and REINFORCE is not registered in it. They run in this process instead.
-    """
-    from sb3_reinforce.zoo.cli import main
 
     def call(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
         script = next((word for word in command if word in VERB_OF_SCRIPT), None)
@@ -77,13 +65,14 @@ def registered_children() -> Iterator[None]:
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
     """
-    ``record_training`` and ``push_to_hub`` call ``ffmpeg`` by its name. Where there is none, that of imageio-ffmpeg, which
-    comes with moviepy, is put on PATH.
+    Put imageio-ffmpeg's ``ffmpeg`` on PATH if there is none.
+
+    ``record_training`` and ``push_to_hub`` call ``ffmpeg`` by its name. imageio-ffmpeg comes with moviepy.
     """
     if shutil.which("ffmpeg") is not None or find_spec("imageio_ffmpeg") is None:
         yield
         return
-    import imageio_ffmpeg
+    import imageio_ffmpeg  # optional: the extra `video`
 
     executable = Path(imageio_ffmpeg.get_ffmpeg_exe())
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +87,7 @@ def ffmpeg_on_path() -> Iterator[None]:
 
 @contextmanager
 def steps_as_trained() -> Iterator[None]:
-    """``benchmark`` and ``push_to_hub`` tell the config's number of training steps, also where ``train -n`` gave another."""
+    """Report the number of training steps of ``train -n``, where ``benchmark`` and ``push_to_hub`` report the config's."""
     import rl_zoo3.utils
     import yaml
 
@@ -106,26 +95,32 @@ def steps_as_trained() -> Iterator[None]:
         hyperparams, path = original(stats_path, *args, **kwargs)
         file = Path(stats_path, "args.yml")
         if hyperparams and file.is_file():
-            with file.open() as stream:
-                given = yaml.load(stream, Loader=yaml.UnsafeLoader).get("n_timesteps", -1)
+            given = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader).get("n_timesteps", -1)
             if given > 0:
                 hyperparams["n_timesteps"] = given
         return hyperparams, path
 
     original = rl_zoo3.utils.get_saved_hyperparams
-    # the two import it from different places
+    # the two commands import it from different places
     with replaced(rl_zoo3.utils, original.__name__, get_saved_hyperparams):
         with replaced(rl_zoo3, original.__name__, get_saved_hyperparams):
             yield
 
 
+@contextmanager
+def timesteps_kept(algorithm: type) -> Iterator[None]:
+    """Let ``train -i`` count steps from where the loaded agent stopped; RL Zoo restarts its count at 0."""
+    learn = partialmethod(algorithm.learn, reset_num_timesteps=False)  # type: ignore[attr-defined]
+    with replaced(algorithm, "learn", learn):
+        yield
+
+
 def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
     """
-    ``record_video`` and ``push_to_hub`` know the environment's arguments from the command line of ``train``, not those of its
-    config. Here they come to the command's own, which are known to be the last word.
+    Make environments with the ``env_kwargs`` of the run's config too.
 
-    :param options: parsed arguments of the command
-    :param run_folder: where the model is
+    ``record_video`` and ``push_to_hub`` take only those that were on the command line of ``train``. Those on the command's own
+    line, to which the config's are added here, count last.
     """
     from rl_zoo3.utils import get_saved_hyperparams
 
@@ -133,9 +128,14 @@ def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
     options.env_kwargs = {**saved, **(options.env_kwargs or {})}
 
 
+def absolute_output_folder(options: argparse.Namespace) -> None:
+    """Make ``-o`` of ``record_training`` absolute: ffmpeg looks for a relative one beside the list of videos."""
+    options.output_folder = str(Path(options.output_folder).absolute())
+
+
 @contextmanager
 def hub_metadata() -> Iterator[None]:
-    """``push_to_hub`` imports ``generate_metadata``, which huggingface_sb3 has renamed, and wants a dict of it."""
+    """Give ``push_to_hub`` the function ``generate_metadata``, which huggingface_sb3 has renamed, returning a dict."""
     # `import huggingface_sb3.push_to_hub as hub` would give the function of that name
     hub = importlib.import_module("huggingface_sb3.push_to_hub")
     if hasattr(hub, "generate_metadata"):
@@ -151,11 +151,11 @@ def hub_metadata() -> Iterator[None]:
 
 @contextmanager
 def card_with_our_commands() -> Iterator[None]:
-    """The model card of ``push_to_hub`` names commands of RL Zoo's, which does not know REINFORCE."""
+    """Write our commands into the model card of ``push_to_hub``: RL Zoo's own do not know REINFORCE."""
     from huggingface_hub import repocard
 
     def metadata_save(path: Path, data: dict[str, Any]) -> None:
-        # the zoo has just written the card, into a folder that is named like the repository
+        # the zoo has just written the card, into a folder named like the repository
         path.write_text(our_commands(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8")
         original(path, data)
 
@@ -165,15 +165,11 @@ def card_with_our_commands() -> Iterator[None]:
 
 
 def our_commands(card: str, repo_name: str) -> str:
-    """
-    :param card: a model card as RL Zoo writes it
-    :param repo_name: the repository's name without the organisation
-    :return: the card with commands that can be run; unchanged for other algorithms
-    """
+    """:return: one of RL Zoo's model cards with commands that can be run; unchanged for other algorithms"""
 
     def command(match: re.Match[str]) -> str:
         verb, arguments = VERB_OF_SCRIPT[match["script"]], match["arguments"].rstrip()
-        if verb in ("push", "pull"):  # without it they look for ALGO-ENV
+        if verb in ("push", "pull"):  # without a name they look for ALGO-ENV
             arguments += f" -name {repo_name}"
         trust = "TRUST_REMOTE_CODE=True " if verb == "pull" else ""
         return f"{trust}sb3-reinforce {verb}{arguments}"
@@ -191,7 +187,7 @@ def our_commands(card: str, repo_name: str) -> str:
 
 @contextmanager
 def optional_statistics() -> Iterator[None]:
-    """``load_from_hub`` takes a repository without ``vec_normalize.pkl`` for one by an error that the Hub no longer raises."""
+    """Let ``load_from_hub`` load a repository without ``vec_normalize.pkl``, where it expects an error of an older Hub."""
     import huggingface_sb3
     import rl_zoo3.load_from_hub
     from huggingface_hub.errors import EntryNotFoundError
@@ -206,17 +202,44 @@ def optional_statistics() -> Iterator[None]:
             raise HTTPError(f"{repo_id} has no {filename}") from error
 
     original = huggingface_sb3.load_from_hub
-    # the zoo's module runs anew for `pull`; other commands call the function of the one that is imported
+    # `pull` runs the zoo's module anew; other commands call the function of the module that is already imported
     with replaced(huggingface_sb3, "load_from_hub", load_from_hub):
         with replaced(rl_zoo3.load_from_hub, "load_from_hub", load_from_hub):
             yield
 
 
-# by RL Zoo's module
-MENDS: dict[str, tuple[Callable[[], AbstractContextManager[None]], ...]] = {
-    "enjoy": (optional_statistics,),
-    "benchmark": (registered_children, steps_as_trained, optional_statistics),
-    "record_training": (registered_children, ffmpeg_on_path),
-    "push_to_hub": (hub_metadata, steps_as_trained, card_with_our_commands, ffmpeg_on_path),
-    "load_from_hub": (optional_statistics,),
-}
+class Patch(NamedTuple):
+    """
+    A patch, and what it is for.
+
+    :param function: the patch
+    :param upstream: the release that needs it, as pinned in ``constraints.txt``
+    :param modules: RL Zoo's modules that :func:`patched` runs inside it; none where our code calls the patch itself
+    """
+
+    function: Callable[..., Any]
+    upstream: str
+    modules: tuple[str, ...] = ()
+
+
+PATCHES = (
+    Patch(registered_children, "rl_zoo3==2.9.2"),
+    Patch(ffmpeg_on_path, "rl_zoo3==2.9.2", ("record_training", "push_to_hub")),
+    Patch(steps_as_trained, "rl_zoo3==2.9.2", ("benchmark", "push_to_hub")),
+    Patch(timesteps_kept, "rl_zoo3==2.9.2"),
+    Patch(add_config_env_kwargs, "rl_zoo3==2.9.2"),
+    Patch(absolute_output_folder, "rl_zoo3==2.9.2"),
+    Patch(hub_metadata, "sb3-team-hf-integration==3.2", ("push_to_hub",)),
+    Patch(card_with_our_commands, "rl_zoo3==2.9.2", ("push_to_hub",)),
+    Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
+)
+
+
+@contextmanager
+def patched(module: str) -> Iterator[None]:
+    """Apply the patches of one of RL Zoo's modules."""
+    with ExitStack() as stack:
+        for patch in PATCHES:
+            if module in patch.modules:
+                stack.enter_context(patch.function())
+        yield

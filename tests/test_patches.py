@@ -1,7 +1,7 @@
 """
-Each mend of RL Zoo: what is broken without it, and that it is not with it.
+Each patch of RL Zoo: the release that it names is broken without it, and works with it.
 
-A test named ``..._alone`` goes red when RL Zoo, or what it calls, has been mended: delete then the mend that it names.
+``test_PATCH_alone`` fails when RL Zoo, or a package that it calls, is fixed: then delete the patch.
 """
 
 import importlib
@@ -10,14 +10,17 @@ import runpy
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import pytest
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_reinforce.zoo import cli, mends, register
+from sb3_reinforce.zoo import cli, patches, register
+from tests.conftest import CHECKOUT
 
 MODEL = ["--algo", "reinforce", "--env", "CartPole-v1"]
 
@@ -32,10 +35,17 @@ def test_replaced_is_put_back():
     class Owner:
         there = 1
 
-    with mends.replaced(Owner, "there", 2), mends.replaced(Owner, "not_there", 3):
+    with patches.replaced(Owner, "there", 2), patches.replaced(Owner, "not_there", 3):
         assert (Owner.there, Owner.not_there) == (2, 3)
     assert Owner.there == 1
     assert not hasattr(Owner, "not_there")
+
+
+@pytest.mark.parametrize("patch", patches.PATCHES, ids=lambda patch: patch.function.__name__)
+def test_every_patch_is_for_a_pinned_release_and_tested(patch: patches.Patch):
+    name = patch.function.__name__
+    assert patch.upstream in (CHECKOUT / "constraints.txt").read_text().splitlines(), "is it still needed? See its test"
+    assert {f"test_{name}", f"test_{name}_alone"} <= globals().keys()
 
 
 # --- registered_children ---
@@ -48,7 +58,7 @@ def test_replaced_is_put_back():
         ("record_training", [*MODEL, "-o", "videos", "-f"], ["python", "-m", "rl_zoo3.record_video"]),
     ],
 )
-def test_children_alone(module, arguments, starts, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_registered_children_alone(module, arguments, starts, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A child that is started by these words knows no REINFORCE."""
 
     def call(command, *args, **kwargs):
@@ -64,7 +74,7 @@ def test_children_alone(module, arguments, starts, trained: Path, tmp_path: Path
 def test_registered_children(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     before = subprocess.call
     logs = ["-f", str(trained / "logs"), "-n", "9", "--no-render"]
-    with mends.registered_children():
+    with patches.registered_children(cli.main):
         assert subprocess.call(["python", "enjoy.py", *MODEL, *logs]) == 0
         assert subprocess.call(["python", "-m", "rl_zoo3.enjoy", *MODEL, *logs, "--exp-id", "9"]) == 2
         assert subprocess.call(["python", "enjoy.py", "--no-such-option"]) == 2
@@ -76,12 +86,13 @@ def test_registered_children(trained: Path, tmp_path: Path, capfd: pytest.Captur
     assert subprocess.call is before
 
 
-# --- ffmpeg_on_path, and an absolute output folder ---
+# --- ffmpeg_on_path, absolute_output_folder ---
 
 
-def test_ffmpeg_alone(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """ffmpeg by its bare name; and of a relative folder it makes a list that ffmpeg takes as relative to the list."""
-    commands, listed = [], []
+@pytest.fixture
+def commands(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that the zoo alone runs to make one video of a relative folder; and the list of videos, for ffmpeg."""
+    commands = []
 
     def call(command, *args, **kwargs):
         Path("videos/final-model-x.mp4").touch()
@@ -92,21 +103,36 @@ def test_ffmpeg_alone(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         if "drawtext" in command:
             Path("videos/final-model-x_with_text.mp4").touch()
         if "-f concat" in command:
-            listed.append(Path("videos/tmp.txt").read_text())
+            commands.append(Path("videos/tmp.txt").read_text())
         return 0
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "call", call)
     monkeypatch.setattr(os, "system", system)
     the_zoo_alone("record_training", [*MODEL, "-f", str(trained / "logs"), "-o", "videos"], monkeypatch)
-    assert [command.split()[0] for command in commands] == ["ffmpeg", "ffmpeg"], "delete ffmpeg_on_path"
-    assert listed == ["file videos/final-model-x_with_text.mp4\n"], "delete the last line of verbs._check_record_training"
+    return commands
+
+
+def test_ffmpeg_on_path_alone(commands: list[str]):
+    assert [command.split()[0] for command in commands] == ["ffmpeg", "ffmpeg", "file"], "delete ffmpeg_on_path"
+
+
+def test_absolute_output_folder_alone(commands: list[str]):
+    """ffmpeg takes a relative name in the list as relative to the list."""
+    assert commands[-1] == "file videos/final-model-x_with_text.mp4\n", "delete absolute_output_folder"
+
+
+def test_absolute_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    options = Namespace(output_folder="videos")
+    patches.absolute_output_folder(options)
+    assert options.output_folder == str(tmp_path / "videos")
 
 
 def test_ffmpeg_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("imageio_ffmpeg")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with mends.ffmpeg_on_path():
+    with patches.ffmpeg_on_path():
         found = shutil.which("ffmpeg")
         assert found is not None
         assert "ffmpeg version" in subprocess.run([found, "-version"], capture_output=True, text=True).stdout
@@ -115,14 +141,14 @@ def test_ffmpeg_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # the system's own is preferred
     own = tmp_path / "ffmpeg"
     own.symlink_to(sys.executable)
-    with mends.ffmpeg_on_path():
+    with patches.ffmpeg_on_path():
         assert shutil.which("ffmpeg") == str(own)
 
 
 # --- steps_as_trained ---
 
 
-def test_steps_alone(trained: Path):
+def test_steps_as_trained_alone(trained: Path):
     """Both seeds were trained with ``-n 1500``."""
     from rl_zoo3.utils import get_saved_hyperparams
 
@@ -134,7 +160,7 @@ def test_steps_as_trained(trained: Path, tmp_path: Path):
     import rl_zoo3.utils
 
     folder = trained / "logs/reinforce/CartPole-v1_1/CartPole-v1"
-    with mends.steps_as_trained():
+    with patches.steps_as_trained():
         assert rl_zoo3.get_saved_hyperparams is rl_zoo3.utils.get_saved_hyperparams
         assert rl_zoo3.get_saved_hyperparams(str(folder))[0]["n_timesteps"] == 1500
         assert rl_zoo3.get_saved_hyperparams("nowhere") == ({}, None)
@@ -143,6 +169,32 @@ def test_steps_as_trained(trained: Path, tmp_path: Path):
         (tmp_path / "args.yml").write_text("n_timesteps: -1\n")
         hyperparams, _ = rl_zoo3.get_saved_hyperparams(str(tmp_path))
     assert hyperparams["n_timesteps"] == rl_zoo3.get_saved_hyperparams(str(folder))[0]["n_timesteps"]
+
+
+# --- timesteps_kept ---
+
+
+class Agent(SimpleNamespace):
+    """A loaded agent that has played 5 steps."""
+
+    def learn(self, total_timesteps: int, reset_num_timesteps: bool = True) -> None:
+        self.num_timesteps = total_timesteps + (0 if reset_num_timesteps else 5)
+
+
+def learn_on(agent: Agent) -> int:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    ExperimentManager.learn(SimpleNamespace(log_interval=-1, callbacks=[], algo="x", n_timesteps=3), agent)
+    return agent.num_timesteps
+
+
+def test_timesteps_kept_alone():
+    assert learn_on(Agent(env=gym.make("CartPole-v1"))) == 3, "delete timesteps_kept"
+
+
+def test_timesteps_kept():
+    with patches.timesteps_kept(Agent):
+        assert learn_on(Agent(env=gym.make("CartPole-v1"))) == 3 + 5
 
 
 # --- add_config_env_kwargs ---
@@ -166,14 +218,14 @@ def run_with_env_kwargs(trained: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return [*MODEL, "-f", str(tmp_path / "logs")], made_with
 
 
-def test_config_env_kwargs_alone(run_with_env_kwargs, monkeypatch: pytest.MonkeyPatch):
+def test_add_config_env_kwargs_alone(run_with_env_kwargs, monkeypatch: pytest.MonkeyPatch):
     arguments, made_with = run_with_env_kwargs
     with pytest.raises(ValueError, match="enough"):
         the_zoo_alone("record_video", arguments, monkeypatch)
     assert made_with == [{"render_mode": "rgb_array"}], "delete add_config_env_kwargs"
 
 
-def test_config_env_kwargs(run_with_env_kwargs):
+def test_add_config_env_kwargs(run_with_env_kwargs):
     arguments, made_with = run_with_env_kwargs
     assert cli.main(["record-video", *arguments]) == 2
     assert cli.main(["push", *arguments, "-orga", "me", "--env-kwargs", "sutton_barto_reward:False"]) == 2
@@ -189,7 +241,7 @@ def test_hub_metadata_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 def card(algo: str) -> tuple[str, dict]:
-    with mends.hub_metadata():
+    with patches.hub_metadata():
         push_to_hub = importlib.import_module("rl_zoo3.push_to_hub")
         return push_to_hub.generate_model_card(algo, algo.upper(), "me", "CartPole-v1", 1.0, 0.5, {"gamma": 0.9}, {})
 
@@ -203,7 +255,7 @@ def test_hub_metadata():
     assert not hasattr(hub, "generate_metadata")  # put back
 
 
-def test_card_alone():
+def test_card_with_our_commands_alone():
     """RL Zoo's own enjoy does not know the algorithm that the card tells people to play with it."""
     text = card("reinforce")[0]
     assert "python -m rl_zoo3.enjoy --algo reinforce" in text, "delete card_with_our_commands"
@@ -214,7 +266,7 @@ def test_card_alone():
 
 def test_card_with_our_commands():
     text = card("reinforce")[0]
-    ours = mends.our_commands(text, "pole")
+    ours = patches.our_commands(text, "pole")
     assert "rl_zoo3" not in ours
     assert 'pip install "sb3-reinforce[zoo]"' in ours
     lines = [line for line in ours.splitlines() if "sb3-reinforce " in line]
@@ -228,7 +280,7 @@ def test_card_with_our_commands():
     assert {"pull", "enjoy", "train", "push"} == set(verbs)
 
     ppo = card("ppo")[0]
-    assert mends.our_commands(ppo, "pole") == ppo
+    assert patches.our_commands(ppo, "pole") == ppo
 
 
 # --- optional_statistics ---
@@ -250,7 +302,7 @@ def a_hub_without_statistics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(huggingface_sb3, "load_from_hub", load_from_hub)
 
 
-def test_statistics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_optional_statistics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub.errors import EntryNotFoundError
 
     a_hub_without_statistics(tmp_path, monkeypatch)
@@ -260,6 +312,6 @@ def test_statistics_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_optional_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     a_hub_without_statistics(tmp_path, monkeypatch)
-    with mends.optional_statistics():
+    with patches.optional_statistics():
         the_zoo_alone("load_from_hub", [*MODEL, "-f", str(tmp_path)], monkeypatch)
     assert (tmp_path / "reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()

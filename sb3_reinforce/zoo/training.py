@@ -1,0 +1,208 @@
+"""One training run: its folder and environments, checkpoints and tracking, resuming, and several ranks."""
+
+import os
+import shutil
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_zoo3 import ALGOS, exp_manager
+from stable_baselines3.common.callbacks import ProgressBarCallback
+
+from sb3_reinforce import REINFORCE, distributed
+from sb3_reinforce.zoo.checkpoints import (
+    RunCheckpoint,
+    SavedRun,
+    interrupts_ignored,
+    monitor_files,
+    plain_hyperparams,
+    started_at,
+    stopped_by_signals,
+    without_resume,
+    write_run,
+)
+from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.zoo.patches import replaced, timesteps_kept
+from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
+from sb3_reinforce.zoo.usage import UsageError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+class Training(Experiment):
+    """
+    RL Zoo's training run with our checkpoints and tracking. It can be resumed, and all ranks share its folder.
+
+    Steps in ``--save-freq`` and ``--eval-freq`` are those of all ranks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.checkpoint: RunCheckpoint | None = None
+        self.stopped_by: list[int] = []
+        self.created_folder: str | None = None
+        # steps that the agent given by -i has played before this run
+        self.first_step = 0
+        run = self.plan.run
+        if run is not None:
+            self.save_path, self.params_path = str(run.folder), str(run.folder / self.env_name)
+            self.continue_training, self.first_step = True, run.first_step
+
+    def setup_experiment(self) -> "tuple[BaseAlgorithm, dict[str, Any]] | None":
+        try:
+            return super().setup_experiment()
+        except BaseException:
+            if self.created_folder is not None:  # `enjoy` would take it as the newest run, and it has no model
+                shutil.rmtree(self.created_folder, ignore_errors=True)
+            raise
+
+    # --------------------------------------------------------------------------------- folder, environments, callbacks
+
+    def create_log_folder(self) -> None:
+        if distributed.rank() == 0:
+            there = os.path.exists(self.save_path)
+            try:
+                super().create_log_folder()
+            except OSError as error:
+                raise UsageError(f"the run's folder {self.save_path} cannot be made: {error.strerror}") from error
+            self.created_folder = None if there else self.save_path
+        self.save_path, self.params_path = distributed.broadcast((self.save_path, self.params_path))
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if distributed.rank() > 0:
+            return
+        if self.plan.run is None:
+            super()._save_config(saved_hyperparams)
+        if self.checkpoint is not None:
+            arguments = [*without_resume(self.plan.arguments), "--seed", str(self.seed)]
+            hyperparams = plain_hyperparams(saved_hyperparams)
+            write_run(SavedRun(Path(self.save_path), arguments, hyperparams, distributed.launch_id(), self.first_step))
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
+        # Monitor's files are numbered over all ranks; another machine may not have the folder
+        first = distributed.rank() * n_envs
+        no_log = no_log or not os.path.isdir(self.save_path)
+        run = self.plan.run
+        there = [] if run is None or eval_env or no_log else monitor_files(run.folder)[first : first + n_envs]
+
+        def make_vec_env(*args: Any, **kwargs: Any) -> "VecEnv":
+            kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}
+            kwargs["start_index"] = first
+            return original_make_vec_env(*args, **kwargs)
+
+        original_make_vec_env = exp_manager.make_vec_env
+        with replaced(exp_manager, "make_vec_env", make_vec_env), interrupts_ignored():
+            env = super().create_envs(n_envs, eval_env, no_log)
+        # Monitor counts seconds from the start that its file names
+        for index, file in enumerate(there):
+            env.env_method("set_wrapper_attr", "t_start", started_at(file), indices=index)
+        return env
+
+    def create_callbacks(self) -> None:
+        self.save_freq, self.eval_freq = (
+            max(freq // distributed.world_size(), 1) if freq > 0 else freq for freq in (self.save_freq, self.eval_freq)
+        )
+        if distributed.rank() > 0:
+            self.show_progress, self.save_freq, self.eval_freq = False, -1, -1
+            self.callbacks = [c for c in self.callbacks if distributed.callbacks_of_this_rank(c) is not None]
+        super().create_callbacks()
+        options, tracker = self.plan.options, self.plan.tracker
+        if options.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
+            self.checkpoint = RunCheckpoint(Path(self.save_path), options.checkpoint_every)
+            self.callbacks.append(self.checkpoint)
+        if tracker is not None:
+            tracker.config.setdefault("env_id", str(self.env_name.gym_id))
+            if options.wandb_video_freq:
+                tracker.video_env, tracker.video_freq = self._video_env(), options.wandb_video_freq
+            self.callbacks.append(tracker)
+
+    def _video_env(self) -> "VecEnv":
+        kwargs = self.eval_env_kwargs
+        self.eval_env_kwargs = {**kwargs, "render_mode": "rgb_array"}
+        try:
+            return self.create_envs(1, eval_env=True, no_log=True)
+        finally:
+            self.eval_env_kwargs = kwargs
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
+        run = self.plan.run
+        if run is not None and not run.checkpoints.is_dir():  # on another machine; learn() copies rank 0's state
+            return ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **hyperparams)
+        try:
+            if run is None:
+                model = super()._load_pretrained_agent(hyperparams, env)
+            else:
+                model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
+        except ValueError as error:
+            raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
+        if run is None:
+            self.first_step = model.num_timesteps
+            statistics = Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl"
+            if self.normalize and not statistics.is_file():
+                print(f"There is no {statistics}: VecNormalize starts afresh, on what the agent was not trained with")
+        start = self.trained_agent if run is None else model._checkpoint  # type: ignore[attr-defined]
+        print(f"Going on from {start}, at {model.num_timesteps} of {self.first_step + self.n_timesteps} steps")
+        return model
+
+    def learn(self, model: "BaseAlgorithm") -> None:
+        if self.checkpoint is not None and model.unfinished == "bootstrap":  # type: ignore[attr-defined]
+            print('No checkpoints: with unfinished="bootstrap" a run cannot be resumed exactly')
+            self.callbacks.remove(self.checkpoint)
+            self.checkpoint = None
+        if self.checkpoint is None:
+            with timesteps_kept(type(model)) if self.continue_training else nullcontext():
+                super().learn(model)
+            return
+        model.num_timesteps = distributed.broadcast(model.num_timesteps)
+        kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
+        try:
+            with stopped_by_signals(self.checkpoint) as self.stopped_by:
+                model.learn(
+                    self.first_step + self.n_timesteps - model.num_timesteps,
+                    callback=self.callbacks,
+                    reset_num_timesteps=not self.continue_training,
+                    **kwargs,  # type: ignore[arg-type]
+                )
+            self.stopped_by = [number for numbers in distributed.gather(self.stopped_by) for number in numbers]
+        except Exception as error:
+            if self.checkpoint.newest is not None:
+                error.add_note("\n".join(self._how_to_resume(self.checkpoint)))
+            raise
+        finally:
+            for callback in self.callbacks:
+                if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
+                    callback.on_training_end()
+            with suppress(EOFError, OSError):  # dead workers cannot be told to close
+                assert model.env is not None
+                model.env.close()
+
+    def save_trained_model(self, model: "BaseAlgorithm") -> None:
+        if distributed.rank() > 0:
+            return
+        super().save_trained_model(model)
+        self.plan.finished = self
+
+    # --------------------------------------------------------------------------------------------------------- results
+
+    def outcome(self) -> tuple[list[str], int]:
+        """:return: the report of a finished run, or how to resume a stopped one; the exit code"""
+        if self.stopped_by:
+            assert self.checkpoint is not None, "signals are caught for its sake"
+            return self._how_to_resume(self.checkpoint), 128 + self.stopped_by[0]
+        plan = self.plan
+        score = evaluate_saved(self, plan.options.eval_final) if plan.options.eval_final else None
+        if plan.tracker is not None and score is not None:
+            plan.tracker.log_summary({"eval/final_mean_reward": score.mean, "eval/final_std_reward": score.std})
+        return report_lines(self, plan.arguments, score, draw_learning_curve(self, score), plan.tracker), 0
+
+    def _how_to_resume(self, checkpoint: RunCheckpoint) -> list[str]:
+        if checkpoint.newest is None:
+            return ["Stopped; nothing was saved to resume from."]
+        return [
+            f"Saved:   {relative(checkpoint.newest)}",
+            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}",
+        ]

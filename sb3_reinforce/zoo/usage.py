@@ -1,0 +1,56 @@
+"""How the command line refuses what it cannot run: one line on standard error and exit code 2."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from sb3_reinforce.zoo.patches import replaced
+
+USAGE_ERROR = 2
+# Taken before anything replaces it: a command may run a second one inside, which must not meet the first one's options.
+_PARSE_ARGS = argparse.ArgumentParser.parse_args
+
+
+class UsageError(ValueError):
+    """A request on the command line, or in a file named there, that cannot be carried out."""
+
+
+def refuse(message: object, verb: str = "") -> int:
+    """
+    Print what is wrong, in one line.
+
+    :param message: an error, or words about it
+    :param verb: the command that refuses
+    :return: the exit code
+    """
+    print(f"sb3-reinforce{verb and f' {verb}'}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
+
+
+@contextmanager
+def errors_in_one_line(verb: str) -> Iterator[None]:
+    """Inside, every parser refuses in one line that names the nearest option of the verb."""
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")] if message.startswith("unrecognized") else []
+        options = [option for option in parser._option_string_actions if option.startswith("--")]
+        nearest = [[o for o in options if o.startswith(w)] or difflib.get_close_matches(w, options, n=1) for w in unknown]
+        meant = "".join(f", did you mean {matches[0]}?" for matches in nearest if matches)
+        sys.exit(refuse(f"{message}{meant or ';'} `sb3-reinforce {verb} --help` lists the options", verb))
+
+    def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        parser.allow_abbrev = False  # our own look at the zoo's options finds whole names only
+        return _PARSE_ARGS(parser, *args, **kwargs)
+
+    with replaced(argparse.ArgumentParser, "error", error), replaced(argparse.ArgumentParser, "parse_args", parse_args):
+        yield
