@@ -11,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sb3_reinforce import distributed
-from sb3_reinforce.checkpoint import TrainingCheckpoint, checkpoints_in
-from sb3_reinforce.save_util import write_atomically
+from sb3_reinforce.running import ranks
+from sb3_reinforce.running.checkpoint import TrainingCheckpoint
+from sb3_reinforce.running.checkpoint_file import checkpoints_in
+from sb3_reinforce.running.files import write_atomically
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -26,7 +27,7 @@ class SavedRun(NamedTuple):
     :param folder: RL Zoo's folder of the run, such as ``logs/reinforce/CartPole-v1_1``
     :param arguments: the command line that started it, after the verb, with its seed
     :param hyperparams: the config that it started with; None if that holds more than plain values
-    :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.distributed.launch_id`
+    :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.running.ranks.launch_id`
     :param first_step: steps that an agent given by ``-i`` had played before
     """
 
@@ -124,7 +125,7 @@ class RunCheckpoint(TrainingCheckpoint):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """:param state_dict: what :meth:`state_dict` returned"""
         super().load_state_dict(state_dict)
-        first = distributed.rank() * self.model.n_envs
+        first = ranks.rank() * self.model.n_envs
         for number in range(first, first + self.model.n_envs):
             file = self.run_folder / f"{number}.monitor.csv"
             size = state_dict["monitor_sizes"].get(file.name, math.inf)
@@ -161,7 +162,7 @@ def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
         received.append(number)
         checkpoint.stop()
         # not print: the signal may have come in the middle of one
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             os.write(2, b"\nFinishing this update, then saving and leaving; once more to leave at once.\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM)

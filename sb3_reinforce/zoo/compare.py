@@ -7,7 +7,7 @@ from pathlib import Path
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_reinforce.diagnostics import compare_baselines
+from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.usage import refuse
 

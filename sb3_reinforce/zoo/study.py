@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from torch import nn
 
-from sb3_reinforce.save_util import write_atomically
+from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import Range
 from sb3_reinforce.zoo.usage import UsageError

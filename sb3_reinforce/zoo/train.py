@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from rl_zoo3 import exp_manager
 
-from sb3_reinforce import distributed
+from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.tracking.callback import INTERRUPTED, WandbCallback, exit_code_of
 from sb3_reinforce.tracking.settings import command_line
 from sb3_reinforce.zoo import register
@@ -45,7 +45,7 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
         parser.print_help()
         print("\n--- RL Zoo's options (for --track and --wandb-*, those above apply) ---\n")
     options, zoo_arguments = parse(parser, arguments)
-    if distributed.launched():
+    if ranks.launched():
         check_ranks(options, parser)
         zoo_arguments += _join_ranks(options)
     run = _run_to_resume(options, parser)
@@ -56,13 +56,13 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
         arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
         options, zoo_arguments = parse(parser, arguments)
     check_options(options, run, parser)
-    tracker = _tracker(options, parser) if options.track and distributed.rank() == 0 else None
+    tracker = _tracker(options, parser) if options.track and ranks.rank() == 0 else None
     plan = Plan(arguments, options, run, tracker)
     kind = Search if options.optimize_hyperparameters else Training
     lines: list[str] = []
     exit_code = 1
     try:
-        with _silence() if distributed.rank() > 0 else nullcontext():
+        with _silence() if ranks.rank() > 0 else nullcontext():
             _run_zoo(verb, [*defaults_for_zoo(options), *zoo_arguments], kind, plan)
         lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
     except UsageError as error:
@@ -81,10 +81,10 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
 
 def _join_ranks(options: argparse.Namespace) -> list[str]:
     """:return: more options for the zoo, once all ranks have joined: the seed that rank 0 draws if the user gives none"""
-    distributed.start(options.device)
+    ranks.start(options.device)
     if options.seed >= 0:
         return []
-    return ["--seed", str(distributed.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
+    return ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
 
 
 def _run_to_resume(options: argparse.Namespace, parser: Parser) -> SavedRun | None:
@@ -94,14 +94,14 @@ def _run_to_resume(options: argparse.Namespace, parser: Parser) -> SavedRun | No
     :return: the run that the user names, else that of this launch of torchrun if torchrun has restarted it; None: a new run
     """
     run = None
-    if distributed.rank() == 0 and options.resume is not None:
+    if ranks.rank() == 0 and options.resume is not None:
         try:
             run = read_run(options.resume)
         except ValueError as error:
             parser.error(f"--resume {error}")
-    elif distributed.rank() == 0 and distributed.restarted():
-        run = run_of_launch(options.log_folder, distributed.launch_id())
-    return distributed.broadcast(run)
+    elif ranks.rank() == 0 and ranks.restarted():
+        run = run_of_launch(options.log_folder, ranks.launch_id())
+    return exchange.broadcast(run)
 
 
 @contextmanager

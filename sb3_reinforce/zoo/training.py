@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rl_zoo3 import ALGOS, exp_manager
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
-from sb3_reinforce import REINFORCE, distributed
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.running import exchange, ranks
+from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
 from sb3_reinforce.zoo.checkpoints import (
     RunCheckpoint,
     SavedRun,
@@ -61,28 +63,28 @@ class Training(Experiment):
     # --------------------------------------------------------------------------------- folder, environments, callbacks
 
     def create_log_folder(self) -> None:
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             there = os.path.exists(self.save_path)
             try:
                 super().create_log_folder()
             except OSError as error:
                 raise UsageError(f"the run's folder {self.save_path} cannot be made: {error.strerror}") from error
             self.created_folder = None if there else self.save_path
-        self.save_path, self.params_path = distributed.broadcast((self.save_path, self.params_path))
+        self.save_path, self.params_path = exchange.broadcast((self.save_path, self.params_path))
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        if distributed.rank() > 0:
+        if ranks.rank() > 0:
             return
         if self.plan.run is None:
             super()._save_config(saved_hyperparams)
         if self.checkpoint is not None:
             arguments = [*without_resume(self.plan.arguments), "--seed", str(self.seed)]
             hyperparams = plain_hyperparams(saved_hyperparams)
-            write_run(SavedRun(Path(self.save_path), arguments, hyperparams, distributed.launch_id(), self.first_step))
+            write_run(SavedRun(Path(self.save_path), arguments, hyperparams, ranks.launch_id(), self.first_step))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
         # Monitor's files are numbered over all ranks; another machine may not have the folder
-        first = distributed.rank() * n_envs
+        first = ranks.rank() * n_envs
         no_log = no_log or not os.path.isdir(self.save_path)
         run = self.plan.run
         there = [] if run is None or eval_env or no_log else monitor_files(run.folder)[first : first + n_envs]
@@ -102,11 +104,11 @@ class Training(Experiment):
 
     def create_callbacks(self) -> None:
         self.save_freq, self.eval_freq = (
-            max(freq // distributed.world_size(), 1) if freq > 0 else freq for freq in (self.save_freq, self.eval_freq)
+            max(freq // ranks.world_size(), 1) if freq > 0 else freq for freq in (self.save_freq, self.eval_freq)
         )
-        if distributed.rank() > 0:
+        if ranks.rank() > 0:
             self.show_progress, self.save_freq, self.eval_freq = False, -1, -1
-            self.callbacks = [c for c in self.callbacks if distributed.callbacks_of_this_rank(c) is not None]
+            self.callbacks = [c for c in self.callbacks if callbacks_of_other_ranks(c) is not None]
         super().create_callbacks()
         options, tracker = self.plan.options, self.plan.tracker
         if options.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
@@ -144,7 +146,7 @@ class Training(Experiment):
             statistics = Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl"
             if self.normalize and not statistics.is_file():
                 print(f"There is no {statistics}: VecNormalize starts afresh, on what the agent was not trained with")
-        start = self.trained_agent if run is None else model._checkpoint  # type: ignore[attr-defined]
+        start = self.trained_agent if run is None else model.newest_checkpoint  # type: ignore[attr-defined]
         print(f"Going on from {start}, at {model.num_timesteps} of {self.first_step + self.n_timesteps} steps")
         return model
 
@@ -157,7 +159,7 @@ class Training(Experiment):
             with timesteps_kept(type(model)) if self.continue_training else nullcontext():
                 super().learn(model)
             return
-        model.num_timesteps = distributed.broadcast(model.num_timesteps)
+        model.num_timesteps = exchange.broadcast(model.num_timesteps)
         kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
         try:
             with stopped_by_signals(self.checkpoint) as self.stopped_by:
@@ -167,7 +169,7 @@ class Training(Experiment):
                     reset_num_timesteps=not self.continue_training,
                     **kwargs,  # type: ignore[arg-type]
                 )
-            self.stopped_by = [number for numbers in distributed.gather(self.stopped_by) for number in numbers]
+            self.stopped_by = [number for numbers in exchange.gather(self.stopped_by) for number in numbers]
         except Exception as error:
             if self.checkpoint.newest is not None:
                 error.add_note("\n".join(self._how_to_resume(self.checkpoint)))
@@ -181,7 +183,7 @@ class Training(Experiment):
                 model.env.close()
 
     def save_trained_model(self, model: "BaseAlgorithm") -> None:
-        if distributed.rank() > 0:
+        if ranks.rank() > 0:
             return
         super().save_trained_model(model)
         self.plan.finished = self
