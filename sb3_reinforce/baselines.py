@@ -309,6 +309,11 @@ BASELINES: dict[str, type[Baseline]] = {
 """The baselines that REINFORCE knows by name."""
 
 
+def full_name(baseline: Baseline) -> str:
+    """:return: module and class, which a saved state is told by"""
+    return f"{type(baseline).__module__}.{type(baseline).__qualname__}"
+
+
 def needed_by_other_ranks(baseline: Baseline, episodes: Episodes) -> Episodes | None:
     """
     :param baseline: the baseline in use
