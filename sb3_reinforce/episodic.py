@@ -55,7 +55,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :param max_episode_steps: an episode longer than this is a ValueError. Guards against environments whose episodes never end
     :param freeze_normalization_after: environment steps (``num_timesteps``) after which rollouts no longer change the
         statistics of ``VecNormalize``; None: they always do
-    :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
+    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
         number of the rollout. None: nothing is seeded
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once: its ``add`` and ``compute_returns_and_advantage`` are not called
@@ -315,7 +315,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         return True
 
     def _abandon_rollout(self) -> None:
-        """Where environments run on across rollouts, the steps of a dropped one are missing: start anew."""
+        """Start at a reset next time: where environments run on across rollouts, the steps of a dropped one are missing."""
         if self.unfinished == "bootstrap":
             self._last_obs = self._steps_into_episode = None
 
@@ -335,7 +335,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         :param used_infos: step and Monitor's info of each episode that is used
         :param before: ``num_timesteps``, ``ep_info_buffer`` and ``ep_success_buffer`` from before the rollout
         :param rollout: the episodes that are used; None: a callback has asked to stop
-        :param told: what :meth:`_evaluate_rollout` has made of them for the other ranks
+        :param told: what :meth:`_evaluate_rollout` returned for the other ranks
         """
         report = Report(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, rollout is None)
         if rollout is not None:

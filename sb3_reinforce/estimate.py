@@ -1,8 +1,8 @@
 """
 From a rollout to the estimator's terms: returns R, baseline b, and the advantages gamma^(c t) (R - b) that weight the scores.
 
-In two steps, because a baseline may be made of all ranks' episodes: :func:`make_episodes` of what this rank has played, and
-:func:`make_batch` once the ranks have told each other.
+In two steps, because a baseline may use all ranks' episodes: :func:`make_episodes` from what this rank has played, and
+:func:`make_batch` when the ranks have exchanged them.
 """
 
 import math
@@ -31,10 +31,10 @@ Returns = Literal["reward_to_go", "episode"]
 @dataclass(frozen=True)
 class Batch:
     """
-    What one update is made of: S steps of N episodes of this rank, in the order of the rollout buffer.
+    The terms of one update: S steps of N episodes of this rank, in the order of the rollout buffer.
 
     :param episodes: this rank's
-    :param all_episodes: what the baseline has seen: those of all ranks, if its b is made of other episodes
+    :param all_episodes: what the baseline has seen: those of all ranks, if it uses other episodes
     :param baseline: b of each step, reward units, shape [S]
     :param weights: gamma^(c t) of each step, shape [S]
     :param advantages: gamma^(c t) (R - b), or with R - b normalised over all ranks' steps, shape [S]

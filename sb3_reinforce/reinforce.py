@@ -105,7 +105,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
-    :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
+    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
         number of the rollout. None: nothing is seeded
 
     ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
@@ -288,7 +288,7 @@ class REINFORCE(EpisodicAlgorithm):
         Update the policy by the gradient of the rollout buffer's episodes, then fit the baseline to them.
 
         :raises ValueError: if the gradient or a parameter becomes NaN or infinite; the parameters from before the
-            update are put back
+            update are restored
         """
         self._renew_schedules()
         if self.natural_gradient:

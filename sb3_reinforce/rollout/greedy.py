@@ -1,4 +1,4 @@
-"""One episode of the greedy policy per environment, from the resets of a rollout: what the greedy baseline is made of."""
+"""One episode of the greedy policy per environment, from the resets of a rollout, for the greedy baseline."""
 
 import warnings
 from dataclasses import dataclass

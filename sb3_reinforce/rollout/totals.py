@@ -30,7 +30,7 @@ class Report:
     :param infos: of the episodes used: the step of the rollout, and what of ``info`` is for ``ep_info_buffer`` and
         ``ep_success_buffer``
     :param statistics: the running statistics of ``VecNormalize``
-    :param result: what the algorithm has made of its episodes and the other ranks need
+    :param result: what the algorithm has computed from its episodes for the other ranks
     """
 
     n_envs: int
@@ -50,7 +50,7 @@ class Report:
     def add_rollout(self, rollout: Rollout, result: Any) -> None:
         """
         :param rollout: the episodes that are used
-        :param result: what the algorithm has made of them
+        :param result: what the algorithm has computed from them
         """
         complete = [span for span in rollout.spans if not span.cut]
         self.n_steps, self.n_episodes, self.n_complete = rollout.n_steps, len(rollout.spans), len(complete)

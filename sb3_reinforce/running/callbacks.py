@@ -45,7 +45,7 @@ class UpdateListener(Protocol):
 
 
 def flatten(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """:return: the callbacks in a list and in lists within it; a callback that is no list is the only one"""
+    """:return: the callbacks in a list and in lists within it; any other callback is the only one"""
     if isinstance(callback, CallbackList):
         for child in callback.callbacks:
             yield from flatten(child)
@@ -57,7 +57,7 @@ def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
     """
     A callback and those inside it, each under a name that it has in every run.
 
-    The name is made of its class, and its number among the equal ones at the same place; lists leave no trace in it:
+    The name has its class and its number among equal ones at the same place, and no lists:
     ``EvalCallback0``, ``EvalCallback0/StopTrainingOnNoModelImprovement0``.
 
     :param callback: the callback that ``learn`` calls

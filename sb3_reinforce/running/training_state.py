@@ -206,7 +206,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def evaluation_random_state(callback: BaseCallback) -> dict[str, Any]:
     """
-    The random numbers of a callback's own environments, such as ``EvalCallback.eval_env``, which nothing seeds anew.
+    The random numbers of a callback's own environments, such as ``EvalCallback.eval_env``, which no rollout seeds.
 
     :return: by the attribute's name, the seeds of the next reset and the states of the generators
     """
