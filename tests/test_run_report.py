@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFo
 from sb3_reinforce.tracking.metrics import all_metrics
 from sb3_reinforce.tracking.report import GRID, STUDENT, curves_of, make_page, panel_data, problems
 from sb3_reinforce.tracking.runs import NoRunsError, Run, _records, find_runs
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
 

@@ -29,11 +29,11 @@ from wandb.sdk import wandb_setup  # noqa: E402
 
 from sb3_reinforce import REINFORCE  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background, trial_callback  # noqa: E402
+from sb3_reinforce.tracking.run import Warner, resolve_mode  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
-from sb3_reinforce.tracking.service import end_service  # noqa: E402
+from sb3_reinforce.tracking.wandb_internals import end_service  # noqa: E402
 from sb3_reinforce.tracking.settings import masked_command  # noqa: E402
-from sb3_reinforce.tracking.video import make_video_env  # noqa: E402
-from sb3_reinforce.tracking.writer import histogram  # noqa: E402
+from sb3_reinforce.tracking.media import histogram, make_video_env  # noqa: E402
 from tests.envs import RewardListEnv  # noqa: E402
 from tests.wandb_file import artifacts, config, exit_codes, history, no_account, records, summary, updates  # noqa: E402, F401
 
@@ -270,23 +270,23 @@ def test_mode(mode: str, variable: str | None, has_key: bool, expected: str, mon
         monkeypatch.setenv("WANDB_MODE", variable)
     if has_key:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert WandbCallback(mode=mode)._resolved_mode() == expected
+    assert resolve_mode(mode, Warner()) == expected
 
 
 def test_key_in_netrc(tmp_path: Path):
     Path(os.environ["NETRC"]).write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
-    assert WandbCallback()._resolved_mode() == "online"
+    assert resolve_mode("auto", Warner()) == "online"
 
 
 def test_online_without_a_key_is_kept_offline():
     with pytest.warns(UserWarning, match="no API key is configured"):
-        assert WandbCallback(mode="online")._resolved_mode() == "offline"
+        assert resolve_mode("online", Warner()) == "offline"
 
 
 def test_an_unreadable_key_is_kept_offline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", "too short")
     with pytest.warns(UserWarning, match="the API key cannot be read, the run is kept offline, training goes on"):
-        assert WandbCallback()._resolved_mode() == "offline"
+        assert resolve_mode("auto", Warner()) == "offline"
 
 
 def test_disabled_writes_nothing():

@@ -13,7 +13,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.lib import wbauth
 
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce.tracking.wandb_internals import end_service
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce.tracking.wandb_internals import end_service, mode_and_key
 
 TITLE = "REINFORCE"
 
@@ -53,10 +53,8 @@ def dashboard(arguments: Sequence[str]) -> int:
 def _push(options: argparse.Namespace) -> int:
     import wandb
 
-    from sb3_reinforce.tracking.callback import _mode_and_key
-
     try:
-        if not _mode_and_key()[1]:
+        if not mode_and_key()[1]:
             print("sb3-reinforce: error: --push needs an API key: wandb login", file=sys.stderr)
             return 1
         entity = options.entity or wandb.Api(timeout=20).default_entity or ""

@@ -84,7 +84,7 @@ def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
         if name not in _NOT_IN_CONFIG and hasattr(model, name)
     }
     return {
-        **plain(
+        **as_setting(
             {
                 "algo": type(model).__name__,
                 "policy": model.policy_class.__name__,
@@ -108,7 +108,7 @@ def command_line() -> str:
     return " ".join([name, *masked_command(sys.argv[1:])])
 
 
-def plain(value: Any) -> Any:
+def as_setting(value: Any) -> Any:
     """
     A setting as W&B can keep it.
 
@@ -122,11 +122,11 @@ def plain(value: Any) -> Any:
         return masked_text(value)
     if isinstance(value, Mapping):
         return {
-            str(key): MASK if isinstance(item, str) and has_secret_name(str(key)) else plain(item)
+            str(key): MASK if isinstance(item, str) and has_secret_name(str(key)) else as_setting(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [as_setting(item) for item in value]
     # an object's address would differ from run to run, and runs of one setting could not be told to be so
     return getattr(value, "__name__", None) or masked_text(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
 

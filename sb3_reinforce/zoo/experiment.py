@@ -22,7 +22,8 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_reinforce import REINFORCE, distributed
-from sb3_reinforce.tracking.callback import WandbCallback, exit_code_of, trial_callback
+from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
+from sb3_reinforce.tracking.run import exit_code_of
 from sb3_reinforce.zoo.checkpoints import (
     Run,
     RunCheckpoint,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import numpy as np
 
 from sb3_reinforce import distributed
-from sb3_reinforce.tracking.callback import INTERRUPTED, Mode, WandbCallback, exit_code_of
+from sb3_reinforce.tracking.callback import WandbCallback
+from sb3_reinforce.tracking.run import INTERRUPTED, Mode, exit_code_of
 from sb3_reinforce.tracking.settings import command_line
 from sb3_reinforce.zoo import config_file, register
 from sb3_reinforce.zoo.checkpoints import Run, read_run, run_of_launch, without_resume
