@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFormat
 
+from sb3_reinforce.tracking.curves import GRID, STUDENT, curves_of, panel_data
 from sb3_reinforce.tracking.metrics import all_metrics
-from sb3_reinforce.tracking.report import GRID, STUDENT, curves_of, make_page, panel_data, problems
-from sb3_reinforce.tracking.runs import NoRunsError, Run, _records, find_runs
+from sb3_reinforce.tracking.report import make_page, problems
+from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs, read_records
 from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
@@ -26,9 +27,9 @@ def series(*pairs: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x for x, _ in pairs], dtype=float), np.array([y for _, y in pairs], dtype=float)
 
 
-def run_of(seed: int, metrics: dict[str, Any], **config: Any) -> Run:
+def run_of(seed: int, metrics: dict[str, Any], **config: Any) -> LoggedRun:
     settings = {"algo": "REINFORCE", "env_id": "CartPole-v1", "seed": seed, **config}
-    return Run(f"run{seed}", Path("x"), "wandb", config=settings, metrics=metrics, state="finished")
+    return LoggedRun(f"run{seed}", Path("x"), "wandb", config=settings, metrics=metrics, state="finished")
 
 
 def write_csv(folder: Path, rows: list[dict[str, float]]) -> Path:
@@ -90,7 +91,7 @@ def test_a_torn_run_file_is_read_as_far_as_it_goes(keep: float, tmp_path: Path):
     whole = file.read_bytes()
     length = int(len(whole) * keep) if isinstance(keep, float) else keep
     file.write_bytes(whole[:length])
-    if isinstance(keep, float) and _records(file)[1] is None:  # cut between two records
+    if isinstance(keep, float) and read_records(file)[1] is None:  # cut between two records
         file.write_bytes(whole[: length - 1])
     (run,) = find_runs([tmp_path])
     assert run.state != "finished"
@@ -287,7 +288,7 @@ def shown_panels(page: str) -> list[str]:
     return [panel["key"] for section in page_data(page)["sections"] for panel in section["panels"]]
 
 
-def evil_runs() -> list[Run]:
+def evil_runs() -> list[LoggedRun]:
     runs = [run_of(seed, {RETURN: series((0, seed), (10, 5)), EVIL: series((0, 1))}, env_id=EVIL) for seed in range(2)]
     for run in runs:
         run.name, run.state, run.group = EVIL, EVIL, EVIL

@@ -29,11 +29,11 @@ from wandb.sdk import wandb_setup  # noqa: E402
 
 from sb3_reinforce import REINFORCE  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background, trial_callback  # noqa: E402
+from sb3_reinforce.tracking.media import histogram, make_video_env  # noqa: E402
 from sb3_reinforce.tracking.run import Warner, resolve_mode  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
-from sb3_reinforce.tracking.wandb_internals import end_service  # noqa: E402
 from sb3_reinforce.tracking.settings import masked_command  # noqa: E402
-from sb3_reinforce.tracking.media import histogram, make_video_env  # noqa: E402
+from sb3_reinforce.tracking.wandb_internals import end_service  # noqa: E402
 from tests.envs import RewardListEnv  # noqa: E402
 from tests.wandb_file import artifacts, config, exit_codes, history, no_account, records, summary, updates  # noqa: E402, F401
 
