@@ -1,4 +1,4 @@
-"""The HTML report and ``inspect-run``, from W&B's, TensorBoard's and CSV files, whole and torn."""
+"""The HTML report, and runs as text, from W&B's, TensorBoard's and CSV files, whole and torn."""
 
 import json
 import re
@@ -327,19 +327,24 @@ def test_the_report_of_csv_logs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_inspect_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("command", [["report", "--text"], ["inspect-run"]])
+def test_a_run_as_text_and_as_json(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     rows = [{"global_step": 10, RETURN: 1.5}, {"global_step": 20, RETURN: 2.25}]
     write_wandb(tmp_path, rows, config={"gamma": 0.9, "bad": "\x1b[31mred"}, name="mine")
-    assert cli.main(["inspect-run", str(tmp_path)]) == 0
+    assert cli.main([*command, str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "mine (wandb, finished)" in printed
     assert re.search(r"gamma +0.9\n", printed)
     assert re.search(r"rollout/ep_return_mean +2.25  at step 20\n", printed)
     assert "\x1b" not in printed
-    assert cli.main(["inspect-run", "--json", str(tmp_path)]) == 0
+    assert cli.main([command[0], "--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["gamma"] == 0.9
     assert found["last"][RETURN] == {"step": 20.0, "value": 2.25}
+    assert not list(Path().glob("report.html"))
 
 
 # --- in a browser ---

@@ -13,6 +13,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.lib import wbauth
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.tracking.wandb_internals import end_service
 
 
@@ -28,6 +29,15 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     end_service(patience=30)  # W&B's own teardown() waits without bound
     wandb.teardown()
     wbauth.unauthenticate_session(update_settings=False)
+
+
+def small_model(**kwargs: Any) -> REINFORCE:
+    return REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, device="cpu", **kwargs)
+
+
+def run_dirs() -> list[Path]:
+    """The folders of the offline runs in the working directory."""
+    return sorted(Path("wandb").glob("offline-run-*"))
 
 
 def records(run_dir: Path) -> list[Record]:
