@@ -344,7 +344,7 @@ def test_a_run_as_text_and_as_json(
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["gamma"] == 0.9
     assert found["last"][RETURN] == {"step": 20.0, "value": 2.25}
-    assert not list(Path().glob("report.html"))
+    assert not Path("report.html").exists()
 
 
 # --- in a browser ---

@@ -19,11 +19,12 @@ wandb = pytest.importorskip("wandb")
 from sb3_reinforce.tracking import WandbCallback, trial_callback  # noqa: E402
 from sb3_reinforce.tracking.run import Warner, resolve_mode  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
-from tests.wandb_file import (
+from tests.wandb_file import (  # noqa: E402
     artifacts,
     config,
     exit_codes,
     history,
+    no_account,  # noqa: F401
     records,
     run_dirs,
     small_model,
