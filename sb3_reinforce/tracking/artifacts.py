@@ -15,12 +15,7 @@ _SECONDS_BETWEEN_BESTS = 60.0
 
 
 class ModelArtifacts:
-    """
-    Saves models with the statistics of their VecNormalize, and logs them as artifacts of type ``model``.
-
-    :param model: the algorithm that trains
-    :param run: where the artifacts belong
-    """
+    """Saves models with the statistics of their VecNormalize, and logs them as artifacts of type ``model``."""
 
     def __init__(self, model: BaseAlgorithm, run: OpenRun) -> None:
         self._model, self._run = model, run
@@ -36,17 +31,13 @@ class ModelArtifacts:
             self._best = saved, metadata
 
     def log_best(self, at_once: bool = False) -> None:
-        """
-        Log the best model, if there is a new one and the last was logged a minute ago.
-
-        :param at_once: do not wait for the minute
-        """
+        """Log a new best model; unless ``at_once``, a minute after the last one at the earliest."""
         if self._best is not None and (at_once or time.monotonic() - self._last_best > _SECONDS_BETWEEN_BESTS):
             self._log(*self._best, alias="best")
             self._best, self._last_best = None, time.monotonic()
 
     def log_last(self, metadata: dict[str, Any]) -> None:
-        """At the end of training, log the best model and the one of now."""
+        """Log a best model that waits, and the model as it is at the end."""
         self.log_best(at_once=True)
         saved = self._save("last")
         if saved is not None:

@@ -105,11 +105,7 @@ def panel_data(metric: Metric, curves: list[Curve]) -> dict[str, Any] | None:
 def _mean_and_band(
     series: list[tuple[np.ndarray, np.ndarray]], steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    :param series: steps and values of each run
-    :param steps: where to take them, shape [n]
-    :return: mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none
-    """
+    """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
     rows = np.array([_at(x, y, steps) for x, y in series])
     count = np.isfinite(rows).sum(axis=0)
     mean = np.where(count > 0, np.nansum(rows, axis=0) / np.maximum(count, 1), np.nan)

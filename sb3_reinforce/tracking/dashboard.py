@@ -1,4 +1,4 @@
-"""``sb3-reinforce dashboard``: a W&B workspace and a W&B report, made of the sections in ``metrics.py``."""
+"""``sb3-reinforce dashboard``: a W&B workspace and a W&B report with the sections of ``metrics.py``."""
 
 import argparse
 import json
@@ -72,12 +72,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def make_workspace(project: str, entity: str, name: str = TITLE) -> Any:
-    """
-    :param project: W&B project
-    :param entity: user or team; it may be empty where nothing is pushed
-    :param name: title of the view
-    :return: a ``wandb_workspaces.workspaces.Workspace``, with one section for each of ours
-    """
+    """:return: a ``wandb_workspaces.workspaces.Workspace`` with our sections; the entity may be empty if nothing is pushed"""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -95,10 +90,9 @@ def make_workspace(project: str, entity: str, name: str = TITLE) -> Any:
 def make_report(project: str, entity: str, name: str = TITLE, of_project: bool = False) -> Any:
     """
     :param project: W&B project
-    :param entity: user or team; it may be empty where nothing is pushed
+    :param entity: user or team; it may be empty if nothing is pushed
     :param name: title of the report
-    :param of_project: whether the runs' project is named, for which W&B asks its server; without, they are those of the
-        project that the report is in
+    :param of_project: whether to name the project of the runs, for which W&B asks its server; else it is the report's own
     :return: a ``wandb_workspaces.reports.v2.Report``, each section with the question that it answers
     """
     import wandb_workspaces.reports.v2 as wr
@@ -125,5 +119,5 @@ def _panel(metric: Metric) -> Any:
 
 
 def as_json(made: Any) -> Any:
-    """:return: a workspace or a report as W&B's server gets it, without asking the server"""
+    """:return: a workspace or a report in the form that W&B's server takes, made without a network"""
     return json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True))

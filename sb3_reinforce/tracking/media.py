@@ -14,6 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Figure, HParam, Image, Video
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
+from sb3_reinforce.tracking.metrics import STATISTICS
+
 if TYPE_CHECKING:
     import wandb
 
@@ -48,13 +50,10 @@ def histogram(values: np.ndarray, discrete: bool = False, bins: int = 20) -> "wa
 
 
 def episode_statistics(episodes: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """
-    :param episodes: return and length of each episode
-    :return: their mean, std, min and max by metric, and their histograms as functions, for a background thread to call
-    """
+    """Statistics of episodes' returns and lengths by metric; histograms are functions, for a background thread to call."""
     array = np.array(episodes, dtype=np.float64)
     found: dict[str, Any] = {}
-    for statistic in ("mean", "std", "min", "max"):
+    for statistic in STATISTICS:
         for name, value in zip(("return", "length"), getattr(array, statistic)(axis=0).tolist(), strict=True):
             found[f"rollout/ep_{name}_{statistic}"] = value
     found["rollout/ep_return_hist"] = partial(histogram, array[:, 0])
@@ -63,10 +62,7 @@ def episode_statistics(episodes: Sequence[tuple[float, float]]) -> dict[str, Any
 
 
 def step_histograms(model: BaseAlgorithm) -> dict[str, Any]:
-    """
-    :param model: with a rollout buffer or a replay buffer
-    :return: histograms of at most 10,000 steps by metric, as functions, for a background thread to call
-    """
+    """Histograms of the last 10,000 steps in a model's buffer by metric, as functions for a background thread to call."""
     buffer = getattr(model, "rollout_buffer", None)
     names: tuple[str, ...] = ("returns", "advantages", "actions")
     if buffer is None:
@@ -88,12 +84,7 @@ def step_histograms(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def to_wandb(value: Any) -> Any:
-    """
-    A value of SB3's logger, as W&B takes it.
-
-    :param value: the argument of ``logger.record``
-    :return: a number or one of W&B's media; None if it is not logged
-    """
+    """Convert the argument of ``logger.record`` to a number or one of W&B's media; to None if it is not logged."""
     import wandb
 
     if value is None or isinstance(value, str | HParam):
@@ -202,13 +193,7 @@ def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, 
 
 
 def encode_video(frames: np.ndarray, fps: int, caption: str, warn: Callable[..., None]) -> "wandb.Video | None":
-    """
-    :param frames: [T, channel, height, width], uint8
-    :param fps: frames per second
-    :param caption: shown below the video
-    :param warn: told if the video cannot be encoded
-    :return: the video as W&B takes it; None if it cannot be encoded
-    """
+    """Encode frames [T, channel, height, width], uint8, as W&B's video; None and a warning if that fails."""
     import wandb
 
     try:

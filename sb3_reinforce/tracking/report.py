@@ -80,11 +80,7 @@ def problems(runs: list[LoggedRun]) -> list[str]:
 
 
 def make_page(runs: list[LoggedRun], title: str) -> str:
-    """
-    :param runs: what to show
-    :param title: of the page
-    :return: the page, which needs no other file
-    """
+    """:return: the HTML page of some runs, which needs no other file"""
     curves = curves_of(runs)
     known = all_metrics()
     others = sorted({key for run in runs for key in run.metrics} - set(known))

@@ -62,29 +62,18 @@ class Rows:
         self._next_episode = 0.0 if episode_rate else float("inf")
 
     def add_episodes(self, episodes: Iterable[tuple[float, float]]) -> None:
-        """:param episodes: return and length of each, for the statistics in the next update row"""
+        """Count episodes, by return and length, in the statistics of the next update row."""
         self._episodes.extend(episodes)
 
     def log_episode(self, total_reward: float, length: float, step: int) -> None:
-        """
-        Log a single episode, unless one was logged a moment ago.
-
-        :param total_reward: its return
-        :param length: its number of steps
-        :param step: time step at which it ended
-        """
+        """Log a single episode that ended at a time step, unless one was logged a moment ago."""
         now = time.monotonic()
         if now >= self._next_episode:
             self._next_episode = now + self._episode_pause
             self._writer.log_row({STEP_KEY: step, "episode/return": total_reward, "episode/length": float(length)})
 
     def log_video(self, env: VecEnv) -> None:
-        """
-        Film one episode; the background thread encodes it during training.
-
-        :param env: see :func:`record_episode`
-        :raises Exception: if the episode cannot be played or filmed
-        """
+        """Film one episode, see :func:`record_episode`; the background thread encodes it during training."""
         frames, fps, total_reward = record_episode(self._model, env)
         caption = f"step {self._model.num_timesteps}, return {total_reward:g}"
         video = partial(encode_video, frames, fps, caption, self.run.warn)

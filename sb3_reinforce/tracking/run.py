@@ -26,10 +26,7 @@ FINISHED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 255, 143
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """
-    :param error: the error that ended training, if any
-    :return: the exit code of its run
-    """
+    """:return: the exit code of a run whose training ended with this error, or without one"""
     if error is None:
         return FINISHED
     if isinstance(error, KeyboardInterrupt):
@@ -47,11 +44,7 @@ class Warner:
         self._warned: set[str] = set()
 
     def __call__(self, consequence: str, error: Exception | None = None, about: str = "run") -> None:
-        """
-        :param consequence: what is lost
-        :param error: the reason
-        :param about: the subject
-        """
+        """Warn of what is lost and why, unless there was a warning about the same subject."""
         if about not in self._warned:
             self._warned.add(about)
             reason = "" if error is None else f" ({type(error).__name__}: {error})"
@@ -59,13 +52,7 @@ class Warner:
 
 
 def resolve_mode(mode: Mode, warn: Warner) -> str:
-    """
-    Choose the mode without asking the user or the network.
-
-    :param mode: the mode asked for
-    :param warn: told if the run is kept offline against the user's wish
-    :return: online (there is a key), offline or disabled
-    """
+    """:return: online (there is a key), offline or disabled, found without asking the user or the network"""
     if mode in ("offline", "disabled"):
         return mode
     try:
@@ -154,12 +141,10 @@ def _masked_argv() -> Iterator[None]:
 
 class ProcessEnd:
     """
-    Finishes a run with the process, where training does not come to its end.
+    Finishes a run when the process ends first.
 
-    At exit ``finish`` is called before W&B's own handler, which waits without limit. SIGTERM, which clusters send before they
-    kill, becomes a ``SystemExit``, unless the program handles it already.
-
-    :param finish: called with the exit code, None if it is not known
+    At exit ``finish`` is called with the exit code, None if it is not known, before W&B's own handler, which waits without
+    limit. SIGTERM, which clusters send before they kill, becomes a ``SystemExit``, unless the program handles it already.
     """
 
     def __init__(self, finish: Callable[[int | None], None]) -> None:
@@ -223,13 +208,7 @@ class OpenRun:
         self._process_end = ProcessEnd(finish) if owned else None
 
     def submit(self, call: Callable[[], Any], consequence: str, upload: bool = False) -> None:
-        """
-        Make a call in the background.
-
-        :param call: the call
-        :param consequence: what is lost if it fails, for the warning
-        :param upload: whether it may wait for the server
-        """
+        """Make a call in the background; if it fails, warn of the consequence. An upload may wait for the server."""
 
         def guarded() -> None:
             try:
@@ -249,12 +228,7 @@ class OpenRun:
         self.submit(lambda: self.run.summary.update(kept), "the summary was not recorded")
 
     def end(self, exit_code: int, timeout: float) -> None:
-        """
-        Make the calls that wait, and finish the run if it is owned.
-
-        :param exit_code: of the run
-        :param timeout: seconds that W&B takes at most; this returns a few seconds later
-        """
+        """Make the waiting calls, and finish the run if it is owned; a few seconds after the timeout this gives up."""
         if self._process_end is not None:
             self._process_end.forget()
         last = (lambda: self.run.finish(exit_code=exit_code)) if self.owned else None

@@ -221,11 +221,12 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 quantiles = _quantiles(value)
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
-    ordered = {key: sorted(_of_one_kind(at).items()) for key, at in points.items()}
-    return {
-        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=np.float64))
-        for key, pairs in ordered.items()
-    }
+    return {key: _series(_of_one_kind(at)) for key, at in points.items()}
+
+
+def _series(points: dict[float, Any]) -> tuple[np.ndarray, np.ndarray]:
+    steps = sorted(points)
+    return np.array(steps), np.array([points[step] for step in steps], dtype=np.float64)
 
 
 def _of_one_kind(points: dict[float, Any]) -> dict[float, Any]:
@@ -245,11 +246,10 @@ def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
     try:
         counts = np.array(histogram["values"], dtype=np.float64)
         packed = histogram.get("packedBins")
-        edges = (
-            packed["min"] + packed["size"] * np.arange(len(counts) + 1)
-            if packed
-            else np.array(histogram["bins"], dtype=np.float64)
-        )
+        if packed:
+            edges = packed["min"] + packed["size"] * np.arange(len(counts) + 1)
+        else:
+            edges = np.array(histogram["bins"], dtype=np.float64)
         total = counts.sum()
         if total <= 0 or len(edges) != len(counts) + 1:
             return None
@@ -261,19 +261,15 @@ def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
 # ------------------------------------------------------------------------------------------------ TensorBoard and CSV
 
 
-def _name_below(folder: Path, top: Path) -> str:
-    relative = folder.relative_to(top) if folder != top else Path(folder.resolve().name)
-    return str(relative)
-
-
-def _group_of(name: str) -> str:
-    """``a2c/CartPole-v1_3`` -> ``a2c/CartPole-v1``: SB3 and the zoo number the runs of one setting."""
-    return re.sub(r"_\d+$", "", name)
+def _run_of(folder: Path, top: Path, source: str) -> LoggedRun:
+    top = top if top.is_dir() else top.parent
+    name = str(folder.relative_to(top)) if folder != top else folder.resolve().name
+    # a2c/CartPole-v1_3 -> a2c/CartPole-v1: SB3 and the zoo number the runs of one setting
+    return LoggedRun(name, folder, source, group=re.sub(r"_\d+$", "", name))
 
 
 def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
-    name = _name_below(folder, top if top.is_dir() else top.parent)
-    run = LoggedRun(name, folder, "tensorboard", group=_group_of(name))
+    run = _run_of(folder, top, "tensorboard")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
@@ -283,8 +279,7 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1, "images": 1, "tensors": 1})
         events.Reload()
         for key in events.Tags()["scalars"]:
-            points = {event.step: event.value for event in events.Scalars(key)}
-            run.metrics[key] = np.array(sorted(points)), np.array([points[step] for step in sorted(points)], dtype=np.float64)
+            run.metrics[key] = _series({event.step: event.value for event in events.Scalars(key)})
     except Exception as error:
         run.problems.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
     if not run.metrics and not run.problems:
@@ -295,8 +290,7 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
 def _read_csv(file: Path, top: Path) -> LoggedRun:
     import pandas as pd
 
-    name = _name_below(file.parent, top if top.is_dir() else top.parent)
-    run = LoggedRun(name, file.parent, "csv", group=_group_of(name))
+    run = _run_of(file.parent, top, "csv")
     try:
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
     except Exception as error:

@@ -37,12 +37,9 @@ def mode_and_key() -> tuple[str, bool]:
 
 def flush_every(settings: "wandb.Settings", seconds: float) -> None:
     """
-    Write rows to the run's file this often; a killed process loses the rows since then.
+    Let the run about to start write its file this often: a killed process loses the rows since the last time.
 
     If wandb has changed, its default stays (15 s in 0.31).
-
-    :param settings: of the run about to start, changed in place
-    :param seconds: time between two writes
     """
     with suppress(Exception):
         settings.x_transaction_log_flush_interval = seconds
@@ -90,9 +87,7 @@ def end_service(patience: float = 0.0) -> None:
 
 def record_parser() -> Any:
     """
-    The parser of one record of a ``.wandb`` file.
-
-    :return: a function from bytes to a protobuf message
+    :return: the function that parses the bytes of a record in a ``.wandb`` file
     :raises ImportError: if wandb is not installed, or has changed
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]

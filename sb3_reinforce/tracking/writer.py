@@ -9,6 +9,7 @@ from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from sb3_reinforce.tracking.background import BackgroundRun
 from sb3_reinforce.tracking.media import to_wandb
 from sb3_reinforce.tracking.metrics import STEP_KEY
+from sb3_reinforce.tracking.run import Warner
 
 if TYPE_CHECKING:
     import wandb
@@ -26,7 +27,7 @@ class WandbOutputFormat(KVWriter):
 
     :param run: the run to write to, started and finished by the caller
     :param add_to_row: called with each row before it is logged, to read it or add to it
-    :param warn: called with the consequence of a failure and the error; None: ``warnings.warn``
+    :param warn: called with the consequence of a failure and the error; None: a Python warning
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class WandbOutputFormat(KVWriter):
     ) -> None:
         self.run = run
         self.add_to_row = add_to_row
-        self.warn = warn
+        self.warn = warn or Warner()
         self._failed = False
         self._warned_keys: set[str] = set()
         try:
@@ -90,7 +91,4 @@ class WandbOutputFormat(KVWriter):
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
-        if self.warn is not None:
-            self.warn("logging stops", error)
-            return
-        warnings.warn(f"W&B: logging stops, training goes on ({type(error).__name__}: {error})", stacklevel=3)
+        self.warn("logging stops", error)
