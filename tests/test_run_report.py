@@ -1,4 +1,4 @@
-"""The HTML report, and runs as text, from W&B's, TensorBoard's and CSV files, whole and torn."""
+"""The HTML report, and runs as text, from W&B's, TensorBoard's and CSV files, whole and damaged."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_a_wandb_run_is_read_back(tmp_path: Path):
     rows = [
         {"global_step": 10, RETURN: 1.5, "h": histogram, "nan": float("nan")},
         {"global_step": 20, RETURN: 2.5},
-        {"global_step": 20, RETURN: 3.5},  # logged again behind a checkpoint: the last one counts
+        {"global_step": 20, RETURN: 3.5},  # logged again after a checkpoint: the last one counts
         {RETURN: 9.0},  # of no step
     ]
     path = write_wandb(tmp_path, rows, config={"gamma": 0.9}, name="mine", group="study")
@@ -126,7 +126,7 @@ def test_runs_of_one_second_are_in_the_order_of_their_starts(tmp_path: Path):
 
 
 def test_parts_of_a_run_are_in_the_order_of_their_times(tmp_path: Path):
-    """Begun online, gone on with offline: `offline-run-` would come before `run-`."""
+    """Begun online and resumed offline: `offline-run-` would come before `run-`."""
     first = write_wandb(tmp_path, [{"global_step": 1, RETURN: 1.0}], id="one")
     first = first.rename(first.with_name("run-20200101_000000-one"))
     second = write_wandb(tmp_path, [{"global_step": 1, RETURN: 2.0}], id="one")

@@ -105,7 +105,7 @@ def test_videos_of_episodes():
     model = REINFORCE("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 1)), n_steps=100, seed=0, device="cpu")
     model.learn(300, callback=tracker)
     rows = [row for row in history(tracker.run_dir) if "eval/video.path" in row]
-    assert len(rows) >= 3  # at the start, behind step 200, at the end
+    assert len(rows) >= 3  # at the start, after step 200, at the end
     assert [rows[0]["global_step"], rows[-1]["global_step"]] == [0, model.num_timesteps]
     for row in rows:
         film = (tracker.run_dir / "files" / row["eval/video.path"]).read_bytes()

@@ -61,7 +61,7 @@ def test_works_with_other_algorithms():
 
 
 class BrokenRun:
-    """A run whose every call fails."""
+    """A run to which nothing can be logged."""
 
     def __init__(self) -> None:
         self.calls = 0

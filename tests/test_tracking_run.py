@@ -304,7 +304,7 @@ def test_a_checkpoint_goes_on_in_the_same_run():
     assert second.best_mean_reward == evaluation.best_mean_reward
     assert second.run_dir != first.run_dir
     rows, later = history(first.run_dir), history(second.run_dir)
-    # W&B's own row number goes on as well: `wandb sync` of both folders adds up to one run
+    # W&B's own row number continues: `wandb sync` makes one run of both folders
     assert [row["_step"] for row in rows + later] == list(range(len(rows) + len(later)))
     steps = [row["global_step"] for row in updates(first.run_dir) + updates(second.run_dir)]
     assert steps == sorted(set(steps))

@@ -1,4 +1,4 @@
-"""What is in the file of a W&B run, read by an independent reader: the tests do not ask the code that they test."""
+"""A small model, and what is in the file of its W&B run, by a reader that is independent of the code under test."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from sb3_reinforce.tracking.wandb_internals import end_service
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A directory of its own, nobody logged in; W&B remembers both for the life of the process if not torn down."""
+    """A directory for each test, and no account. Without the teardown W&B remembers both while the process lives."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")

@@ -83,7 +83,7 @@ def start_run(
     Start a W&B run; if that fails online, start it offline.
 
     :param mode: the mode asked for
-    :param warn: told of each failure
+    :param warn: called for each failure
     :param resumed_id: the id of a run to resume; None starts a new one
     :param init_timeout: seconds to wait for the server now
     :param finish_timeout: seconds to wait for the server at the end
@@ -179,7 +179,7 @@ class OpenRun:
     :param run: W&B's run
     :param owned: whether ``end`` finishes it; a run that the user started is left open
     :param first_row: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
-    :param warn: told of each failure
+    :param warn: called for each failure
     :param finish: called with the exit code (None if it is not known) when the process ends before an owned run does
     """
 
