@@ -41,12 +41,6 @@ def _dashboard(arguments: Sequence[str]) -> int:
     return dashboard(arguments)
 
 
-def _inspect_run(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.tracking.inspect_run import inspect_run
-
-    return inspect_run(arguments)
-
-
 def _report(arguments: Sequence[str]) -> int:
     from sb3_reinforce.tracking.report import report
 
@@ -73,8 +67,8 @@ VERBS = {
     "pull": Verb(partial(_zoo, "pull"), "download one"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
-    "inspect-run": Verb(_inspect_run, "print config, summary and last values of a run's folder", needs_zoo=False),
-    "report": Verb(_report, "one HTML page with the plots of W&B, TensorBoard or CSV runs", needs_zoo=False),
+    "inspect-run": Verb(lambda rest: _report(["--text", *rest]), "the old name of `report --text`", needs_zoo=False),
+    "report": Verb(_report, "W&B, TensorBoard or CSV runs as one HTML page, --text or --json", needs_zoo=False),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from rl_zoo3.utils import StoreDict
 
-from sb3_reinforce.tracking.callback import Mode
+from sb3_reinforce.tracking.run import Mode
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.study import JOURNAL
