@@ -45,13 +45,8 @@ def play_greedy(
     Callbacks do not see these steps, and neither does ``ep_info_buffer``; a Monitor's file does. Statistics of
     ``VecNormalize`` are frozen meanwhile.
 
-    :param env: the training environments
-    :param policy: that of the rollout
-    :param sampler: likewise
     :param seed: what the environments were seeded with before the rollout's reset
     :param first_observations: what they then began with, by key (None for a space without keys)
-    :param max_episode_steps: an episode longer than this is an error
-    :return: the episodes
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
     spans = Spans(1, env.num_envs, True, False, max_episode_steps, np.zeros(env.num_envs, np.int64))

@@ -168,10 +168,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def check_equal(settings: dict[str, Any]) -> None:
-    """
-    :param settings: by name, what must be the same on all ranks
-    :raises ValueError: on all ranks, if something is not
-    """
+    """:raises ValueError: on all ranks, if a setting is not the same on all"""
     described = {name: repr(value) for name, value in settings.items()}
     of_ranks = gather(described)
     for name in described:
