@@ -22,7 +22,7 @@ def test_stop_finishes_the_update(tmp_path):
     assert not checkpoint.can_resume()
     model = REINFORCE("MlpPolicy", make_env(), n_steps=16, seed=0, device="cpu")
     model.learn(10_000, callback=[checkpoint, StopAt(70, checkpoint.stop)])
-    assert model._n_updates == 4  # call 70 is in the fourth update, of 16 steps and the rest of an episode each
+    assert model._n_updates == 4  # call 70 is in the fourth update: each has 16 steps and the rest of an episode
     assert checkpoint.can_resume()
     assert checkpoint.newest == checkpoints_in(tmp_path)[0]
     assert REINFORCE.resume(tmp_path, make_env()).num_timesteps == model.num_timesteps
@@ -35,7 +35,7 @@ def test_learn_in_pieces_with_the_same_folder(tmp_path):
     model.learn(200, callback=checkpoint, reset_num_timesteps=False)
     assert checkpoint.newest == tmp_path / f"checkpoint_{model.num_timesteps}_steps.zip"
     with pytest.raises(ValueError, match="path must be a folder without checkpoints of another run"):
-        model.learn(200, callback=checkpoint)  # from 0 again
+        model.learn(200, callback=checkpoint)  # starts from 0 again
     with pytest.raises(ValueError, match=r"resume that run by REINFORCE.resume\(path, env\)"):
         REINFORCE("MlpPolicy", make_env()).learn(200, callback=TrainingCheckpoint(tmp_path))
 
@@ -46,7 +46,7 @@ def test_keep(tmp_path):
     assert len(found) == 3
     assert sorted(path.name for path in found) == sorted(os.listdir(tmp_path / "checkpoints"))
     steps = [int(path.name.split("_")[1]) for path in found]
-    assert steps == sorted(steps, reverse=True)  # the newest first: by number, not by name
+    assert steps == sorted(steps, reverse=True)  # the newest first, by number, not by name
 
 
 def test_a_checkpoint_is_a_model_file(tmp_path):
@@ -67,7 +67,7 @@ def test_bad_arguments(tmp_path, arguments, words):
         TrainingCheckpoint(tmp_path, **arguments)
 
 
-def test_what_cannot_be_gone_on_with(tmp_path):
+def test_runs_that_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match='TrainingCheckpoint needs unfinished="finish", got unfinished="bootstrap"'):
         REINFORCE("MlpPolicy", "CartPole-v1", unfinished="bootstrap").learn(100, callback=TrainingCheckpoint(tmp_path))
     with pytest.raises(ValueError, match="TrainingCheckpoint saves runs of REINFORCE, got A2C"):
@@ -88,7 +88,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch):
         warnings.simplefilter("always")
         disturbed = play(tmp_path / "full", every=1, more=more)
     texts = [str(w.message) for w in caught if "could not be written" in str(w.message)]
-    assert 1 <= len(texts) == len(set(texts)) <= 4  # one for each checkpoint
+    assert 1 <= len(texts) == len(set(texts)) <= 4  # one warning for each checkpoint
     assert "No space left on device" in texts[0]
     assert differences(results(disturbed), results(play(tmp_path / "fine", every=1))) == []
     assert sorted(os.listdir(tmp_path / "full" / "checkpoints")) == sorted(os.listdir(tmp_path / "fine" / "checkpoints"))
@@ -103,8 +103,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     assert model.num_timesteps >= 300
 
 
-def test_an_error_behind_an_update_loses_none(tmp_path):
-    """The disk is full when the row of update 3 is written: update 3 is in the checkpoint."""
+def test_an_error_after_an_update_keeps_the_update(tmp_path):
+    """The disk is full when the log row of update 3 is written: the checkpoint contains update 3."""
 
     class Full(KVWriter):
         n_rows = 0
@@ -126,7 +126,7 @@ def test_an_error_behind_an_update_loses_none(tmp_path):
 
 
 class Spoilt(RewardListEnv):
-    """From a given episode on, the reward of step 2 is not a number."""
+    """Starting with a given episode, the reward of step 2 is NaN."""
 
     def __init__(self, from_episode: int):
         super().__init__([1.0, 2.0, 3.0])
@@ -141,7 +141,7 @@ class Spoilt(RewardListEnv):
         return observation, float("nan") if self.episodes_left < 0 and self.t == 2 else reward, *rest
 
 
-def test_a_reward_that_is_no_number_leaves_the_last_good_state(tmp_path):
+def test_a_nan_reward_leaves_the_last_good_state(tmp_path):
     def env(from_episode: int) -> VecNormalize:
         return VecNormalize(DummyVecEnv([lambda: RewardListEnv([1.0, 2.0, 3.0]), lambda: Spoilt(from_episode)]), gamma=0.9)
 
@@ -152,18 +152,17 @@ def test_a_reward_that_is_no_number_leaves_the_last_good_state(tmp_path):
     resumed = REINFORCE.resume(tmp_path, env(1000))
     assert resumed._n_updates == model._n_updates
     assert all(th.equal(value, resumed.policy.state_dict()[name]) for name, value in model.policy.state_dict().items())
-    assert np.isfinite(resumed.env.ret_rms.var)  # not as the spoilt rollout left it
+    assert np.isfinite(resumed.env.ret_rms.var)  # as before the spoilt rollout
     resumed.learn(100, reset_num_timesteps=False, callback=TrainingCheckpoint(tmp_path))
 
 
-def test_an_update_that_is_not_finite_puts_the_optimisers_back(tmp_path):
-    """The value network's step gives NaN: its moments too would stay NaN for good."""
+def test_an_update_that_is_not_finite_restores_the_optimisers(tmp_path):
+    """The value network's step gives NaN, and without the restore the optimiser's moments would stay NaN."""
     model = REINFORCE("MlpPolicy", make_env(normalize=False), n_steps=16, seed=0, device="cpu", learning_rate=1e-3)
     model.learn(300, callback=TrainingCheckpoint(tmp_path, every_n_updates=100))
     before = results(model)
     folder = tmp_path / "second"
     model.value_learning_rate = 1e30
-    model._setup_lr_schedule()
     with pytest.raises(ValueError, match="the parameters from before it were put back"):
         model.learn(300, reset_num_timesteps=False, callback=TrainingCheckpoint(folder))
     after = results(model)

@@ -61,7 +61,7 @@ def changed_manifest(path: Path, **values: Any) -> None:
 
 
 def test_torn_anywhere(run_folder, tmp_path):
-    """Cut behind every byte of the first part's header and of the directory at the end, and at random elsewhere."""
+    """Cut after every byte of the first part's header and of the directory at the end, and at random places between."""
     path = copy_of(run_folder, tmp_path)[0]
     whole = path.read_bytes()
     directory = whole.rindex(b"PK\x05\x06")  # where the zip file's last record begins
@@ -75,7 +75,7 @@ def test_torn_anywhere(run_folder, tmp_path):
 
 
 def test_damaged_anywhere(run_folder, tmp_path):
-    """One bit turned: an error, or, where the zip file does not use the byte, the same contents."""
+    """One flipped bit gives an error or, where the zip file does not use the byte, the same contents."""
     path = copy_of(run_folder, tmp_path)[0]
     whole = path.read_bytes()
     _, manifest, state = read_parts(path)
@@ -102,7 +102,7 @@ def test_the_newest_good_one_is_taken(run_folder, tmp_path):
     ):
         model = REINFORCE.resume(tmp_path, make_env())
     assert model.num_timesteps == int(second.name.split("_")[1])
-    # going on, the damaged one is put out of the way
+    # training renames the damaged one
     model.learn(1, reset_num_timesteps=False, callback=TrainingCheckpoint(tmp_path))
     assert newest.with_name(f"{newest.name}.old").exists()
     assert checkpoints_in(tmp_path)[0].name == f"checkpoint_{model.num_timesteps}_steps.zip"
@@ -126,7 +126,7 @@ def test_another_version_or_algorithm(run_folder, tmp_path, values, words):
     changed_manifest(paths[0], **values)
     with pytest.raises(CheckpointError, match=f"{paths[0].name}.*{words}"):
         REINFORCE.resume(paths[0], make_env())
-    with pytest.warns(UserWarning, match=words):  # and the one before it is taken
+    with pytest.warns(UserWarning, match=words):  # and resumes from the one before it
         REINFORCE.resume(tmp_path, make_env())
 
 
@@ -171,7 +171,7 @@ class Poison:
 
 
 def test_nothing_is_unpickled_for_plain_arguments(run_folder, tmp_path, monkeypatch):
-    """Even pickles that were put into the file, with matching checksums, do not run."""
+    """Pickles that somebody has put into the file do not run, even with matching checksums."""
     path = copy_of(run_folder, tmp_path)[0]
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}

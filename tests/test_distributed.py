@@ -28,25 +28,25 @@ def test_exchanges(found):
         assert [value["ragged"].tolist() for value in exchanged["gather"]] == [[0], [0, 1]]
         assert exchanged["broadcast"]["of rank"] == 0
         assert exchanged["broadcast"]["tensor"].tolist() == [0, 0, 0]
-        # [1, 10] * 1 + [1, 10] * 2; nowhere a gradient; on rank 1 alone
+        # [1, 10] * 1 + [1, 10] * 2; no gradient on any rank; one on rank 1 only
         assert exchanged["grads"] == [[3, 30], None, [[5]]]
         assert exchanged["sums"] == [3.0, 1.0]
         assert exchanged["lengths"] == [[n, n + 1] for n in (8_000, 8_165, 8_166, 100_000)]
         assert exchanged["many"] == [3.0]
         assert exchanged["buffer"] == 4.0
-        # 1, 2, 6; three times 7
+        # of 1, 2, 6, and of 7, 7, 7
         assert exchanged["moments"] == [(3, 3.0, 14.0), (3, 7.0, 0.0)], rank
 
 
 def test_the_ranks_are_unequal():
-    """What the next test compares has other numbers of environments, episodes and steps on each rank."""
+    """The next test is only worth something if ranks differ in the numbers of environments and steps."""
     n_steps = [sum(len(SCRIPTS[index]) for index in indices) for indices in ENVS_OF_RANK[2]]
     assert n_steps[0] != n_steps[1]
     assert len(ENVS_OF_RANK[2][0]) != len(ENVS_OF_RANK[2][1])
 
 
 def assert_equal_to_one_process(case: str, found: list[dict[str, Any]], but: str = "nothing") -> None:
-    """:param but: how the names of logged values begin that may differ"""
+    """:param but: logged values whose names begin with this may differ"""
     expected = updated(case)
     first, *others = (each["gradients"][case] for each in found)
     for name, parameter in expected["parameters"].items():
@@ -70,7 +70,7 @@ def test_two_ranks_equal_one_process(case: str, found):
 def test_three_ranks_equal_one_process(tmp_path: Path):
     found, _ = results_of_ranks(3, "gradients", tmp_path)
     for case in GRADIENT_CASES:
-        # an environment that is alone on its rank waits for no other
+        # an environment that is alone on its rank does not wait, so it discards no steps
         assert_equal_to_one_process(case, found, but="rollout/discarded")
 
 
@@ -89,7 +89,7 @@ def test_statistics_are_global(found):
     for name, (count, mean, variance) in first["statistics"].items():
         assert count == second["statistics"][name][0]
         np.testing.assert_array_equal([mean, variance], second["statistics"][name][1:])
-    # every step of every environment once, the resets too; VecNormalize begins to count at 1e-4
+    # every step of every environment counts once, and every reset; VecNormalize's count starts at 1e-4
     n_rollouts, n_envs = first["n_updates"] / 2, 1 + 2
     assert first["statistics"]["returns"][0] == pytest.approx(1e-4 + first["num_timesteps"])
     assert first["statistics"]["observations/"][0] == pytest.approx(1e-4 + first["num_timesteps"] + n_rollouts * n_envs)
@@ -99,16 +99,16 @@ def test_steps_and_episodes_are_global(found):
     first, second = (both["training"] for both in found)
     assert first["num_timesteps"] == second["num_timesteps"] == first["own_steps"] + second["own_steps"] >= 2_000
     for both in (first, second):
-        assert np.all(np.diff(both["seen"]) > 0)  # never back
+        assert np.all(np.diff(both["seen"]) > 0)  # always growing
     assert first["infos"] == second["infos"]
     assert len(first["infos"]) == 100 or sum(length for _, length in first["infos"]) <= first["num_timesteps"]
 
 
 def test_ranks_play_episodes_of_their_own(found):
     first, second = (both["training"]["first_observation"] for both in found)
-    # same seed: no environment of one rank plays what any of the other plays
+    # with the same seed, no environment of one rank plays the same as one of the other
     assert not np.isin(first, second).any()
-    # generators seeded alike by the user, no seed given: the actions differ all the same
+    # without a seed, and with generators that the user has seeded alike, the actions still differ
     first, second = (both["unseeded"] for both in found)
     assert len(first) == len(second) == 30
     assert first.tolist() != second.tolist()
@@ -121,7 +121,7 @@ def test_rank_zero_alone_writes(two_ranks):
     assert (folder / "best0").exists()
     assert not (folder / "best1").exists()
     rows = (folder / "log0" / "progress.csv").read_text().splitlines()
-    assert len(rows) > found[0]["training"]["n_updates"] / 2  # a row each, and those of the evaluations
+    assert len(rows) > found[0]["training"]["n_updates"] / 2  # one row per update, and those of the evaluations
     assert (folder / "log1" / "progress.csv").read_text() == ""
     assert found[0]["training"]["evaluations"] > 0
     assert found[1]["training"]["evaluations"] == 0
@@ -130,12 +130,12 @@ def test_rank_zero_alone_writes(two_ranks):
 
 
 def test_exchanges_of_an_update(found):
-    # policy gradient, statistics, three fits of the value network, whether to stop; what was played
+    # policy gradient, statistics, three fits of the value network, whether to stop, the rollout's report
     assert [both["counted"] for both in found] == [[1 + 1 + 3 + 1 + 1] * 3] * 2
 
 
 def test_a_callback_stops_all_ranks(found):
-    # 20 steps per rollout; rank 1 stops at its step 45, five into the third; rank 0 plays its 20
+    # 20 steps per rollout; rank 1 stops at its step 45, the fifth of the third rollout, where rank 0 plays all 20
     for both in found:
         assert both["stopping"] == {"num_timesteps": 2 * 2 * 20 + 20 + 5, "n_updates": 2}
 

@@ -32,15 +32,15 @@ def test_score_loss(log_prob):
         ([0.5, 0.8], -1.0, [-2, 1]),
         # r = 2, 2: min(4, 2 * 1.2) is clipped and has no gradient; min(-2, -1.2) is not
         ([0.25, 0.4], -(2.4 - 2), [0, 2]),
-        # r = 0.5, 0.8: min(1, 2 * 0.8) is not clipped; 0.8 is not outside of [0.8, 1.2]
-        ([1.0, 1.0], -(1 - 0.8), [-1, 0.8]),
+        # r = 0.5, 1: min(1, 2 * 0.8) is not clipped: such a step may still gain
+        ([1.0, 0.8], -(1 - 1), [-1, 1]),
         # r = 1, 0.5: min(-0.5, -0.8) is clipped
         ([0.5, 1.6], -(2 - 0.8), [-2, 0]),
     ],
 )
 def test_clipped_loss(log_prob, old, value, expected):
     ratio = importance_ratio(log_prob, th.tensor(old).log())
-    loss = clipped_loss(ratio, ADVANTAGES, 0.2 + 1e-6)
+    loss = clipped_loss(ratio, ADVANTAGES, clip_range=0.2)
     assert loss.item() == pytest.approx(value, abs=1e-5)
     assert gradient(loss, log_prob) == pytest.approx(expected, abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""Ranks by themselves: joining the group, devices, and what happens when one of them is lost."""
+"""Ranks: joining the group, devices, launches, and the loss of a rank."""
 
 import os
 import signal
@@ -30,8 +30,8 @@ def test_a_plain_run_is_one_rank():
     assert exchange.moments(np.array([1.0, 2.0, 6.0]), th.tensor([[5.0]])) == [(3, 3.0, 14.0), (1, 5.0, 0.0)]
 
 
-def test_a_group_of_the_users_must_serve_the_cpu():
-    """As init_process_group("nccl") does not; "cuda:gloo" is another one that this machine can make."""
+def test_a_group_made_by_the_user_must_serve_the_cpu():
+    """init_process_group("nccl") gives one that does not. "cuda:gloo" is another, which needs no GPU."""
     code = (
         "import torch.distributed as dist; from sb3_reinforce import REINFORCE\n"
         'dist.init_process_group("{}", store=dist.HashStore(), rank=0, world_size=1)\n'
@@ -47,31 +47,28 @@ def test_a_group_of_the_users_must_serve_the_cpu():
         assert words in done.stderr
 
 
-def test_nobody_meets_in_what_an_earlier_attempt_has_left():
-    """torchrun keeps its store over a restart; the part of the first attempt must not be met in again."""
+def test_a_restart_uses_a_new_part_of_the_store():
+    """torchrun keeps its store when it restarts the ranks. They must not meet in the part that the first attempt used."""
     store = ranks.dist.HashStore()
     parts = []
-    for late in (1, 0):  # rank 0 comes last, then first
+    for first, then in (((1, 2), (0,)), ((0,), (1, 2))):  # rank 0 comes last, then first
         with ThreadPoolExecutor() as threads:
-            meeting = [threads.submit(ranks._unused_part, store, rank, 3) for rank in (1, 2)] if late else []
-            time.sleep(0.1)
-            meeting.append(threads.submit(ranks._unused_part, store, 0, 3))
-            time.sleep(0.1)
-            meeting += [] if late else [threads.submit(ranks._unused_part, store, rank, 3) for rank in (1, 2)]
+            meeting = [threads.submit(ranks._unused_part, store, rank, 3) for rank in first]
+            time.sleep(0.2)
+            meeting += [threads.submit(ranks._unused_part, store, rank, 3) for rank in then]
             met = [rank.result(timeout=20) for rank in meeting]
-        met[0].set("word", str(late))
-        assert [part.get("word").decode() for part in met] == [str(late)] * 3
+        met[0].set("word", str(first))
+        assert [part.get("word").decode() for part in met] == [str(first)] * 3
         parts.append(met[0])
-    late_attempt = [part.get("word").decode() for part in parts]
-    assert late_attempt == ["1", "0"]  # two parts, not one
+    assert [part.get("word").decode() for part in parts] == ["(1, 2)", "(0,)"]  # two parts, not one
 
 
 @pytest.mark.parametrize("local_rank", ["0", "3"])
 def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
-    """Local rank, not rank; never two ranks on one GPU. Without a GPU: what a machine with two would say."""
+    """The GPU's number is the local rank, and no two ranks share a GPU. The test pretends that there are two GPUs."""
     used = []
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(ranks, "_store", th.distributed.HashStore())  # the group is our own
+    monkeypatch.setattr(ranks, "_store", th.distributed.HashStore())  # as if we had made the group
     monkeypatch.setattr(th.cuda, "is_available", lambda: True)
     monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(th.cuda, "set_device", used.append)
@@ -87,6 +84,16 @@ def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
             ranks.start("auto")
 
 
+def test_launch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert ranks.launch_id() == f"{socket.gethostname()} {os.getppid()}"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "12")
+    assert ranks.launch_id() == "12"
+    assert not ranks.restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert ranks.restarted()
+
+
 def wait_for(*paths: Path) -> None:
     deadline = time.monotonic() + 120
     while not all(path.exists() and path.read_text() for path in paths):
@@ -96,7 +103,7 @@ def wait_for(*paths: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["kill", "nan"])
 def test_a_lost_rank_ends_the_run(kind: str, tmp_path: Path):
-    """SIGKILL, which no process can answer, or an error: torchrun ends the run, and its report names the rank."""
+    """SIGKILL, which no process can handle, or an error: torchrun ends the run, and its report names the rank."""
     run = subprocess.Popen([*TORCHRUN, str(CASES), kind, str(tmp_path)], env=variables(), stderr=subprocess.PIPE, text=True)
     try:
         wait_for(tmp_path / "started0", tmp_path / "started1")
@@ -116,7 +123,7 @@ def test_a_lost_rank_ends_the_run(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["kill", pytest.param("nan", marks=pytest.mark.slow)])
 def test_without_a_launcher(kind: str, tmp_path: Path):
-    """Processes that nobody watches, as SLURM's srun starts them: the survivor says whom it has lost."""
+    """Without torchrun, as SLURM's srun starts ranks: the surviving rank names the lost one in its error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -28,7 +28,7 @@ from tests.runs import N_ENVS, Kill, StopAt, Stopped, child, differences, make_e
 
 
 def check_equal_to_a_run_never_stopped(tmp_path: Path, stops: tuple[int, ...] = (45, 100), **arguments: Any) -> None:
-    """Stop by an error at the given numbers of calls, go on each time, and compare with one go."""
+    """Stop with an error at the given numbers of calls, resume each time, and compare with a run that never stopped."""
     never_stopped = play(tmp_path / "whole", **arguments)
     for at in stops:
         with pytest.raises(Stopped):
@@ -43,7 +43,7 @@ def check_equal_to_a_run_never_stopped(tmp_path: Path, stops: tuple[int, ...] = 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 @pytest.mark.parametrize("baseline", list(BASELINES))
 def test_every_baseline(tmp_path, baseline, actions):
-    # greedy plays every reset twice: half of the steps reach the callbacks
+    # the greedy baseline plays every reset twice, and callbacks see only half of the steps
     episodes = dict(n_episodes=N_ENVS, total=900) if baseline == "greedy" else {}
     check_equal_to_a_run_never_stopped(tmp_path, env=dict(actions=actions), baseline=baseline, **episodes)
 
@@ -71,12 +71,12 @@ def test_every_setting(tmp_path, arguments):
     check_equal_to_a_run_never_stopped(tmp_path, **arguments)
 
 
-def test_a_run_that_was_finished_stays_as_it_is(tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = results(play(tmp_path))
-    assert differences(before, results(play(tmp_path))) == []  # resumed, and nothing left to do
+    assert differences(before, results(play(tmp_path))) == []  # resumed, with nothing left to do
 
 
-def test_what_was_frozen_stays_frozen(tmp_path):
+def test_frozen_parameters_stay_frozen(tmp_path):
     model = REINFORCE("MlpPolicy", make_env(), n_steps=16, seed=0, device="cpu")
     model.policy.mlp_extractor.policy_net.requires_grad_(False)
     model.learn(60, TrainingCheckpoint(tmp_path))
@@ -91,8 +91,8 @@ def vector_env(env_id="CartPole-v1"):
     return VectorEnvAdapter(gym.make_vec(env_id, num_envs=2, vectorization_mode="vector_entry_point"))
 
 
-def test_evaluations_in_a_vector_environment_go_on(tmp_path):
-    """One generator for all environments inside: its state is put back."""
+def test_evaluations_in_a_vector_environment_resume(tmp_path):
+    """All environments inside share one generator, whose state is restored."""
 
     def learn(n_steps, model):
         evaluation = EvalCallback(vector_env(), eval_freq=40, n_eval_episodes=2, verbose=0, warn=False)
@@ -108,7 +108,7 @@ def test_evaluations_in_a_vector_environment_go_on(tmp_path):
 
 
 def test_settings_of_vec_normalize_are_compared_by_value(tmp_path):
-    """norm_obs_keys as a tuple and a NumPy number: JSON has neither."""
+    """A tuple and a NumPy number, of which JSON has neither."""
     make = lambda: VecNormalize(  # noqa: E731
         DummyVecEnv([lambda: SimpleMultiObsEnv(random_start=False)]), norm_obs_keys=("vec",), clip_obs=np.float64(5)
     )
@@ -117,7 +117,7 @@ def test_settings_of_vec_normalize_are_compared_by_value(tmp_path):
 
 
 class WithState(BaseCallback):
-    """Its attributes are not looked at."""
+    """Saved by its own ``state_dict``, not by its attributes."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +134,7 @@ class WithState(BaseCallback):
         self.given = state_dict
 
 
-def test_callbacks_go_on_where_they_were(tmp_path):
+def test_callbacks_resume_where_they_were(tmp_path):
     def callbacks() -> list[BaseCallback]:
         patience = StopTrainingOnNoModelImprovement(max_no_improvement_evals=1000)
         evaluation = EvalCallback(
@@ -147,7 +147,7 @@ def test_callbacks_go_on_where_they_were(tmp_path):
         play(tmp_path, every=1, evaluate=False, more=[*first, StopAt(100, stop)])
     evaluation = first[0].callbacks[0]
     second = callbacks()
-    second[2].save_freq = 500  # a setting is the user's, now as then
+    second[2].save_freq = 500  # settings come from the user, not from the checkpoint
     play(tmp_path, evaluate=False, more=second, total=0)
     resumed = second[0].callbacks[0]
     n_evaluations = resumed.n_calls // 10
@@ -161,7 +161,7 @@ def test_callbacks_go_on_where_they_were(tmp_path):
     assert (second[2].save_freq, second[2].n_calls) == (500, resumed.n_calls)
 
 
-def test_the_state_of_a_callback_that_is_missing_is_told(tmp_path):
+def test_the_state_of_a_missing_callback_gives_a_warning(tmp_path):
     play(tmp_path)
     with pytest.warns(UserWarning, match="has the state of EvalCallback0, which this learn"):
         play(tmp_path, evaluate=False)
@@ -169,9 +169,9 @@ def test_the_state_of_a_callback_that_is_missing_is_told(tmp_path):
 
 def killed_runs(folder: Path, kills: list[Kill], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """
-    Let processes play the run, each killed somewhere (see ``child``); then one to its end.
+    Let processes play the run, each killed somewhere (see ``child``); a last one plays it to the end.
 
-    :return: the last one's results, and how many were killed before they were done
+    :return: the last process's results, and how many were killed
     """
     context = multiprocessing.get_context("forkserver")
     result, n_killed = folder / "result.pt", 0
@@ -184,7 +184,7 @@ def killed_runs(folder: Path, kills: list[Kill], arguments: dict[str, Any]) -> t
     return th.load(result, weights_only=False), n_killed
 
 
-def test_killed_while_it_writes(tmp_path):
+def test_killed_while_writing(tmp_path):
     arguments = dict(total=450, every=1)
     expected = results(play(tmp_path / "whole", **arguments))
     kills = [("half", 4), ("before", 3), ("after", 3)]
@@ -192,7 +192,7 @@ def test_killed_while_it_writes(tmp_path):
     assert n_killed == 3
     assert differences(expected, result) == []
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".checkpoint*"))  # what was left half written
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".checkpoint*"))  # half-written files are removed
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_killed_at_twenty_random_moments(tmp_path, arguments):
     expected = results(play(tmp_path / "whole", **arguments))
     rng = random.Random(0)
     places = ("half", "before", "after")
-    # A fifth of the kills come while a checkpoint is written. An update is about 20 calls, so 20 kills leave calls to play.
+    # A fifth of the kills hit the writing of a checkpoint. An update is about 20 calls, so the run outlasts 20 kills.
     kills: list[Kill] = [
         (rng.choice(places), rng.randint(2, 4)) if rng.random() < 0.2 else (rng.randint(1, 120), 0.02 * rng.random())
         for _ in range(20)
