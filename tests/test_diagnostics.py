@@ -173,16 +173,12 @@ def test_averages_before_dividing():
     """
     model = softmax_bandit(10, baseline="none")
     averaged, alone = GradientDiagnostics(decay=0.5), GradientDiagnostics(decay=0.0)
-    variances, mean_squares, metrics = [], [], {}
-    for _ in range(2):
-        of_one = alone.measure(played(model))
-        metrics = averaged.measure(model)
-        variances.append(of_one["variance"])
-        mean_squares.append(of_one["snr"] * of_one["variance"] / 10)
-    variance, mean_square = (values[0] / 4 + values[1] / 2 for values in (variances, mean_squares))
-    assert variances[0] != pytest.approx(variances[1], rel=0.1)
-    assert metrics["variance"] == variances[1]  # that of the last rollout alone
+    (first, _), (second, metrics) = ((alone.measure(played(model)), averaged.measure(model)) for _ in range(2))
+    variance = first["variance"] / 4 + second["variance"] / 2
+    mean_square = (first["snr"] * first["variance"] / 4 + second["snr"] * second["variance"] / 2) / 10
+    assert metrics["variance"] == second["variance"]  # not averaged
     assert metrics["noise_scale"] == pytest.approx(variance / mean_square)
+    assert metrics["noise_scale"] != pytest.approx((first["noise_scale"] + 2 * second["noise_scale"]) / 3, rel=0.01)
     assert metrics["snr"] == pytest.approx(10 * mean_square / variance)
 
 
