@@ -94,11 +94,11 @@ def test_usage_errors_under_torchrun(arguments: list[str], words: str, monkeypat
 
 def test_the_run_of_a_launch(tmp_path: Path):
     """After a restart the run is found by the launch that started it, not by its age or name."""
-    from sb3_reinforce.zoo.checkpoints import Run, run_of_launch, write_run
+    from sb3_reinforce.zoo.checkpoints import SavedRun, run_of_launch, write_run
 
     for number, launch in enumerate(["a", "b", "a", None]):
         folder = tmp_path / f"logs/reinforce/CartPole-v1_{number}"
-        write_run(Run(folder, [], None, launch))
+        write_run(SavedRun(folder, [], None, launch))
         (folder / "checkpoints/checkpoint_5_steps.zip").write_text("")
         os.utime(folder / "checkpoints/run.json", (number, number))
     found = run_of_launch(tmp_path / "logs", "a")
