@@ -171,7 +171,7 @@ class Poison:
 
 
 def test_nothing_is_unpickled_for_plain_arguments(run_folder, tmp_path, monkeypatch):
-    """Pickles that somebody has put into the file do not run, even with matching checksums."""
+    """Pickles that were put into the file do not run, even with matching checksums."""
     path = copy_of(run_folder, tmp_path)[0]
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}

@@ -24,7 +24,7 @@ def test_episodes_of_waiting_environments_are_not_counted():
     assert sorted(info["r"] for info in model.ep_info_buffer) == [1.0, 10.0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.learn(1, reset_num_timesteps=False)  # warned once
+        model.learn(1, reset_num_timesteps=False)  # one warning is enough
 
 
 @pytest.mark.parametrize(("norm_reward", "monitor"), [(True, True), (True, False), (False, False)])

@@ -115,7 +115,7 @@ def test_normalize_advantage():
 
 
 def test_gradient_clipping():
-    """Under SGD the step has the length learning_rate * max_grad_norm where the gradient is longer, else its own."""
+    """With learning rate 1, SGD's step is as long as the gradient, or max_grad_norm where the gradient is longer."""
     lengths = {}
     for max_grad_norm in (None, 0.01):
         model = collected(n_episodes=4, max_grad_norm=max_grad_norm)
