@@ -1,4 +1,4 @@
-"""What several test files share: the wheel, installed elsewhere, and agents trained with it. No network is needed."""
+"""Fixtures of several test files: the installed wheel, and agents trained with it. They need no network."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Installed:
     """
-    The command of the installed wheel, in a process of its own, for somebody without a display, accounts or settings.
+    The command of the installed wheel, in a separate process without display, accounts or settings.
 
     :param folder: where the wheel is installed
     :param home: an empty folder

@@ -1,7 +1,7 @@
 """
-What test_distributed.py has several processes do: run by torchrun, one process per rank, and imported by the tests.
+What several ranks do in test_distributed.py and test_ranks.py: run by torchrun, one process per rank.
 
-``python distributed_cases.py CASE FOLDER``: each rank leaves what it found in FOLDER/CASE-rank.pkl.
+``python distributed_cases.py CASE FOLDER``: each rank writes its results to FOLDER/CASE-rank.pkl.
 """
 
 import os
@@ -14,7 +14,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from envs import SMALL, NoCallback, RewardListEnv, ScriptedEnv, scripted_sampler, tabular_model
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -23,16 +22,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, episodic
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.running import exchange, normalization, ranks
+from tests.envs import SMALL, NoCallback, RewardListEnv, ScriptedEnv, baseline_of, collect, scripted_sampler, tabular_model
 
-# The trajectories that each environment plays, by number. Different lengths, so that the ranks have unequal numbers of
-# episodes and of steps.
+# The trajectories that each environment plays, by number. Their lengths differ, and so do the ranks' numbers of episodes and
+# of steps.
 SCRIPTS = ([0, 5, 7], [3, 1], [9, 2, 4, 6])
-# By number of ranks, each rank's environments
+# The environments of each rank, by number of ranks
 ENVS_OF_RANK = {1: ((0, 1, 2),), 2: ((0, 1), (2,)), 3: ((0,), (1,), (2,))}
 
 
 class LooksAtAll(Baseline):
-    """A user's own: needs everything that episodes have, of all ranks."""
+    """A user's baseline that needs everything that episodes have, of all ranks."""
 
     needs = frozenset({"values"})
 
@@ -41,7 +41,7 @@ class LooksAtAll(Baseline):
 
     def predict(self, episodes: Episodes) -> th.Tensor:
         assert len(episodes.observations) == len(episodes.values) == len(episodes.returns) == episodes.lengths.sum()
-        # every environment counts, by its number over all ranks
+        # environments are numbered over all ranks
         level = self.past + (episodes.env_indices * episodes.lengths).sum() / 100
         return level + 0.1 * episodes.observations.double().mean() + 0.2 * episodes.values.flip(0)
 
@@ -52,7 +52,7 @@ class LooksAtAll(Baseline):
 GRADIENT_CASES: dict[str, dict[str, Any]] = {
     f"{baseline}-{reduction}-{mode}": dict(baseline=baseline, loss_reduction=reduction, mode=mode)
     for baseline in (*BASELINES, "own")
-    if baseline != "greedy"  # plays the environments again, which scripted ones cannot do
+    if baseline != "greedy"  # which plays the environments twice: scripted ones cannot
     for reduction in ("episode", "step")
     for mode in ("n_steps", "n_episodes")
 } | {
@@ -73,7 +73,7 @@ def updated(case: str) -> dict[str, Any]:
     Two updates on scripted episodes, observations and rewards normalised by frozen statistics.
 
     :param case: a key of GRADIENT_CASES
-    :return: parameters, loss, and what baseline and logs say
+    :return: parameters, logged values, and the baseline's state
     """
     arguments = dict(GRADIENT_CASES[case])
     indices = ENVS_OF_RANK[ranks.world_size()][ranks.rank()]
@@ -92,21 +92,18 @@ def updated(case: str) -> dict[str, Any]:
     model = tabular_model(normalized, **arguments)
     original, episodic.make_sampler = episodic.make_sampler, scripted_sampler(env)
     try:
-        callback = NoCallback()
-        callback.init_callback(model)
         n_updates = 1 if arguments.get("unfinished") == "bootstrap" else 2
         for _ in range(n_updates):
-            assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-            model.train()
+            collect(model).train()
     finally:
         episodic.make_sampler = original
     logged = {key: float(value) for key, value in model.logger.name_to_value.items() if not key.startswith("time/")}
     parameters = {name: tensor.numpy().copy() for name, tensor in model.policy.state_dict().items()}
-    return {"parameters": parameters, "logged": logged, "state": model._baseline.state_dict()}
+    return {"parameters": parameters, "logged": logged, "state": baseline_of(model).state_dict()}
 
 
 class Watch(BaseCallback):
-    """Notes what a callback sees; stops where it is told to."""
+    """Notes what a callback sees; stops at the given call."""
 
     def __init__(self, stop_at: int | None = None):
         super().__init__()
@@ -127,7 +124,7 @@ class Watch(BaseCallback):
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """Learns CartPole with running normalisation, other numbers of environments on each rank."""
+    """Learns CartPole with running normalisation and a different number of environments on each rank."""
     rank = ranks.rank()
     env = VecNormalize(make_vec_env("CartPole-v1", n_envs=1 + rank))
     model = REINFORCE(
@@ -142,7 +139,7 @@ def training(folder: Path) -> dict[str, Any]:
         normalize_advantage=True,
         verbose=1,
     )
-    with th.no_grad():  # learn begins with rank 0's parameters
+    with th.no_grad():  # learn() starts from rank 0's parameters
         model.policy.action_net.bias.fill_(float(rank))
     model.set_logger(configure(str(folder / f"log{rank}"), ["csv"]))
     own = Watch()
@@ -167,7 +164,7 @@ def training(folder: Path) -> dict[str, Any]:
 
 
 def unseeded() -> np.ndarray:
-    """The first actions of a model without a seed, in a process whose generators a user has seeded."""
+    """The first actions of a model without a seed, where the user has seeded torch alike on all ranks."""
     env = DummyVecEnv([lambda: RewardListEnv([0.0] * 30)])
     model = REINFORCE("MlpPolicy", env, n_steps=1)
     th.manual_seed(7)
@@ -176,7 +173,7 @@ def unseeded() -> np.ndarray:
 
 
 def stopping() -> dict[str, Any]:
-    """Rank 1 stops in the third rollout; rank 0 has nobody who would."""
+    """The callback of rank 1 stops in the third rollout, that of rank 0 never."""
     rank = ranks.rank()
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
     model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0)
@@ -185,7 +182,7 @@ def stopping() -> dict[str, Any]:
 
 
 def counted() -> list[int]:
-    """Exchanges of each update, from one rollout's end to the next one's, with three epochs of the value network."""
+    """Number of exchanges from the end of one rollout to the end of the next, with three epochs of the value network."""
     at_rollout_end: list[int] = []
 
     class Mark(NoCallback):
@@ -214,7 +211,7 @@ def counted() -> list[int]:
 
 
 def asked_to_stop(folder: Path) -> dict[str, Any]:
-    """A signal on rank 1 asks its TrainingCheckpoint to stop, in the third rollout: all finish that update and save."""
+    """Rank 1 asks its TrainingCheckpoint to stop in the third rollout: all ranks finish that update and save."""
 
     class Signal(NoCallback):
         def _on_step(self) -> bool:
@@ -234,13 +231,13 @@ def asked_to_stop(folder: Path) -> dict[str, Any]:
 
 
 def greedy() -> int:
-    """A baseline that plays steps of its own, which count: 2 environments, 10 steps drawn and 10 greedy ones."""
+    """The greedy baseline's steps count: 2 environments, each with 10 sampled steps and 10 greedy ones."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)] * 2)
     return REINFORCE("MlpPolicy", env, n_episodes=2, baseline="greedy", seed=0).learn(81).num_timesteps
 
 
 def refusal() -> str:
-    """What learn says where the ranks were given different arguments; it ends the group."""
+    """The error of learn() where ranks have different arguments, which ends the group."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
     try:
         REINFORCE("MlpPolicy", env, n_steps=20, n_value_epochs=1 + ranks.rank()).learn(20)
@@ -254,7 +251,7 @@ def refusal() -> str:
 
 
 def exchanges() -> dict[str, Any]:
-    """The exchanges by themselves, on values that say whose they are."""
+    """All exchanges, on values that show which rank they come from."""
     rank = ranks.rank()
     parameters = [th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(2)), th.nn.Parameter(th.zeros(1, 1))]
     parameters[0].grad = th.tensor([1.0, 10.0]) * (rank + 1)
@@ -269,7 +266,7 @@ def exchanges() -> dict[str, Any]:
     exchange.broadcast_buffers(norm)
     return {
         "gather": exchange.gather({"rank": rank, "ragged": th.arange(rank + 1)}),
-        # both sides of what one exchange takes
+        # lengths on both sides of what fits into one exchange
         "lengths": [[len(text) for text in exchange.gather("x" * (n + rank))] for n in (8_000, 8_165, 8_166, 100_000)],
         "many": many.grad.unique().tolist(),
         "broadcast": exchange.broadcast({"of rank": rank, "tensor": th.full((3,), rank)}),
@@ -282,8 +279,8 @@ def exchanges() -> dict[str, Any]:
 
 
 def all_of_them(folder: Path) -> dict[str, Any]:
-    """Everything that does not end the processes."""
-    REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # a constructor starts the group
+    """All cases that do not end the processes."""
+    REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")  # the constructor joins the group
     assert ranks.world_size() == 2
     found: dict[str, Any] = {"exchanges": exchanges()}
     found["gradients"] = {case: updated(case) for case in GRADIENT_CASES}
@@ -298,7 +295,7 @@ def all_of_them(folder: Path) -> dict[str, Any]:
 
 
 class Trouble(gym.Wrapper):
-    """Rewards turn into NaN after some steps."""
+    """Rewards are NaN after 300 steps."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -313,7 +310,7 @@ class Trouble(gym.Wrapper):
 
 
 def trouble(kind: str, folder: Path) -> None:
-    """Learns without end; with "nan" rank 1 gets into trouble by itself."""
+    """Trains for ever, until the test kills a rank or, with "nan", the rewards of rank 1 become NaN."""
     env = gym.make("CartPole-v1")
     if kind == "nan" and os.environ["RANK"] == "1":
         env = Trouble(env)

@@ -1,4 +1,4 @@
-"""Environments whose returns and gradients are known, and how to read a gradient off the algorithm."""
+"""Environments whose returns and gradients are known, and helpers that read a model's gradient and rollout."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,9 +8,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, Baseline
 from sb3_reinforce.bias import MDP, Trajectory
 from sb3_reinforce.update.rows import Rows, Selection, count_rows
 
@@ -132,7 +134,7 @@ class ScriptedSampler:
 
 
 def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
-    """What to put in the place of ``make_sampler``."""
+    """A replacement for ``make_sampler``."""
     return lambda *_: ScriptedSampler(env)
 
 
@@ -158,6 +160,16 @@ def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
     return model
 
 
+def parameters(model: REINFORCE) -> th.Tensor:
+    """A copy of all parameters, as one vector."""
+    return nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+def baseline_of(model: REINFORCE) -> Baseline:
+    """The baseline object, which has no public name where the argument was a text."""
+    return model._baseline
+
+
 def logits(model: REINFORCE) -> th.Tensor:
     """The logits [S, A] of a tabular model."""
     return (model.policy.action_net.weight + model.policy.action_net.bias[:, None]).detach().T.clone()
@@ -180,18 +192,23 @@ class NoCallback(BaseCallback):
         return True
 
 
-def one_update(model: REINFORCE) -> th.Tensor:
-    """Play and train once; the change of the logits' weights, shape [S, A], with the parameters put back as they were."""
-    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    average = getattr(model._baseline, "average", None)
+def collect(model: REINFORCE) -> REINFORCE:
+    """Play one rollout of a model that is set up for training, without an update."""
     callback = NoCallback()
     callback.init_callback(model)
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    model.train()
+    return model
+
+
+def one_update(model: REINFORCE) -> th.Tensor:
+    """Play and train once, then restore the parameters. Returns the change of the logits' weights, shape [S, A]."""
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    average = getattr(baseline_of(model), "average", None)
+    collect(model).train()
     change = (model.policy.action_net.weight.double() - before["action_net.weight"].double()).detach().T
     model.policy.load_state_dict(before)
-    if hasattr(model._baseline, "average"):
-        model._baseline.average = average
+    if hasattr(baseline_of(model), "average"):
+        baseline_of(model).average = average
     return change
 
 
@@ -206,7 +223,7 @@ def scripts_by_episodes(mdp: MDP, n_episodes: int) -> Iterator[tuple[list[Trajec
 
 
 def scripts_by_steps(mdp: MDP, n_steps: int) -> Iterator[list[Trajectory]]:
-    """All sequences of trajectories that stop with the first episode to end at or behind step ``n_steps``."""
+    """All sequences of trajectories that stop with the first episode to end at or after step ``n_steps``."""
     if n_steps <= 0:
         yield []
         return
@@ -227,7 +244,7 @@ BOX = spaces.Box(-1, 1, (3,), np.float32)
 
 
 class Random(gym.Env):
-    """Noise of any kind, episodes of 1 to 9 steps."""
+    """Random observations and rewards; each step ends the episode with probability 1/4."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
         self.observation_space, self.action_space = observation_space, action_space
@@ -243,7 +260,28 @@ class Random(gym.Env):
 
 
 def played(observation_space: spaces.Space, action_space: spaces.Space, policy: Any = "MlpPolicy", **kwargs: Any) -> REINFORCE:
-    """A small model after one update on six episodes of :class:`Random`, their rollout still there."""
+    """A small model after one update on six episodes of :class:`Random`, which are still in its rollout buffer."""
     env = DummyVecEnv([lambda: Random(observation_space, action_space)])
     kwargs["policy_kwargs"] = dict(net_arch=[5], **kwargs.get("policy_kwargs", {}))
     return REINFORCE(policy, env, n_episodes=6, seed=0, device="cpu", **kwargs).learn(1)
+
+
+class BatchNormDropout(BaseFeaturesExtractor):
+    """Batch norm and dropout; ``modes`` holds for each call whether it was in training mode."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 4)
+        self.layers = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.modes: list[bool] = []
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.modes.append(self.training)
+        return self.layers(observations)
+
+
+def seeds_of(env: VecEnv) -> list[int | None]:
+    """The seeds that the environments get from now on: a list that grows."""
+    seeds: list[int | None] = []
+    set_seed = env.seed
+    env.seed = lambda seed=None: (seeds.append(seed), set_seed(seed))[1]  # type: ignore[method-assign]
+    return seeds

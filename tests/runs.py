@@ -1,4 +1,4 @@
-"""A training run in a folder, to be stopped and gone on with, and what of two runs must be equal."""
+"""A training run in a folder that can be stopped and resumed, and what must be equal in two runs."""
 
 import copy
 import csv
@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
 from sb3_reinforce.running.checkpoint_file import checkpoints_in
 from sb3_reinforce.running.logs import appending_logger
-from tests.envs import LARGER, MDPEnv
+from tests.envs import LARGER, MDPEnv, baseline_of
 
 N_ENVS = 3
 
@@ -49,7 +49,7 @@ class TargetEnv(gym.Env):
         )
 
 
-# Processes are forked from one that has imported all this already.
+# Children are forked from a process that has already imported all this.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.runs"])
 
 
@@ -64,8 +64,16 @@ def make_env(actions: str = "discrete", vec: str = "dummy", normalize: bool = Tr
     return VecNormalize(env) if normalize else env
 
 
+class Stopped(Exception):
+    pass
+
+
+def stop() -> None:
+    raise Stopped
+
+
 class StopAt(BaseCallback):
-    """Calls something at a step; it counts its calls, and so is a callback with a state."""
+    """Calls ``action`` at its n-th call. It counts its calls, so it has a state that checkpoints save."""
 
     def __init__(self, n_calls: int, action: Callable[[], Any]):
         super().__init__()
@@ -78,7 +86,7 @@ class StopAt(BaseCallback):
 
 
 class Draws(BaseCallback):
-    """Draws from the generators that no rollout seeds, as an environment or a callback of the user's may."""
+    """Draws from the generators that no rollout seeds, as a user's environment or callback may."""
 
     def _on_step(self) -> bool:
         np.random.random()
@@ -97,10 +105,10 @@ def play(
     learn: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> REINFORCE:
-    """Begin the run in a folder, or go on with it, to its end; rows go to progress.csv."""
+    """Start the run in a folder, or resume it, and train to its end; rows go to progress.csv."""
     made = make_env(**(env or {}))
-    there = checkpoints_in(folder / "checkpoints")
-    if there:
+    resumes = bool(checkpoints_in(folder / "checkpoints"))
+    if resumes:
         model = REINFORCE.resume(folder / "checkpoints", made)
     else:
         defaults: dict[str, Any] = dict(n_steps=16, seed=7, device="cpu", policy_kwargs=dict(net_arch=[8]))
@@ -113,33 +121,33 @@ def play(
         callbacks.append(Draws())
         callbacks.append(EvalCallback(eval_env, n_eval_episodes=2, eval_freq=25, verbose=0))
     try:
-        model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=not there, **(learn or {}))
+        model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=not resumes, **(learn or {}))
     finally:
         made.close()
     return model
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
-    """The logged curve: of the rows with equal steps the last, without times."""
+    """The logged rows by number of steps, without times; where two have equal steps, the last one counts."""
     found = {}
     with (folder / "progress.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if not row["time/total_timesteps"]:
-                continue  # what was recorded when an error came, of no update
+                continue  # recorded when an error came, not after an update
             values = {k: v for k, v in row.items() if k not in ("time/fps", "time/time_elapsed") and v != ""}
-            # an evaluation has a row of its own
+            # evaluations have separate rows
             found[row["time/total_timesteps"] + ("e" if "eval/mean_reward" in values else "")] = values
     return found
 
 
 def results(model: REINFORCE) -> dict[str, Any]:
-    """What must be the same, bit for bit."""
+    """What must be equal, bit for bit."""
     env = model.get_vec_normalize_env()
     found = {
         "parameters": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict()["state"],
-        "value_optimizer": model.value_optimizer.state_dict()["state"] if "values" in model._baseline.needs else {},
-        "baseline": dict(model._baseline.state_dict()),
+        "value_optimizer": model.value_optimizer.state_dict()["state"] if "values" in baseline_of(model).needs else {},
+        "baseline": dict(baseline_of(model).state_dict()),
         "statistics": {} if env is None else {k: [v.mean, v.var, v.count] for k, v in vars(env).items() if k.endswith("_rms")},
         "counts": [model.num_timesteps, model._n_updates, model._n_rollouts, model._total_timesteps],
         "rewards": [info["r"] for info in model.ep_info_buffer],
@@ -152,7 +160,7 @@ def results(model: REINFORCE) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit, in containers too."""
+    """Whether two values are equal, bit for bit, inside containers too."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list):
@@ -171,7 +179,7 @@ def kill_self(*_: Any) -> None:
 
 
 class KillAfter(BaseCallback):
-    """SIGKILL so many seconds after so many calls of this process: anywhere in a rollout, an update or an evaluation."""
+    """SIGKILL some seconds after the n-th call in this process: anywhere in a rollout, an update or an evaluation."""
 
     def __init__(self, n_calls: int, seconds: float):
         super().__init__()
@@ -195,10 +203,10 @@ Kill = tuple[int, float] | tuple[str, int]
 
 def child(folder: Path, result: Path, kill: Kill | None, arguments: dict[str, Any]) -> None:
     """
-    ``play`` in a process of its own, which may kill itself.
+    ``play`` in a separate process, which may kill itself.
 
-    :param kill: after so many calls of the callbacks and seconds, see ``KillAfter``; or in the writing of a checkpoint: where
-        ("half": with half the file written, "before" or "after" the renaming), at which write; None: not at all
+    :param kill: calls and seconds, see ``KillAfter``; or a place in the writing of a checkpoint and the number of the write
+        (places: "half": half the file is written, "before" or "after" the renaming); None: never
     """
     th.set_num_threads(1)
     if kill is not None and isinstance(kill[0], str):

@@ -1,4 +1,4 @@
-"""The gradient's variance and its kin against closed forms: bandits whose every number is known."""
+"""Gradient statistics of bandits against closed forms, and the comparison of baselines."""
 
 import csv
 import re
@@ -18,11 +18,11 @@ from sb3_reinforce.episode_gradients import EpisodeGradients, actions_of, episod
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import log_prob_and_entropy
 from sb3_reinforce.zoo.cli import main
-from tests.envs import RewardListEnv, rows_of
+from tests.envs import RewardListEnv, collect, rows_of
 
 
 class Bandit(gym.Env):
-    """One step; the observation is 0, so that only the last layer's bias (and log_std) has a score."""
+    """One step; the observation is 0, so only the last layer's bias (and log_std) has a score."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
 
@@ -61,7 +61,7 @@ def gaussian_bandit(n_episodes: int, **kwargs) -> REINFORCE:
 
 
 def softmax_truth(b: float) -> dict[str, float]:
-    """With the score s_a = e_a - p: g_a = (r_a - b) s_a, a sum over three actions."""
+    """The score is s_a = e_a - p and g_a = (r_a - b) s_a; all expectations are sums over three actions."""
     scores = np.eye(3) - P
     squares = (scores**2).sum(1)
     mean = (P * R) @ scores
@@ -75,7 +75,7 @@ def softmax_truth(b: float) -> dict[str, float]:
 
 def gaussian_truth(b: float) -> dict[str, float]:
     """
-    The score by mean and log std is (eps / sigma, eps^2 - 1). With m = K MU + C - b and R - b = m + K sigma eps:
+    The score with respect to mean and log std is (eps / sigma, eps^2 - 1). With m = K MU + C - b and R - b = m + K sigma eps:
     E[g] = (K, 0); E abs(g)^2 = m^2 (1/sigma^2 + 2) + K^2 (E eps^4 + sigma^2 E[eps^2 (eps^2 - 1)^2]), where E eps^4 = 3 and
     E[eps^6 - 2 eps^4 + eps^2] = 15 - 6 + 1 = 10. Fisher: 1/sigma^2 + E (eps^2 - 1)^2 = 1/sigma^2 + 2. Odd moments vanish, so
     the optimal b is the mean reward.
@@ -91,9 +91,8 @@ def gaussian_truth(b: float) -> dict[str, float]:
 
 def played(model: REINFORCE) -> REINFORCE:
     """After a rollout, before its update."""
-    _, callback = model._setup_learn(1)
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    return model
+    model._setup_learn(1)
+    return collect(model)
 
 
 @pytest.mark.parametrize(("bandit", "truth"), [(softmax_bandit, softmax_truth), (gaussian_bandit, gaussian_truth)])
@@ -126,7 +125,7 @@ def test_score_mean_z_is_standard_normal_and_sees_a_wrong_score():
 
 
 def by_hand(model: REINFORCE) -> tuple[np.ndarray, np.ndarray]:
-    """Each episode's gradient with the advantages used and with the plain returns, by one backward pass each."""
+    """Each episode's gradient with the advantages and with the plain returns, by one backward pass each."""
     parameters = list(model.policy.parameters())
     used, plain, start = [], [], 0
     next(model.rollout_buffer.get(1))
@@ -159,7 +158,7 @@ def test_definitions(normalize_advantage):
         reduction = ((plain - plain.mean(0)) ** 2).sum() / ((g - g.mean(0)) ** 2).sum()
         assert metrics["variance_reduction"] == pytest.approx(reduction, rel=1e-4)
     else:
-        # of the baseline alone: the scale of normalised advantages does not show
+        # the baseline alone counts, not the scale of normalised advantages
         assert metrics["variance_reduction"] == pytest.approx(
             GradientDiagnostics().measure(played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=7, seed=0, device="cpu")))[
                 "variance_reduction"
@@ -168,21 +167,23 @@ def test_definitions(normalize_advantage):
 
 
 def test_averages_before_dividing():
-    """Variances 6 and 2, G2 of -1 and 3, decay 0.5: after two updates (6/4 + 2/2) / (-1/4 + 3/2) = 2.5 / 1.25."""
-    model = played(softmax_bandit(10, baseline="none"))
-    callback = GradientDiagnostics(decay=0.5)
-    callback._variance, callback._mean_square = 3.0, -0.5  # half of 6 and -1
-    metrics = callback.measure(model)
-    fresh = GradientDiagnostics(decay=0.0)
-    fresh.measure(model)
-    variance, mean_square = fresh._variance, fresh._mean_square
-    assert callback._variance == pytest.approx(1.5 + variance / 2)
-    assert callback._mean_square == pytest.approx(-0.25 + mean_square / 2)
-    assert metrics["snr"] == pytest.approx(10 * callback._mean_square / callback._variance)
+    """
+    After two rollouts with decay 0.5 the noise scale is (v1/4 + v2/2) / (m1/4 + m2/2), where v is the variance and m the
+    squared mean of one rollout; ``snr`` is 10 over that. An average of the quotients would be another number.
+    """
+    model = softmax_bandit(10, baseline="none")
+    averaged, alone = GradientDiagnostics(decay=0.5), GradientDiagnostics(decay=0.0)
+    (first, _), (second, metrics) = ((alone.measure(played(model)), averaged.measure(model)) for _ in range(2))
+    variance = first["variance"] / 4 + second["variance"] / 2
+    mean_square = (first["snr"] * first["variance"] / 4 + second["snr"] * second["variance"] / 2) / 10
+    assert metrics["variance"] == second["variance"]  # not averaged
+    assert metrics["noise_scale"] == pytest.approx(variance / mean_square)
+    assert metrics["noise_scale"] != pytest.approx((first["noise_scale"] + 2 * second["noise_scale"]) / 3, rel=0.01)
+    assert metrics["snr"] == pytest.approx(10 * mean_square / variance)
 
 
 def test_halves_add_up_to_the_whole():
-    """What another process would send: sums of vectors, and scalars per episode."""
+    """Of each half only the sum of the vectors and scalars per episode are needed."""
     model = played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=6, seed=0, device="cpu"))
     lengths, observations, actions = model.rollout.lengths, model.batch.episodes.observations, actions_of(model.rollout_buffer)
     weights = th.stack([model.batch.episodes.returns, th.ones(model.batch.n_steps, dtype=th.float64)])
@@ -260,7 +261,7 @@ def test_needs_a_reinforce():
 
 
 def test_comparison_of_a_bandit():
-    """trS with b over trS without, both in closed form: for the mean reward, the optimal b and the greedy action's r."""
+    """trS with b over trS without it, in closed form: b is the mean reward, the optimal b or the greedy action's reward."""
     model = softmax_bandit(1, baseline="none")
     env = DummyVecEnv([lambda: Bandit(spaces.Discrete(3), lambda a: R[a])] * 100)
     comparison = compare_baselines(env, model, n_episodes=3000, n_bootstrap=500)
@@ -293,7 +294,7 @@ def test_comparison_leaves_model_and_statistics_alone():
 
 
 def test_comparison_with_a_baseline_that_leaves_nothing():
-    """All episodes reach the time limit, so the return is a function of t: no multiple of infinity is told."""
+    """All episodes reach the time limit, so the return is a function of t and no variance is left; the advice says 0 %."""
     env = make_vec_env("CartPole-v1", 2, env_kwargs={"max_episode_steps": 5})
     model = REINFORCE("MlpPolicy", env, seed=0, truncation="terminal", device="cpu").learn(50)
     comparison = compare_baselines(env, model, n_episodes=8, baselines=["per_step"], n_bootstrap=50)

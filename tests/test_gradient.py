@@ -1,7 +1,7 @@
 """
-The heart of it: the expected update, read off the parameters after one SGD step, is the exact gradient.
+The expected update, read off the parameters after one SGD step, is the exact gradient.
 
-Every variant known to be wrong stands here too, as what these tests must detect.
+Variants that are known to be wrong are tested too: each must be detected.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from tests.envs import (
     MDPEnv,
     ScriptedEnv,
     Trajectory,
+    baseline_of,
     logits,
     one_update,
     script_probability,
@@ -43,12 +44,12 @@ OF_OTHERS = ("leave_one_out", "per_step", "optimal")
 
 
 def expected_update(monkeypatch: Any, n_envs: int, mdp: MDP = SMALL, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
-    """The exact expectation of the update over all batches that the MDP can give, and the model."""
+    """The exact expectation of the update over all batches that the MDP can produce, and the model."""
     env = DummyVecEnv([lambda: ScriptedEnv(mdp)] * n_envs)
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", scripted_sampler(env))
     model = tabular_model(env, **kwargs)
-    if isinstance(model._baseline, sb3_reinforce.baselines.MovingAverageBaseline):
-        model._baseline.average = 0.7  # as if of earlier batches
+    if kwargs.get("baseline") == "moving_average":
+        baseline_of(model).average = 0.7  # as if from earlier batches
     if model.n_episodes is None:
         per_env = list(scripts_by_steps(mdp, model.n_steps))
     else:
@@ -71,7 +72,7 @@ def exact(model: REINFORCE) -> th.Tensor:
 
 
 def test_exact_gradient_is_that_of_the_enumerated_return():
-    """The dynamic programme against autograd through the probability of every trajectory: two ways to one number."""
+    """Dynamic programming and autograd through the probability of every trajectory give the same gradient."""
     weights = th.tensor([[0.4, -0.3], [0.2, 0.9]], dtype=th.float64, requires_grad=True)
     log_policy, gamma = weights.log_softmax(dim=1), 0.8
     expected_return = sum(
@@ -107,14 +108,14 @@ def test_n_steps_has_the_exact_direction(monkeypatch, estimator, baseline, n_env
 
 
 def test_three_episodes_of_one_environment(monkeypatch):
-    """N = 3: the leave-one-out mean is of two episodes, and per_step meets a t where only one of them lives."""
+    """With N = 3 the leave-one-out mean is over two episodes, and per_step meets a t that only one of them reaches."""
     for baseline in OF_OTHERS:
         expected, model = expected_update(monkeypatch, 1, n_episodes=3, baseline=baseline)
         th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
 
 
 class TwiceResetEnv(ScriptedEnv):
-    """After every second seeded reset it plays ``greedy``, the greedy policy's episode, instead of the script."""
+    """Plays ``greedy``, the greedy policy's episode, instead of the script after every second seeded reset."""
 
     greedy: Trajectory | None = None
     is_greedy = True
@@ -131,7 +132,7 @@ class TwiceResetEnv(ScriptedEnv):
 def expected_greedy_update(monkeypatch: Any, n_envs: int, replays: bool = False, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
     """
     The exact expectation with the greedy baseline: over all batches and, with one environment, all greedy episodes. With
-    two, each environment has one greedy episode. ``replays``: what is called greedy is the own episode once more.
+    two, each environment has one greedy episode. ``replays``: the greedy episode is the sampled one again, which is wrong.
     """
     env = DummyVecEnv([lambda: TwiceResetEnv(SMALL)] * n_envs)
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", scripted_sampler(env))
@@ -159,8 +160,8 @@ def test_greedy_is_exact(monkeypatch, estimator, n_envs):
     th.testing.assert_close(expected, exact(model), atol=1e-6, rtol=0)
 
 
-def test_detects_a_greedy_episode_that_is_the_own_one(monkeypatch):
-    """R - b is then always 0."""
+def test_detects_a_greedy_episode_that_is_the_sampled_one(monkeypatch):
+    """Then R - b is always 0."""
     expected, model = expected_greedy_update(monkeypatch, 1, replays=True)
     assert expected.abs().max() == 0
     assert exact(model).abs().max() > 0.05
@@ -170,11 +171,11 @@ def cosine(a: th.Tensor, b: th.Tensor) -> float:
     return float(th.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
-# --- wrong variants, each detected ------------------------------------------------------------------------------
+# --- wrong variants ---------------------------------------------------------------------------------------------
 
 
 class FittedBeforeUse(Baseline):
-    """A value baseline fitted to the returns before it predicts them: the mean return of each state in this batch."""
+    """A value baseline that is fitted to the returns before it predicts them: each state's mean return in this batch."""
 
     def predict(self, episodes):
         states = episodes.observations.argmax(dim=1)
@@ -195,13 +196,13 @@ def test_detects_a_mean_that_includes_its_own_sample(monkeypatch):
 
 
 def test_detects_a_ratio_divisor(monkeypatch):
-    """Few episodes, divided by their random number: not even the direction is right. The fixed divisor's is."""
-    # Action 0 ends the episode; going on pays less at each step. Short episodes are many, and a large divisor: the ratio
-    # estimator undervalues them so much that here it points the other way.
-    goes_on = MDP([[[0, 0], [0, 1]], [[0, 0], [1, 0]]], rewards=[[3, 2], [1, -1]], start=[1, 0], horizon=3)
-    ratio, model = expected_update(monkeypatch, 1, goes_on, n_steps=3, loss_reduction="episode")
-    fixed, _ = expected_update(monkeypatch, 1, goes_on, n_steps=3, loss_reduction="step")
-    truth = goes_on.exact_gradient(logits(model), model.gamma, discount_state=False)
+    """Divided by the random number of few episodes even the direction is wrong; with a fixed divisor it is right."""
+    # Action 0 ends the episode; continuing pays less at each step. Batches of short episodes have many of them, so a large
+    # divisor: the ratio estimator undervalues them so much that here it points the other way.
+    mdp = MDP([[[0, 0], [0, 1]], [[0, 0], [1, 0]]], rewards=[[3, 2], [1, -1]], start=[1, 0], horizon=3)
+    ratio, model = expected_update(monkeypatch, 1, mdp, n_steps=3, loss_reduction="episode")
+    fixed, _ = expected_update(monkeypatch, 1, mdp, n_steps=3, loss_reduction="step")
+    truth = mdp.exact_gradient(logits(model), model.gamma, discount_state=False)
     assert cosine(fixed, truth) == pytest.approx(1.0, abs=1e-6)
     assert cosine(ratio, truth) < 0
 
@@ -220,15 +221,20 @@ def test_detects_a_dropped_last_reward(monkeypatch):
 class FirstToFinish(Spans):
     """Takes the first ``n_episodes`` that end in any environment: those are the short ones."""
 
+    def __init__(self, n_steps, n_episodes, *others):
+        super().__init__(n_steps, n_episodes, *others)
+        self.quota = n_episodes  # any environment may play them all
+
     def end_episodes(self, row, dones, infos):
         ended = super().end_episodes(row, dones, infos)
-        total = self.quota * len(self._playing)
-        del self.ended[total:]
-        self._playing[:] = self._is_playing = len(self.ended) < total
+        del self.ended[self.quota :]
         return ended
 
+    def continues(self, row):
+        return super().continues(row) and len(self.ended) < self.quota
 
-# --- sampled: the real loop, the real streams ---------------------------------------------------------------------
+
+# --- sampled by the real loop and streams -------------------------------------------------------------------------
 
 
 def assert_within(samples: list[th.Tensor], truth: th.Tensor, standard_errors: float) -> None:
@@ -246,7 +252,7 @@ def sampled_updates(n_updates: int, n_envs: int = 1, **kwargs: Any) -> tuple[lis
 @pytest.mark.parametrize("use_torch", [False, True], ids=["numpy", "torch"])
 @pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
 def test_sampled_gradient(monkeypatch, returns, use_torch):
-    """10,000 episodes on two environments, played by the real samplers: within 4 standard errors."""
+    """10,000 episodes on two environments, played by the real samplers: the mean is within 4 standard errors."""
     if use_torch:
         monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda policy, _, rng: TorchSampler(policy, rng))
     updates, model = sampled_updates(1250, n_envs=2, n_episodes=8, baseline="leave_one_out", returns=returns)
@@ -256,8 +262,8 @@ def test_sampled_gradient(monkeypatch, returns, use_torch):
 
 def test_sampled_gradient_with_the_greedy_baseline():
     """
-    The greedy episodes share the reset and the environment's random numbers with the sampled ones, not the actor's: 4,000
-    episodes within 4 standard errors.
+    Greedy and sampled episodes share the reset and the environment's random numbers, but not the actor's. The mean of 4,000
+    episodes is within 4 standard errors.
     """
     updates, model = sampled_updates(1000, n_envs=4, n_episodes=4, baseline="greedy")
     assert_within(updates, LARGER.exact_gradient(logits(model), model.gamma, False), 4.0)
@@ -270,12 +276,12 @@ def test_sampled_gradient_with_n_steps(monkeypatch):
     monkeypatch.setattr(REINFORCE, "train", lambda self: (n_episodes.append(len(self.rollout.spans)), train(self))[1])
     updates, model = sampled_updates(1500, n_envs=3, n_steps=6, baseline="value")
     truth = LARGER.exact_gradient(logits(model), model.gamma, False)
-    # The count is known to a standard error of 1 % of itself, far less than that of the gradient.
+    # The standard error of the mean count is 1 % of it, far less than that of the gradient.
     assert_within(updates, np.mean(n_episodes) / 18 * truth, 4.0)
 
 
 def test_detects_an_actor_that_shares_the_environments_stream(monkeypatch):
-    """gymnasium's reset(seed=s) is default_rng(s): an actor seeded alike plays the environment's own numbers."""
+    """gymnasium's reset(seed=s) is default_rng(s): an actor with the same seed draws the environment's numbers."""
     monkeypatch.setattr(sb3_reinforce.episodic, "stream_seed", lambda seed, rollout, _: stream_seed(seed, rollout, ACTOR))
     updates, model = sampled_updates(5000, n_episodes=2)
     with pytest.raises(AssertionError, match="off by"):

@@ -1,4 +1,4 @@
-"""The greedy baseline's episodes: from the same resets, counted, and seen by nothing else."""
+"""The greedy baseline's episodes: they start from the same resets, count as steps, and callbacks do not see them."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_reinforce import REINFORCE, VectorEnvAdapter
 from sb3_reinforce.returns import reward_to_go
-from tests.envs import RewardListEnv
+from tests.envs import RewardListEnv, seeds_of
 
 
 def vector_envs(env_id: str, n_envs: int):
@@ -42,14 +42,15 @@ def greedy_episode(model: REINFORCE, env_id: str, seed: int) -> th.Tensor:
 )
 def test_from_the_same_resets(make_env, seed, env_id):
     env = make_env(env_id, 2)
+    seeds = seeds_of(env)
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=2, seed=seed, device="cpu", learning_rate=0.0)
     steps = 0
     for n_updates in (1, 2):
-        model.learn(1, reset_num_timesteps=n_updates == 1)  # the first reset is SB3's, the second our own
-        greedy = [greedy_episode(model, env_id, model._environment_seed + i) for i in range(2)]
+        model.learn(1, reset_num_timesteps=n_updates == 1)  # the first reset is made by SB3's learn()
+        greedy = [greedy_episode(model, env_id, seeds[-1] + i) for i in range(2)]
         for i, played in enumerate(model.batch.episodes.greedy_returns.split(model.rollout.lengths.tolist())):
             n = min(len(played), len(greedy[i]))
-            # an action near a bound differs in its last digits between NumPy and torch
+            # continuous actions differ in their last digits between NumPy and torch
             th.testing.assert_close(played[:n], greedy[i][:n], rtol=1e-2 if env_id == "Pendulum-v1" else 1e-9, atol=1e-6)
             assert (played[n:] == greedy[i][-1]).all()
         longest = max(len(episode) for episode in greedy)
@@ -60,17 +61,17 @@ def test_from_the_same_resets(make_env, seed, env_id):
 
 
 def test_statistics_are_frozen():
-    """Between the resets of two rollouts VecNormalize counts the steps of the first rollout and no others."""
+    """VecNormalize counts the reset and the sampled steps, not the greedy ones."""
     env = VecNormalize(make_vec_env("CartPole-v1", 2))
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=2, seed=0, device="cpu").learn(1)
     assert model.num_timesteps > model.rollout.played_steps
-    # 1e-4: what its counter starts with; 2: the first reset
+    # the count starts at 1e-4; 2 observations of the reset
     assert env.obs_rms.count == pytest.approx(1e-4 + 2 + model.rollout.played_steps)
     assert env.training
 
 
 def test_b_of_a_known_episode():
-    """Rewards 1, 2, 4 whatever is done, gamma = 0.5: R = 3, 4, 4 for greedy and sampled, so nothing is left to learn."""
+    """Rewards 1, 2, 4 for any actions, gamma = 0.5: both greedy and sampled have R = 3, 4, 4, so R - b = 0."""
     env = DummyVecEnv([lambda: RewardListEnv([1.0, 2.0, 4.0])])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, gamma=0.5, seed=0, device="cpu").learn(1)
     assert model.batch.episodes.greedy_returns.tolist() == [3, 4, 4]
@@ -96,7 +97,7 @@ def test_callbacks_do_not_see_them():
 
 
 class UntilAnotherAction(gym.Env):
-    """Ends when action 1 is drawn, which the greedy policy never does."""
+    """Ends with action 1, which the greedy policy never takes."""
 
     observation_space = spaces.Box(0, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
@@ -109,7 +110,7 @@ class UntilAnotherAction(gym.Env):
         return np.zeros(1, np.float32), 1.0, bool(action == 1), False, {}
 
 
-def test_a_greedy_episode_without_end():
+def test_a_greedy_episode_that_does_not_end():
     env = DummyVecEnv([UntilAnotherAction])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, max_episode_steps=50, seed=0, device="cpu")
     with th.no_grad():
@@ -124,7 +125,7 @@ class NotSeeded(RewardListEnv):
         return np.random.default_rng().random(2, np.float32)
 
 
-def test_other_starts_are_said_once():
+def test_other_starts_give_one_warning():
     env = DummyVecEnv([lambda: NotSeeded([1.0, 2.0])])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, seed=0, device="cpu")
     with pytest.warns(UserWarning, match="do not begin alike after a reset with the same seed") as caught:
@@ -145,7 +146,7 @@ class BrokenWhenGreedy(RewardListEnv):
 
 
 def test_a_reward_that_is_not_finite():
-    # resets: SB3's, DummyVecEnv's after the rollout's episode, the greedy one
+    # resets: by learn(), by DummyVecEnv after the sampled episode, and for the greedy one
     env = DummyVecEnv([lambda: BrokenWhenGreedy([1.0, 2.0])])
     model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=1, seed=0, device="cpu")
     with pytest.raises(ValueError, match=r"reward must be finite, got nan from environment 0 at step \d of the greedy"):

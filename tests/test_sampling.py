@@ -1,4 +1,6 @@
-"""NumPy and torch draw from the same distribution, and which of them is used is never a guess."""
+"""NumPy and torch sample from the same distribution, and NumPy is used only where that is certain."""
+
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +36,7 @@ def make_policy(action_space, observation_space=OBSERVATION_SPACE, policy_class=
 
 
 def torch_parameters(policy, observations):
-    """Logits, or means, as torch has them."""
+    """Logits or means, computed by torch."""
     with th.no_grad():
         features = policy.extract_features(th.as_tensor(observations), policy.pi_features_extractor)
         return policy.action_net(policy.mlp_extractor.forward_actor(features)).numpy()
@@ -66,8 +68,8 @@ def test_all_activations(activation):
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
 def test_samples_have_the_policys_distribution(action_space, make):
     """
-    20,000 actions for each of two observations, against what torch's own distribution says of them: mean and, for Box,
-    standard deviation within 5 standard errors, frequencies of discrete actions likewise.
+    20,000 actions for each of two observations: for Box, mean and standard deviation are within 5 standard errors of those of
+    torch's distribution; for the others, the frequencies of actions are.
     """
     policy = make_policy(action_space, log_std_init=-0.7)
     observations = np.array([[0.5, -1, 0.3, 2, 0], [-1, 1, 1, 0, 0.7]], np.float32)
@@ -82,7 +84,7 @@ def test_samples_have_the_policys_distribution(action_space, make):
         std = np.exp(-0.7)
         assert np.abs(drawn.mean(0) - outputs).max() < 5 * std / n**0.5
         assert np.abs(drawn.std(0) / std - 1).max() < 5 / (2 * n) ** 0.5
-        # each number has noise of its own
+        # the noise of each number is independent
         correlations = np.corrcoef((drawn - outputs).reshape(n, -1).T) - np.eye(outputs.size)
         assert np.abs(correlations).max() < 5 / n**0.5
         return
@@ -154,8 +156,6 @@ class OwnMlpPolicy(ActorCriticPolicy):
     ],
 )
 def test_torch_where_numpy_is_not_exact(policy, reason):
-    import re
-
     assert re.search(reason, needs_torch(policy()) or "")
 
 
@@ -180,7 +180,7 @@ def test_image_and_dict_observations_use_torch(policy, env, capsys):
 
 
 class OwnForward(ActorCriticPolicy):
-    """Decides in forward alone, as policies written for A2C may; says when evaluate_actions is called."""
+    """Overrides ``forward``, as policies written for A2C may; notes calls of ``evaluate_actions``."""
 
     def forward(self, obs, deterministic=False):
         actions, values, log_prob = super().forward(obs, deterministic)
@@ -192,15 +192,15 @@ class OwnForward(ActorCriticPolicy):
         return values, log_prob, entropy
 
 
-def test_policies_that_override_forward_are_called_by_it():
+def test_policies_that_override_forward_sample_by_it():
     model = REINFORCE(OwnForward, gym.make("CartPole-v1"), n_steps=8, n_value_epochs=1)
     model.learn(8)
     assert (model.rollout_buffer.actions == 1).all()
     assert model.policy.evaluated
 
 
-def test_a_distribution_of_the_users_own_draws_for_itself():
-    """SB3's wrapper around a torch distribution that never draws what its logits say."""
+def test_a_users_distribution_samples_by_its_own_method():
+    """A torch distribution inside SB3's wrapper whose samples ignore its logits."""
 
     class AlwaysZero(th.distributions.Categorical):
         def sample(self, sample_shape=()):
@@ -218,7 +218,7 @@ def test_a_distribution_of_the_users_own_draws_for_itself():
 
 
 def test_modules_that_keep_tensors():
-    """A tensor made while sampling can serve in the update."""
+    """A tensor that a module makes while sampling can be used in the update."""
 
     class Keeps(FlattenExtractor):
         kept = None

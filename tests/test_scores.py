@@ -1,4 +1,4 @@
-"""Scores of single steps and their sums over episodes, against plain autograd, whatever the policy and the pieces."""
+"""Scores of single steps and their sums over episodes, against plain autograd, for all kinds of policies and pieces."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class BatchNorm(BaseFeaturesExtractor):
 
 
 class Untraceable(ActorCriticPolicy):
-    """Asks for values on the way, which vmap refuses."""
+    """Calls ``item()`` inside, which vmap refuses."""
 
     def evaluate_actions(self, obs, actions):
         values, log_prob, entropy = super().evaluate_actions(obs, actions)
@@ -52,7 +52,7 @@ def scores_of(model: REINFORCE) -> Scores:
 
 
 def by_hand(model: REINFORCE) -> th.Tensor:
-    """grad log pi of every step, one backward pass each, by every parameter that has a gradient."""
+    """grad log pi of every step by one backward pass each, for all parameters that have a gradient."""
     rows = []
     model.policy.set_training_mode(False)
     parameters = [p for p in model.policy.parameters() if p.requires_grad]
@@ -87,7 +87,7 @@ def test_against_a_backward_pass_per_step(monkeypatch, name, single):
 @pytest.mark.parametrize("piece", [1, 2, 5, 2**24])
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
 def test_pieces_change_nothing(monkeypatch, piece, chunk_size):
-    """Pieces of one step, of a few, and of all; episodes longer and shorter than a piece."""
+    """Pieces of one, of a few and of all steps; episodes are longer and shorter than a piece."""
     model = played(BOX, spaces.Discrete(2), chunk_size=chunk_size)
     scores, lengths = scores_of(model), model.rollout.lengths
     assert lengths.min() < 3 < lengths.max()
@@ -118,7 +118,7 @@ def test_images_and_dicts(policy, make_env):
 
 
 def test_norms_of_evenly_spaced_steps(monkeypatch):
-    """A policy too large for all of its steps: at least 16 of them, spread over the batch."""
+    """Where a policy is too large for all steps, the norms of 16 steps are used, spread over the batch."""
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, seed=0, device="cpu").learn(1)
     monkeypatch.setattr(sb3_reinforce.scores, "NORMS", 1)
     norms = by_hand(model).square().sum(1)
@@ -126,8 +126,8 @@ def test_norms_of_evenly_spaced_steps(monkeypatch):
     assert scores_of(model).mean_square_norm() == pytest.approx(float(norms[rows].mean()), rel=1e-4)
 
 
-def test_nothing_of_vmap_outlives_it():
-    """The policy's last distribution is its own again; it can be copied and saved."""
+def test_the_distribution_is_restored():
+    """vmap leaves no traced tensors in the policy's last distribution, so the policy can be copied and saved."""
     model = played(BOX, BOX)
     before = model.policy.action_dist.distribution
     next(scores_of(model).of_episodes(model.rollout.lengths, th.ones(1, model.batch.n_steps)))
@@ -136,17 +136,19 @@ def test_nothing_of_vmap_outlives_it():
 
 @pytest.mark.parametrize("name", ["Box", "batch norm"])
 def test_the_parameters_are_the_same_objects_as_before(name):
-    """torch's functional_call with tied weights would leave its own in an extractor that policy and value share."""
+    """torch's functional_call with tied weights would leave other tensors in an extractor that policy and value share."""
     observation_space, action_space, kwargs, _ = CASES[name]
     model = played(observation_space, action_space, **kwargs)
-    before = [module._parameters.copy() for module in model.policy.modules()]
+    parameters = lambda: list(model.policy.named_parameters(remove_duplicate=False))  # noqa: E731
+    before = parameters()
     scores_of(model).of_steps(slice(0, 2))
-    for module, parameters in zip(model.policy.modules(), before, strict=True):
-        assert all(module._parameters[key] is parameter for key, parameter in parameters.items())
+    for (name, parameter), (same_name, same) in zip(parameters(), before, strict=True):
+        assert name == same_name
+        assert parameter is same
 
 
 class Tied(BaseFeaturesExtractor):
-    """One layer's weight is another's, transposed or not: the same Parameter in two modules."""
+    """Two layers share one weight: the same Parameter in two modules."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, 3)
