@@ -13,12 +13,7 @@ from sb3_reinforce.zoo.usage import refuse
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """
-    Print and draw the gradient's variance under every baseline.
-
-    :param arguments: the command line after the verb
-    :return: the exit code: 0, or 2 for a command line that cannot be run
-    """
+    """:return: the exit code: 0, or 2 for a command line that cannot be run"""
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce compare-baselines",
         description=__doc__,

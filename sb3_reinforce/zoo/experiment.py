@@ -29,31 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """
-    What the command line asks for beyond RL Zoo's options.
+    """What the command line asks for beyond RL Zoo's options."""
 
-    :param arguments: our own command line, which is saved with the checkpoints
-    :param options: its values, see :func:`~sb3_reinforce.zoo.options.parse`
-    :param run: the run to resume; None: a new one
-    :param tracker: callback that is added to the zoo's own; in a search each trial has its own, with this one's settings
-    :param finished: the experiment, once it is done
-    """
-
-    arguments: Sequence[str]
-    options: argparse.Namespace
-    run: SavedRun | None
-    tracker: WandbCallback | None
+    arguments: Sequence[str]  # our own command line, which is saved with the checkpoints
+    options: argparse.Namespace  # its values
+    run: SavedRun | None  # the run to resume; None: a new one
+    tracker: WandbCallback | None  # in a search each trial has its own, with this one's settings
     finished: "Experiment | None" = None
 
 
 class Experiment(exp_manager.ExperimentManager):
-    """
-    RL Zoo's experiment, whose errors name where a hyperparameter comes from.
+    """RL Zoo's experiment, whose errors name where a hyperparameter comes from."""
 
-    RL Zoo constructs it, with arguments of its own: the plan is an attribute of a subclass made for one run.
-    """
-
-    plan: ClassVar[Plan]
+    plan: ClassVar[Plan]  # of a subclass made for one run, because RL Zoo calls the constructor
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: lines about the results, and the exit code"""

@@ -124,11 +124,7 @@ _running = threading.local()
 
 @contextmanager
 def _tracked(trial: optuna.Trial, tracker: WandbCallback, study: str) -> Iterator[None]:
-    """
-    Track a trial as a W&B run of a group, with the tracker's settings.
-
-    A pruned trial is a finished run with ``trial/pruned`` in its summary; one pruned because it failed is a failed run.
-    """
+    """Track a trial as a W&B run with the tracker's settings. A trial that was pruned because it failed is a failed run."""
     settings = {name: getattr(tracker, name) for name in ("project", "entity", "mode", "tags", "config")}
     _running.make_tracker = partial(trial_callback, trial, study, verbose=0, finish_at_end=False, **settings)
     _running.tracker = None

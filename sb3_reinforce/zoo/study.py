@@ -28,10 +28,7 @@ JOURNAL = ".log"
 def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
     """
     :param storage: a database's address or a journal's file
-    :param study_name: the study
-    :param create: whether to make it if there is none
-    :return: the study
-    :raises UsageError: if it cannot be opened
+    :raises UsageError: if the study cannot be opened, or does not exist and ``create`` is False
     """
     where: optuna.storages.JournalStorage | str = storage
     if storage.endswith(JOURNAL):
@@ -105,12 +102,7 @@ def _range(distribution: BaseDistribution) -> str:
 
 
 class Results:
-    """
-    The results of a search so far, those of all its workers.
-
-    :param study: the study
-    :param folder: the folder for its files
-    """
+    """The results of a search so far, those of all its workers."""
 
     def __init__(self, study: optuna.Study, folder: Path):
         self.study, self.folder = study, folder
@@ -167,7 +159,7 @@ class Results:
         return self.folder / name
 
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
-        """:return: the search in five lines: best trial, its config, plots, the study, the next command"""
+        """:return: best trial, its config, plots, the study and the next command"""
         best = self.study.best_trial
         again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
         return [
@@ -182,8 +174,7 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Make hyperparameters fit for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates.
-
+    :return: hyperparameters for a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
     :raises UsageError: if they hold other objects
     """
     entry = {

@@ -45,8 +45,7 @@ class Training(Experiment):
         self.checkpoint: RunCheckpoint | None = None
         self.stopped_by: list[int] = []
         self.created_folder: str | None = None
-        # steps that the agent given by -i has played before this run
-        self.first_step = 0
+        self.first_step = 0  # steps that the agent given by -i has played before this run
         run = self.plan.run
         if run is not None:
             self.save_path, self.params_path = str(run.folder), str(run.folder / self.env_name)
@@ -59,8 +58,6 @@ class Training(Experiment):
             if self.created_folder is not None:  # `enjoy` would take it as the newest run, and it has no model
                 shutil.rmtree(self.created_folder, ignore_errors=True)
             raise
-
-    # --------------------------------------------------------------------------------- folder, environments, callbacks
 
     def create_log_folder(self) -> None:
         if ranks.rank() == 0:
@@ -121,14 +118,8 @@ class Training(Experiment):
             self.callbacks.append(tracker)
 
     def _video_env(self) -> "VecEnv":
-        kwargs = self.eval_env_kwargs
-        self.eval_env_kwargs = {**kwargs, "render_mode": "rgb_array"}
-        try:
+        with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
             return self.create_envs(1, eval_env=True, no_log=True)
-        finally:
-            self.eval_env_kwargs = kwargs
-
-    # -------------------------------------------------------------------------------------------------------- training
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
         run = self.plan.run
@@ -187,8 +178,6 @@ class Training(Experiment):
             return
         super().save_trained_model(model)
         self.plan.finished = self
-
-    # --------------------------------------------------------------------------------------------------------- results
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: the report of a finished run, or how to resume a stopped one; the exit code"""
