@@ -27,18 +27,18 @@ SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """:raises ValueError: if ``value`` is none of ``choices``"""
+    """:raises ValueError: unless ``value`` is one of ``choices``"""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """:raises ValueError: if ``value`` is neither True nor False"""
+    """:raises ValueError: unless ``value`` is True or False"""
     check_choice(name, value, (True, False))
 
 
 def check_count(name: str, value: Any, optional: bool = False) -> None:
-    """:raises ValueError: if ``value`` is no whole number of at least 1 (or None, where that is allowed)"""
+    """:raises ValueError: unless ``value`` is a whole number >= 1 (or None, where that is allowed)"""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -46,13 +46,13 @@ def check_count(name: str, value: Any, optional: bool = False) -> None:
 
 
 def check_fraction(name: str, value: Any) -> None:
-    """:raises ValueError: if ``value`` is no number in [0, 1]"""
+    """:raises ValueError: unless ``value`` is a number in [0, 1]"""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_positive(name: str, value: Any, optional: bool = True) -> None:
-    """:raises ValueError: if ``value`` is no finite number above 0 (or None, where that is allowed)"""
+    """:raises ValueError: unless ``value`` is a finite number > 0 (or None, where that is allowed)"""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0.0 < value < math.inf:
@@ -62,7 +62,7 @@ def check_positive(name: str, value: Any, optional: bool = True) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """:raises ValueError: if ``value`` is no finite number"""
+    """:raises ValueError: unless ``value`` is a finite number"""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 

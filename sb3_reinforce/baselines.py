@@ -1,9 +1,9 @@
 """
-Returns to baselines b: what is subtracted from the return before it weights the score.
+Baselines: b is subtracted from the return before it weights the score.
 
 A baseline adds no bias if b_t does not depend on the action a_t or on anything that comes after it, because the score
-has mean zero: E[grad log pi(a_t|s_t) b_t] = 0. What is left out of b is therefore the own episode's future; other
-episodes are free to be used as long as their *number* does not depend on the own one (see :attr:`Episodes.groups`).
+has mean zero: E[grad log pi(a_t|s_t) b_t] = 0. So b must not use the future of its own episode. It may use other episodes,
+as long as their *number* does not depend on its own one (see :attr:`Episodes.groups`).
 """
 
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ from sb3_reinforce.returns import steps_in_episode
 
 def mean(returns: th.Tensor) -> th.Tensor:
     """
-    The mean over all steps, the own one inside.
+    The mean over all steps, including the step itself.
 
-    Biased by O(1/N): b depends on the own return. With whole-episode returns of equal length this is leave-one-out
+    Biased by O(1/N): b depends on the step's own return. With whole-episode returns of equal length this is leave-one-out
     at (N-1)/N of the step: R_i - mean(R) = (N-1)/N (R_i - mean_{j!=i}(R_j)).
 
     :param returns: R_t, shape [S]
@@ -35,7 +35,7 @@ def leave_one_out(returns: th.Tensor, groups: th.Tensor) -> th.Tensor:
     """
     The mean over all steps of the other groups (RLOO): b_t = (sum R - sum_{own group} R) / (S - S_{own group}).
 
-    Adds no bias: b does not depend on the own episode. Source: Kool et al. (2019), "Buy 4 REINFORCE samples, get a
+    Adds no bias: b_t does not depend on the episode of step t. Source: Kool et al. (2019), "Buy 4 REINFORCE samples, get a
     baseline for free!".
 
     :param returns: R_t, shape [S]
@@ -52,7 +52,7 @@ def per_step(returns: th.Tensor, steps: th.Tensor, groups: th.Tensor) -> th.Tens
     The mean of R_t over the other groups at the same t; where none of them lives, their mean at the last t that had one.
 
     Adds no bias: b_t depends on t and on other episodes. Source: the time-dependent baseline of Peters and Schaal
-    (2008), section 3.2, without the own episode.
+    (2008), section 3.2, without the step's own episode.
 
     :param returns: R_t, shape [S]
     :param steps: t within the episode, shape [S]
@@ -80,9 +80,9 @@ def optimal(score_products: th.Tensor, score_squares: th.Tensor, groups: th.Tens
         b_i = sum_{j not in i's group} X_j . S_j / sum_{j not in i's group} abs(S_j)^2
 
     It minimises sum_j abs(X_j - b S_j)^2, the second moment of the gradient, whose mean does not depend on b: so also the
-    variance. Adds no bias: b does not depend on the own episode. Source: Greensmith, Bartlett and Baxter (2004), Theorem
-    13 (the optimal constant baseline), here for whole episodes as in Peters and Schaal (2008), Table 1, and without the
-    own one. 0 where the others' scores are all zero.
+    variance. Adds no bias: b_i does not depend on episode i. Source: Greensmith, Bartlett and Baxter (2004), Theorem
+    13 (the optimal constant baseline), here for whole episodes as in Peters and Schaal (2008), Table 1, and without
+    episode i. 0 where the others' scores are all zero.
 
     :param score_products: X_j . S_j of each episode, reward units, shape [N]
     :param score_squares: abs(S_j)^2 of each episode, shape [N]
@@ -131,15 +131,15 @@ class Baseline(ABC):
     REINFORCE calls :meth:`predict` before the policy step and :meth:`update` after it, in this order: a baseline that
     is fitted to the returns before it predicts them explains the noise away and biases the gradient.
 
-    ``needs`` names what is to be computed for it:
+    ``needs`` names what REINFORCE computes for it:
 
     - ``"values"``: V(s) in :attr:`Episodes.values`; REINFORCE fits the value network after the policy step.
     - ``"scores"``: two numbers per episode, :attr:`Episodes.score_squares` and :attr:`Episodes.score_products`.
     - ``"greedy"``: after the rollout the greedy policy plays from the same resets, :attr:`Episodes.greedy_returns`. It
       needs ``n_episodes`` equal to the number of environments.
 
-    ``needs_others`` says that b is made of other episodes, so that a run in which there can be none is refused when
-    REINFORCE is constructed. Whether a baseline of yours is unbiased tells :func:`sb3_reinforce.check_unbiased`.
+    ``needs_others`` says that b is computed from other episodes: REINFORCE then refuses a run that can have none.
+    :func:`sb3_reinforce.check_unbiased` tells whether your baseline is unbiased.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -258,11 +258,10 @@ class OptimalBaseline(Baseline):
 
 class GreedyBaseline(Baseline):
     """
-    The return of the greedy policy from the same reset: what the policy's best guess would have got.
+    The return of the greedy policy from the same reset; with reward-to-go at the same t, see :func:`at_same_step`.
 
-    With reward-to-go, that of the greedy episode at the same t, see :func:`at_same_step`. Adds no bias: b depends on the
-    reset and the environment's random numbers, not on the actions drawn. Source: self-critical sequence training (Rennie
-    et al. 2017); ReMax (Li et al. 2024).
+    Adds no bias: b depends on the reset and the environment's random numbers, not on the actions drawn. Source:
+    self-critical sequence training (Rennie et al. 2017); ReMax (Li et al. 2024).
     """
 
     needs = frozenset({"greedy"})
@@ -274,10 +273,10 @@ class GreedyBaseline(Baseline):
 
 def checked_prediction(baseline: Baseline, episodes: Episodes) -> th.Tensor:
     """
-    :param baseline: perhaps a user's own
-    :param episodes: what it may look at
+    :param baseline: any baseline
+    :param episodes: what it predicts from
     :return: b of each step, shape [S]
-    :raises ValueError: if the baseline does not return one plain number per step
+    :raises ValueError: if the baseline does not return one finite number per step, without gradient
     """
     predicted = baseline.predict(episodes)
     name = f"{type(baseline).__name__}.predict"
@@ -307,6 +306,11 @@ BASELINES: dict[str, type[Baseline]] = {
     "greedy": GreedyBaseline,
 }
 """The baselines that REINFORCE knows by name."""
+
+
+def full_name(baseline: Baseline) -> str:
+    """:return: module and class, which tell whose state was saved"""
+    return f"{type(baseline).__module__}.{type(baseline).__qualname__}"
 
 
 def needed_by_other_ranks(baseline: Baseline, episodes: Episodes) -> Episodes | None:

@@ -121,7 +121,7 @@ def compare_baselines(
     Two batches of ``n_episodes`` are played, and the greedy policy's episodes from the same resets. The first batch is
     the past: ``moving_average`` and a baseline of your own are updated by it, and V is fitted to it unless the model has
     learned one. The second is measured: per baseline trS of g_i = sum_t gamma^(c t) grad log pi (R - b), all episodes in
-    one batch (in smaller batches, baselines made of other episodes are noisier). Intervals: 95 % by bootstrap over the
+    one batch (in smaller batches, baselines computed from other episodes are noisier). Intervals: 95 % by bootstrap over the
     episodes, with the mean gradient held fixed.
 
     For all alike a time limit ends the sum (``truncation="terminal"``). Where most episodes end by one, returns fall towards

@@ -54,8 +54,6 @@ def episode_gradients(
     scores: Scores, lengths: th.Tensor, weights: th.Tensor, directions: th.Tensor | None = None
 ) -> EpisodeGradients:
     """
-    :param scores: of the policy at all S steps
-    :param lengths: steps of each of N episodes, shape [N]
     :param weights: K times gamma^(c t) (R - b), shape [K, S]
     :param directions: K directions, or one for all, shape [K, P] or [P]
     :return: of the vectors sum_t weight_kt grad log pi(a_it|s_it)

@@ -9,14 +9,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -39,9 +35,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     Plays whole episodes of one policy on any VecEnv, without length bias, and leaves learning from them to a subclass.
 
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies. Which episodes are used never
-    depends on how soon they end: either each environment plays an equal share of ``n_episodes``, or each plays at least
-    ``n_steps`` steps and finishes the episode in flight. Seeding, counting, callbacks, ``VecNormalize``, ``torchrun``,
-    checkpoints and resuming to the bit come with it.
+    depends on how soon they end: each environment plays an equal share of ``n_episodes``, or at least ``n_steps`` steps and
+    the rest of the episode in flight. Seeding, ``VecNormalize``, ``torchrun`` and resuming to the bit come with it.
 
     A subclass implements ``train()``, which finds the episodes laid end to end in ``rollout_buffer`` (one row per step,
     ``n_envs=1``: observations, actions, rewards, episode starts), and their lengths in ``rollout``
@@ -60,7 +55,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :param max_episode_steps: an episode longer than this is a ValueError. Guards against environments whose episodes never end
     :param freeze_normalization_after: environment steps (``num_timesteps``) after which rollouts no longer change the
         statistics of ``VecNormalize``; None: they always do
-    :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
+    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
         number of the rollout. None: nothing is seeded
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once: its ``add`` and ``compute_returns_and_advantage`` are not called
@@ -70,11 +65,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :raises ValueError: for arguments that cannot be right, alone or together
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ActorCriticCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     # n_steps and n_episodes are each rank's own.
     same_on_all_ranks = (*ResumableAlgorithm.same_on_all_ranks, "unfinished", "freeze_normalization_after")
 
@@ -253,13 +244,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         sampler = make_sampler(self.policy, env.num_envs, rng)
         assert self._steps_into_episode is not None, "set by _begin_rollout"
         spans = Spans(
-            n_rollout_steps,
-            self.n_episodes,
-            self.unfinished == "finish",
-            self._keeps_last_observations(),
-            self.max_episode_steps,
-            self._steps_into_episode,
-        )
+            n_rollout_steps, self.n_episodes, self.unfinished == "finish", self._keeps_last_observations(),
+            self.max_episode_steps, self._steps_into_episode,
+        )  # fmt: skip
         shared = ranks.world_size() > 1
         before = (self.num_timesteps, list(self.ep_info_buffer or ()), list(self.ep_success_buffer or ()))
         used_infos: list[tuple[int, dict[str, Any]]] = []
@@ -292,7 +279,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                         callback.update_locals(locals())
                         if not callback.on_step():
                             self._abandon_rollout()
-                            self._exchange(self._report(n_steps, used_infos, stopped=True), before, callback)
+                            self._exchange(n_steps, used_infos, before, callback)
                             return False
 
                     recording.add(self._last_obs, actions, rewards)
@@ -315,9 +302,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         rollout = recording.pack(rollout_buffer, spans.ended, normalized is None or not normalized.norm_reward)
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
-        report = self._report(n_steps, used_infos)
-        report.add_rollout(rollout, told)
-        totals = self._exchange(report, before, callback)
+        totals = self._exchange(n_steps, used_infos, before, callback, rollout, told)
         if totals.stopped:
             self._abandon_rollout()
             return False
@@ -330,28 +315,34 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         return True
 
     def _abandon_rollout(self) -> None:
-        """Where environments run on across rollouts, the steps of a dropped one are missing: start anew."""
+        """Start at a reset next time: where environments run on across rollouts, the steps of a dropped one are missing."""
         if self.unfinished == "bootstrap":
             self._last_obs = self._steps_into_episode = None
 
-    def _report(self, n_steps: int, used_infos: list[tuple[int, dict[str, Any]]], stopped: bool = False) -> Report:
-        """:return: what this rank has played, for the others"""
-        report = Report(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, stopped)
-        if ranks.world_size() > 1:
-            report.infos = used_infos[-self._stats_window_size :]
-            report.statistics = statistics_of(self._vec_normalize_env)
-        return report
-
-    def _exchange(self, report: Report, before: tuple[int, list[Any], list[Any]], callback: BaseCallback) -> Totals:
+    def _exchange(
+        self,
+        n_steps: int,
+        used_infos: list[tuple[int, dict[str, Any]]],
+        before: tuple[int, list[Any], list[Any]],
+        callback: BaseCallback,
+        rollout: Rollout | None = None,
+        told: Any = None,
+    ) -> Totals:
         """
         Merge the rollout's counts, episodes' infos and ``VecNormalize`` statistics of all ranks. With one process this
         changes nothing.
 
-        :param report: this rank's
+        :param used_infos: step and Monitor's info of each episode that is used
         :param before: ``num_timesteps``, ``ep_info_buffer`` and ``ep_success_buffer`` from before the rollout
-        :param callback: whose progress bars advance by the others' steps
-        :return: of all ranks
+        :param rollout: the episodes that are used; None: a callback has asked to stop
+        :param told: what :meth:`_evaluate_rollout` returned for the other ranks
         """
+        report = Report(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, rollout is None)
+        if rollout is not None:
+            report.add_rollout(rollout, told)
+        if ranks.world_size() > 1:
+            report.infos = used_infos[-self._stats_window_size :]
+            report.statistics = statistics_of(self._vec_normalize_env)
         totals = Totals(exchange.gather(report))
         if len(totals.reports) > 1:
             num_timesteps, *info_buffers = before

@@ -1,8 +1,8 @@
 """
 From a rollout to the estimator's terms: returns R, baseline b, and the advantages gamma^(c t) (R - b) that weight the scores.
 
-In two steps, because a baseline may be made of all ranks' episodes: :func:`make_episodes` of what this rank has played, and
-:func:`make_batch` once the ranks have told each other.
+In two steps, because a baseline may use all ranks' episodes: :func:`make_episodes` from what this rank has played, and
+:func:`make_batch` when the ranks have exchanged them.
 """
 
 import math
@@ -31,10 +31,10 @@ Returns = Literal["reward_to_go", "episode"]
 @dataclass(frozen=True)
 class Batch:
     """
-    What one update is made of: S steps of N episodes of this rank, in the order of the rollout buffer.
+    The terms of one update: S steps of N episodes of this rank, in the order of the rollout buffer.
 
     :param episodes: this rank's
-    :param all_episodes: what the baseline has seen: those of all ranks, if its b is made of other episodes
+    :param all_episodes: what the baseline has seen: those of all ranks, if it uses other episodes
     :param baseline: b of each step, reward units, shape [S]
     :param weights: gamma^(c t) of each step, shape [S]
     :param advantages: gamma^(c t) (R - b), or with R - b normalised over all ranks' steps, shape [S]
@@ -70,14 +70,7 @@ def state_weights(episodes: Episodes, gamma: float, discount_state: bool) -> th.
 
 
 def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None, n_episodes: int | None) -> float:
-    """
-    D: the number of episodes or of steps of all ranks.
-
-    :param totals: of the rollout
-    :param loss_reduction: the argument; None: by episodes if their number is fixed, else by steps
-    :param n_episodes: the argument
-    :return: D
-    """
+    """:return: D, the number of episodes or of steps of all ranks; see the arguments of REINFORCE"""
     if (loss_reduction or ("step" if n_episodes is None else "episode")) == "episode":
         return totals.sum("n_episodes")
     # Fixed before the rollout where it can be: dividing by the steps that happened to be played is a ratio estimator.
@@ -96,18 +89,12 @@ def make_episodes(
     greedy: GreedyEpisodes | None = None,
 ) -> Episodes:
     """
-    Returns of a rollout, and what else the baseline needs.
+    Returns of a rollout, and what else the baseline needs of it. The rollout's buffer gets returns and values.
 
-    :param rollout: the rollout, whose buffer gets the returns and values
-    :param policy: the policy that played it, before it learns from it
+    :param policy: the policy that played, before it learns from this rollout
     :param needs: of the baseline: ``"values"``, ``"scores"``
-    :param returns: the argument of REINFORCE, like the next two
-    :param gamma: discount factor
-    :param discount_state: c
     :param fixed_count: whether the number of episodes was fixed before the rollout
-    :param chunk_size: steps per forward pass
     :param greedy: the greedy policy's episodes, where they are needed
-    :return: the episodes
     """
     buffer = rollout.buffer
     observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
@@ -146,12 +133,7 @@ def make_episodes(
 
 
 def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episodes:
-    """
-    :param episodes: any episodes
-    :param scores: of the policy at their steps
-    :param weights: gamma^(c t) of each step, shape [S]
-    :return: the same episodes, with X.S and abs(S)^2 of each
-    """
+    """:return: the same episodes, with X.S and abs(S)^2 of each, for weights gamma^(c t) of their steps"""
     blocks = scores.of_episodes(episodes.lengths, th.stack([weights, weights * episodes.returns]))
     # [n, 2, P] each: S and X. Of these only two scalars per episode are kept.
     products = th.cat([(block[:, :1] * block).sum(2, dtype=th.float64).cpu() for block in blocks])
@@ -166,11 +148,7 @@ def make_batch(
 
     :param episodes: this rank's
     :param totals: of all ranks; the results in it are their episodes, or None where b needs no others
-    :param baseline: predicts b, from all episodes there are
     :param weights: gamma^(c t) of each step of this rank, shape [S]
-    :param divisor: D
-    :param normalize_advantage: whether R - b becomes (A - mean(A)) / std(A), over all ranks' steps
-    :return: the batch
     :raises ValueError: if the baseline does not return one finite number per step
     """
     parts: list[Any] = [report.result for report in totals.reports if report.result is not None]

@@ -2,7 +2,7 @@
 The losses whose gradient is the policy gradient: one pure function per formula.
 
 Each is a sum over steps, not a mean: the caller divides by D, which may be a number of episodes. Advantages and old
-log-probabilities are constants of the loss; gradients reach the parameters through ``log_prob`` (or the ratio made of it).
+log-probabilities are constants of the loss; gradients reach the parameters through ``log_prob`` or the ratio computed from it.
 """
 
 import torch as th

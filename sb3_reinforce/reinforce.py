@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_reinforce.arguments import NotFiniteError, check_baseline, check_clip_range, check_reinforce
-from sb3_reinforce.baselines import Baseline, BaselineName, make_baseline, needed_by_other_ranks
+from sb3_reinforce.baselines import Baseline, BaselineName, full_name, make_baseline, needed_by_other_ranks
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.estimate import Batch, divisor_of, make_batch, make_episodes, state_weights
@@ -18,7 +18,7 @@ from sb3_reinforce.losses import clipped_loss, count_clipped, entropy_loss, impo
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.rollout.greedy import GreedyEpisodes, play_greedy, warn_of_other_starts
 from sb3_reinforce.rollout.recording import Rollout
-from sb3_reinforce.rollout.sampling import Sampler, within_bounds
+from sb3_reinforce.rollout.sampling import Sampler
 from sb3_reinforce.rollout.streams import SHUFFLING, stream_seed
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import callbacks, ranks
@@ -41,11 +41,9 @@ class REINFORCE(EpisodicAlgorithm):
 
     Every rollout starts at a reset and ends with an episode, so no episode mixes two policies. V replaces the missing rest of
     a return only where a time limit has cut the episode (see ``truncation``). Neither values nor log-probabilities are
-    computed while sampling. After a rollout ``rollout_buffer.advantages`` holds the weights gamma^(c t) (R - b) of the scores,
-    and ``batch`` all terms of the formula. ``docs/results.md`` tells how the defaults were chosen.
-
-    Under ``torchrun`` the sums are over the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and
-    ``batch_size`` are per rank.
+    computed while sampling. After a rollout ``batch`` holds all terms of the formula, and ``rollout_buffer.advantages`` the
+    weights gamma^(c t) (R - b). ``docs/results.md`` tells how the defaults were chosen. Under ``torchrun`` the sums are over
+    the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are per rank.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -63,16 +61,14 @@ class REINFORCE(EpisodicAlgorithm):
         ``"optimal"``, ``"greedy"`` or your own :class:`~sb3_reinforce.baselines.Baseline` object. ``"greedy"`` plays each
         reset a second time, so it needs ``n_episodes`` equal to the number of environments
     :param normalize_advantage: whether to turn R - b into (A - mean(A)) / std(A) over the steps of the batch.
-        Biased: mean and standard deviation depend on the own episode, and dividing by the standard deviation makes the
-        step size adaptive
+        Biased: mean and standard deviation depend on the episode itself. The division makes the step size adaptive
     :param loss_reduction: ``"episode"``: D = N; ``"step"``: D = n_steps * n_envs, or with ``n_episodes`` the number of
         steps played. Default: ``"step"`` with ``n_steps`` and ``"episode"`` with ``n_episodes``, for which the expected
         gradient has exactly the true direction. The other two divide by a number that depends on the episodes: a ratio
         estimator, biased by O(1/N)
     :param truncation: what an episode ended by a time limit (``TimeLimit.truncated``) is worth beyond it:
-        ``"terminal"``: nothing; ``"bootstrap"``: gamma * V(s_T), which needs ``baseline="value"`` and reward-to-go. The
-        latter estimates the gradient as if there were no limit, with a bias as large as the error of V there; the former is
-        unbiased for the return up to the limit.
+        ``"terminal"``: nothing, unbiased for the return up to the limit; ``"bootstrap"``: gamma * V(s_T), as if there were
+        no limit, with a bias as large as the error of V there; it needs ``baseline="value"`` and reward-to-go.
         Default: ``"bootstrap"`` where these two are given, ``"terminal"`` elsewhere: to a policy that does not see the
         clock, the end of a time limit is noise
     :param unfinished: ``"finish"``: play the episodes in flight to their end; ``"bootstrap"``: stop at ``n_steps``,
@@ -106,11 +102,10 @@ class REINFORCE(EpisodicAlgorithm):
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
         Its log-probability is marginal, so the gradient is exact only with ``sde_sample_freq=1``. And SB3 stops the gradient
         from the standard deviation into the network; ``model.policy.action_dist.learn_features = True`` lets it through
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
-    :param seed: Seed of everything random. Every rollout draws from streams of its own, made of the seed and the
+    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
         number of the rollout. None: nothing is seeded
 
     ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
@@ -227,13 +222,13 @@ class REINFORCE(EpisodicAlgorithm):
             )
 
     def _shared_settings(self) -> dict[str, Any]:
-        return {**super()._shared_settings(), "baseline": _full_name(self._baseline)}
+        return {**super()._shared_settings(), "baseline": full_name(self._baseline)}
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"baseline": _full_name(self._baseline), "state": self._baseline.state_dict()}
+        return {"baseline": full_name(self._baseline), "state": self._baseline.state_dict()}
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
-        if state.get("baseline") == _full_name(self._baseline):  # load() may have been given another one
+        if state.get("baseline") == full_name(self._baseline):  # load() may have been given another one
             self._baseline.load_state_dict(state["state"])
 
     def _excluded_save_params(self) -> list[str]:
@@ -274,8 +269,9 @@ class REINFORCE(EpisodicAlgorithm):
         """The greedy policy's episodes from the rollout's resets; their steps count in ``num_timesteps``."""
         assert self.env is not None, "it has played"
         assert self._environment_seed is not None, "see _seeds_resets"
-        act = lambda observations: within_bounds(self.policy, sampler.greedy(observations))  # noqa: E731
-        greedy = play_greedy(self.env, act, self._environment_seed, rollout.first_observations, self.max_episode_steps)
+        greedy = play_greedy(
+            self.env, self.policy, sampler, self._environment_seed, rollout.first_observations, self.max_episode_steps
+        )
         n_steps = greedy.n_rows * self.n_envs
         self.num_timesteps += n_steps
         callbacks.advance_progress_bars(callback, n_steps)
@@ -292,7 +288,7 @@ class REINFORCE(EpisodicAlgorithm):
         Update the policy by the gradient of the rollout buffer's episodes, then fit the baseline to them.
 
         :raises ValueError: if the gradient or a parameter becomes NaN or infinite; the parameters from before the
-            update are put back
+            update are restored
         """
         self._renew_schedules()
         if self.natural_gradient:
@@ -400,7 +396,3 @@ class REINFORCE(EpisodicAlgorithm):
             "grad_norm": grad_norm,
             "clip_fraction": n_clipped / n_rows,
         }
-
-
-def _full_name(obj: object) -> str:
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"

@@ -149,7 +149,7 @@ class Scores:
             start += length
 
     def _episodes_by_vmap(self, lengths: list[int], weights: th.Tensor, size: int) -> Iterator[th.Tensor]:
-        begun: th.Tensor | None = None  # sums of an episode that goes on in the next piece
+        begun: th.Tensor | None = None  # sums of an episode that continues in the next piece
         episode = iter(lengths)
         left = next(episode)
         for piece in _pieces(0, self.n_steps, size):

@@ -5,6 +5,14 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import TrainingCheckpoint
+from sb3_reinforce.running.checkpoint_file import checkpoints_in
+from tests.envs import RewardListEnv
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -13,9 +21,10 @@ def example(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-@pytest.mark.parametrize(
-    ("name", "lines"), [("log_derivative_trick", 40), ("f1_classifier", 59), ("bernoulli_latents", 59), ("rastrigin", 59)]
-)
+SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59}
+
+
+@pytest.mark.parametrize(("name", "lines"), {**SHORT, "reward_weighted_regression": 40}.items())
 def test_examples_are_short(name, lines):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= lines
 
@@ -55,3 +64,33 @@ def test_rastrigin():
     """The next best local minima have f = 1; seeds 0 to 7 all end below 0.07."""
     start, end = example("rastrigin")["main"]()
     assert 0 <= end < 0.1 < 50 < start
+
+
+def test_reward_weighted_regression(tmp_path):
+    """Learns CartPole-v1 from some 20 to above 100; saves, loads, and resumes bit for bit, as everything on its base class."""
+    algorithm = example("reward_weighted_regression")["RewardWeightedRegression"]
+    arguments = dict(n_steps=256, seed=0, device="cpu", policy_kwargs=dict(net_arch=[32]))
+    model = algorithm("MlpPolicy", make_vec_env("CartPole-v1", 4), **arguments)
+    model.learn(20_000, callback=TrainingCheckpoint(tmp_path / "run", every_n_updates=4, keep=100))
+    returns = evaluate_policy(model, make_vec_env("CartPole-v1", seed=1), 20, deterministic=False)[0]
+    assert returns > 100
+
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
+    assert th.equal(loaded.policy.action_net.weight, model.policy.action_net.weight)
+    middle = checkpoints_in(tmp_path / "run")[1]
+    resumed = algorithm.resume(middle, make_vec_env("CartPole-v1", 4))
+    resumed.learn(20_000 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
+
+
+def test_what_a_subclass_finds_in_its_rollout():
+    """Whole episodes laid end to end, their lengths, and the checks of the base class."""
+    algorithm = example("reward_weighted_regression")["RewardWeightedRegression"]
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 3)])
+    model = algorithm("MlpPolicy", env, n_episodes=2, gamma=1.0, seed=0, device="cpu").learn(1)
+    assert model.rollout.lengths.tolist() == [3, 3]
+    assert model.rollout_buffer.rewards[:, 0].tolist() == [1.0] * 6
+    assert model.rollout_buffer.episode_starts[:, 0].tolist() == [1, 0, 0, 1, 0, 0]
+    with pytest.raises(ValueError, match="n_episodes must be a multiple of the number of environments"):
+        algorithm("MlpPolicy", make_vec_env("CartPole-v1", 2), n_episodes=3)

@@ -1,4 +1,4 @@
-"""The HTML report and ``inspect-run``, from W&B's, TensorBoard's and CSV files, whole and torn."""
+"""The HTML report, and runs as text, from W&B's, TensorBoard's and CSV files, whole and damaged."""
 
 import json
 import re
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFormat
 
+from sb3_reinforce.tracking.curves import GRID, STUDENT, curves_of, panel_data
 from sb3_reinforce.tracking.metrics import all_metrics
-from sb3_reinforce.tracking.report import GRID, STUDENT, curves_of, make_page, panel_data, problems
-from sb3_reinforce.tracking.runs import NoRunsError, Run, _records, find_runs
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce.tracking.report import make_page, problems
+from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs, read_records
+from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
 
@@ -26,9 +27,9 @@ def series(*pairs: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x for x, _ in pairs], dtype=float), np.array([y for _, y in pairs], dtype=float)
 
 
-def run_of(seed: int, metrics: dict[str, Any], **config: Any) -> Run:
+def run_of(seed: int, metrics: dict[str, Any], **config: Any) -> LoggedRun:
     settings = {"algo": "REINFORCE", "env_id": "CartPole-v1", "seed": seed, **config}
-    return Run(f"run{seed}", Path("x"), "wandb", config=settings, metrics=metrics, state="finished")
+    return LoggedRun(f"run{seed}", Path("x"), "wandb", config=settings, metrics=metrics, state="finished")
 
 
 def write_csv(folder: Path, rows: list[dict[str, float]]) -> Path:
@@ -69,7 +70,7 @@ def test_a_wandb_run_is_read_back(tmp_path: Path):
     rows = [
         {"global_step": 10, RETURN: 1.5, "h": histogram, "nan": float("nan")},
         {"global_step": 20, RETURN: 2.5},
-        {"global_step": 20, RETURN: 3.5},  # logged again behind a checkpoint: the last one counts
+        {"global_step": 20, RETURN: 3.5},  # logged again after a checkpoint: the last one counts
         {RETURN: 9.0},  # of no step
     ]
     path = write_wandb(tmp_path, rows, config={"gamma": 0.9}, name="mine", group="study")
@@ -90,7 +91,7 @@ def test_a_torn_run_file_is_read_as_far_as_it_goes(keep: float, tmp_path: Path):
     whole = file.read_bytes()
     length = int(len(whole) * keep) if isinstance(keep, float) else keep
     file.write_bytes(whole[:length])
-    if isinstance(keep, float) and _records(file)[1] is None:  # cut between two records
+    if isinstance(keep, float) and read_records(file)[1] is None:  # cut between two records
         file.write_bytes(whole[: length - 1])
     (run,) = find_runs([tmp_path])
     assert run.state != "finished"
@@ -125,7 +126,7 @@ def test_runs_of_one_second_are_in_the_order_of_their_starts(tmp_path: Path):
 
 
 def test_parts_of_a_run_are_in_the_order_of_their_times(tmp_path: Path):
-    """Begun online, gone on with offline: `offline-run-` would come before `run-`."""
+    """Begun online and resumed offline: `offline-run-` would come before `run-`."""
     first = write_wandb(tmp_path, [{"global_step": 1, RETURN: 1.0}], id="one")
     first = first.rename(first.with_name("run-20200101_000000-one"))
     second = write_wandb(tmp_path, [{"global_step": 1, RETURN: 2.0}], id="one")
@@ -287,7 +288,7 @@ def shown_panels(page: str) -> list[str]:
     return [panel["key"] for section in page_data(page)["sections"] for panel in section["panels"]]
 
 
-def evil_runs() -> list[Run]:
+def evil_runs() -> list[LoggedRun]:
     runs = [run_of(seed, {RETURN: series((0, seed), (10, 5)), EVIL: series((0, 1))}, env_id=EVIL) for seed in range(2)]
     for run in runs:
         run.name, run.state, run.group = EVIL, EVIL, EVIL
@@ -326,19 +327,24 @@ def test_the_report_of_csv_logs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_inspect_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("command", [["report", "--text"], ["inspect-run"]])
+def test_a_run_as_text_and_as_json(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     rows = [{"global_step": 10, RETURN: 1.5}, {"global_step": 20, RETURN: 2.25}]
     write_wandb(tmp_path, rows, config={"gamma": 0.9, "bad": "\x1b[31mred"}, name="mine")
-    assert cli.main(["inspect-run", str(tmp_path)]) == 0
+    assert cli.main([*command, str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "mine (wandb, finished)" in printed
     assert re.search(r"gamma +0.9\n", printed)
     assert re.search(r"rollout/ep_return_mean +2.25  at step 20\n", printed)
     assert "\x1b" not in printed
-    assert cli.main(["inspect-run", "--json", str(tmp_path)]) == 0
+    assert cli.main([command[0], "--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["gamma"] == 0.9
     assert found["last"][RETURN] == {"step": 20.0, "value": 2.25}
+    assert not Path("report.html").exists()
 
 
 # --- in a browser ---

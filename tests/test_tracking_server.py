@@ -77,7 +77,7 @@ def test_what_arrives_is_what_was_logged(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_resumed_run_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPatch):
-    """Stopped, put back from its checkpoint, gone on with: one run on the server, each row in its place, no step twice."""
+    """Stopped and resumed from its checkpoint: one run on the server, each row in its place, no step twice."""
     with WandbServer() as server:
         log_in(monkeypatch, server)
         first = WandbCallback(verbose=0)

@@ -1,4 +1,4 @@
-"""What is in the file of a W&B run, read by an independent reader: the tests do not ask the code that they test."""
+"""A small model, and what is in the file of its W&B run, by a reader that is independent of the code under test."""
 
 import json
 import os
@@ -13,12 +13,13 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.lib import wbauth
 
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.tracking.wandb_internals import end_service
 
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A directory of its own, nobody logged in; W&B remembers both for the life of the process if not torn down."""
+    """A directory for each test, and no account. Without the teardown W&B remembers both while the process lives."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -28,6 +29,15 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     end_service(patience=30)  # W&B's own teardown() waits without bound
     wandb.teardown()
     wbauth.unauthenticate_session(update_settings=False)
+
+
+def small_model(**kwargs: Any) -> REINFORCE:
+    return REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, device="cpu", **kwargs)
+
+
+def run_dirs() -> list[Path]:
+    """The folders of the offline runs in the working directory."""
+    return sorted(Path("wandb").glob("offline-run-*"))
 
 
 def records(run_dir: Path) -> list[Record]:

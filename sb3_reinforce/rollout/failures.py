@@ -15,9 +15,6 @@ def explained_failures(env: VecEnv, recording: Recording, last_observations: Cal
     """
     Errors raised inside name the environment and the step.
 
-    :param env: the environments being played
-    :param recording: the steps so far
-    :param last_observations: returns those behind the last recorded step
     :raises ValueError: instead, where a NaN or an infinite number was recorded: that is the likely cause
     :raises RuntimeError: instead, if the process of an environment has ended
     """

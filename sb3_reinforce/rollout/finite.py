@@ -11,11 +11,7 @@ from sb3_reinforce.observations import by_key
 
 def check_finite(name: str, played: np.ndarray, first_row: int = 0, first_env: int = 0, where: str = "of the rollout") -> None:
     """
-    :param name: what the array holds, for the message
-    :param played: shape [T, n_envs, ...]
-    :param first_row: step of the first row
-    :param first_env: environment of the first column
-    :param where: what the steps are counted in
+    :param played: shape [T, n_envs, ...]; its first row is step ``first_row``, its first column environment ``first_env``
     :raises ValueError: for a number that is NaN or infinite
     """
     # A sum is finite if all terms are: one pass without temporary memory.
@@ -31,13 +27,7 @@ def check_finite(name: str, played: np.ndarray, first_row: int = 0, first_env: i
 
 
 def check_observations(name: str, observations: Any, first_row: int = 0, first_env: int = 0) -> None:
-    """
-    :param name: ``"observation"`` or ``"terminal observation"``; the key of a Dict space is added
-    :param observations: an array of shape [T, n_envs, ...], or a dict of arrays
-    :param first_row: step of the first row
-    :param first_env: environment of the first column
-    :raises ValueError: for a number that is NaN or infinite
-    """
+    """:raises ValueError: as :func:`check_finite`, for one array or a dict of arrays; the message adds the key"""
     for key, array in by_key(observations).items():
         check_finite(name if key is None else f"{name} {key!r}", array, first_row, first_env)
 
@@ -46,9 +36,7 @@ def check_before_normalization(env: VecNormalize, observations: Any, rewards: np
     """
     Find the environment that a NaN comes from in this very step: VecNormalize's statistics spread it to all environments.
 
-    :param env: the outermost VecNormalize
-    :param observations: what it returned in this step
-    :param rewards: likewise, shape [n_envs]
+    :param env: the outermost VecNormalize, which has just returned these observations and rewards
     :param n_steps: steps played in this rollout, including this one
     :raises ValueError: for a number that was NaN or infinite before it was normalised
     """

@@ -1,16 +1,17 @@
-"""One episode of the greedy policy per environment, from the resets of a rollout: what the greedy baseline is made of."""
+"""One episode of the greedy policy per environment, from the resets of a rollout, for the greedy baseline."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_finite
+from sb3_reinforce.rollout.sampling import Sampler, within_bounds
 from sb3_reinforce.rollout.spans import Spans
 from sb3_reinforce.running.normalization import frozen_statistics
 
@@ -32,7 +33,8 @@ class GreedyEpisodes:
 
 def play_greedy(
     env: VecEnv,
-    act: Callable[[Any], np.ndarray],
+    policy: ActorCriticPolicy,
+    sampler: Sampler,
     seed: int,
     first_observations: dict[Any, np.ndarray],
     max_episode_steps: int,
@@ -43,12 +45,8 @@ def play_greedy(
     Callbacks do not see these steps, and neither does ``ep_info_buffer``; a Monitor's file does. Statistics of
     ``VecNormalize`` are frozen meanwhile.
 
-    :param env: the training environments
-    :param act: observations to the policy's deterministic actions, within the bounds of the action space
     :param seed: what the environments were seeded with before the rollout's reset
     :param first_observations: what they then began with, by key (None for a space without keys)
-    :param max_episode_steps: an episode longer than this is an error
-    :return: the episodes
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
     spans = Spans(1, env.num_envs, True, False, max_episode_steps, np.zeros(env.num_envs, np.int64))
@@ -60,7 +58,7 @@ def play_greedy(
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
         try:
             while spans.continues(len(rewards)):
-                observations, reward, dones, infos = env.step(act(observations))
+                observations, reward, dones, infos = env.step(within_bounds(policy, sampler.greedy(observations)))
                 rewards.append(np.array(reward))
                 spans.end_episodes(len(rewards), dones, infos)
         except Exception as error:

@@ -39,7 +39,7 @@ def policy_class(policy: nn.Module) -> type:
 
 
 def overrides(policy: nn.Module, method: str) -> bool:
-    """:return: whether the policy's class, or the object itself, has a method of its own in the place of SB3's"""
+    """:return: whether the policy's class, or the object itself, replaces a method of SB3's"""
     own = getattr(policy, "_orig_mod", policy)
     return method in vars(own) or getattr(type(own), method) is not getattr(ActorCriticPolicy, method)
 

@@ -95,8 +95,6 @@ class Spans:
     def end_episodes(self, row: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> list[int]:
         """
         :param row: steps played so far in this rollout, including the one that ended the episodes
-        :param dones: which environments have ended an episode in it, shape [n_envs]
-        :param infos: as the VecEnv returned them
         :return: indices of the environments whose episode is used
         """
         ended = np.flatnonzero(dones & self._playing)
@@ -126,12 +124,7 @@ class Spans:
         return ended.tolist()
 
     def cut_episodes(self, row: int, last_observations: Any) -> None:
-        """
-        Keep what was played of the running episodes, at the end of a rollout that does not finish them.
-
-        :param row: steps played in this rollout
-        :param last_observations: those behind the last step, first axis ``n_envs``
-        """
+        """Keep what was played of the running episodes, at the end of a rollout that does not finish them."""
         if self.finish:
             return
         for i in np.flatnonzero(self._starts < row).tolist():

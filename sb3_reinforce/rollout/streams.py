@@ -18,8 +18,6 @@ def stream_seed(seed: int | None, n_rollouts: int, stream: int) -> int:
 
     :param seed: the model's; None: the seed comes from torch's global generator, as all of SB3's sampling does, because a
         user may have seeded that one
-    :param n_rollouts: number of the rollout
-    :param stream: ACTOR, ENVIRONMENTS or SHUFFLING
     :return: 31 bits
     """
     rank = ranks.rank()
@@ -34,12 +32,7 @@ def stream_seed(seed: int | None, n_rollouts: int, stream: int) -> int:
 
 
 def seed_torch(seed: int, device: th.device) -> None:
-    """
-    Seed what draws from torch's global generators: gSDE, dropout, distributions that NumPy does not know.
-
-    :param seed: of this rollout
-    :param device: the policy's
-    """
+    """Seed what draws from torch's global generators: gSDE, dropout, distributions that NumPy does not know."""
     # Not th.manual_seed, which asks every kind of accelerator in turn
     th.default_generator.manual_seed(seed)
     if device.type == "cuda":

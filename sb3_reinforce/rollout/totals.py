@@ -30,7 +30,7 @@ class Report:
     :param infos: of the episodes used: the step of the rollout, and what of ``info`` is for ``ep_info_buffer`` and
         ``ep_success_buffer``
     :param statistics: the running statistics of ``VecNormalize``
-    :param result: what the algorithm has made of its episodes and the other ranks need
+    :param result: what the algorithm has computed from its episodes for the other ranks
     """
 
     n_envs: int
@@ -48,10 +48,7 @@ class Report:
     result: Any = None
 
     def add_rollout(self, rollout: Rollout, result: Any) -> None:
-        """
-        :param rollout: the episodes that are used
-        :param result: what the algorithm has made of them
-        """
+        """Fill in the fields about the episodes that are used."""
         complete = [span for span in rollout.spans if not span.cut]
         self.n_steps, self.n_episodes, self.n_complete = rollout.n_steps, len(rollout.spans), len(complete)
         self.n_truncated = sum(span.truncated for span in complete)
@@ -96,10 +93,7 @@ class Totals:
         return [info for _, info in sorted(rows, key=lambda row: row[0])]
 
     def sum(self, name: str) -> int:
-        """
-        :param name: a field of :class:`Report`
-        :return: its sum over the ranks
-        """
+        """:return: the sum of a field of :class:`Report` over the ranks"""
         return sum(getattr(report, name) for report in self.reports)
 
     @property

@@ -22,11 +22,7 @@ class UpdateListener(Protocol):
     """A callback that ``learn`` calls around each update, when all random numbers of the update are drawn; for checkpoints."""
 
     def begin(self, root: BaseCallback) -> None:
-        """
-        All callbacks have started, and no rollout has begun.
-
-        :param root: the callback that ``learn`` calls
-        """
+        """All callbacks, which are within ``root``, have started, and no rollout has begun."""
 
     def update_ended(self, iteration: int) -> bool:
         """
@@ -37,15 +33,11 @@ class UpdateListener(Protocol):
         """
 
     def failed(self, iteration: int) -> None:
-        """
-        An error ends ``learn``.
-
-        :param iteration: number of updates of this run
-        """
+        """An error ends ``learn`` in or after this update."""
 
 
 def flatten(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """:return: the callbacks in a list and in lists within it; a callback that is no list is the only one"""
+    """:return: the callbacks in a list and in lists within it; any other callback is the only one"""
     if isinstance(callback, CallbackList):
         for child in callback.callbacks:
             yield from flatten(child)
@@ -57,7 +49,7 @@ def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
     """
     A callback and those inside it, each under a name that it has in every run.
 
-    The name is made of its class, and its number among the equal ones at the same place; lists leave no trace in it:
+    The name has its class and its number among equal ones at the same place, and no lists:
     ``EvalCallback0``, ``EvalCallback0/StopTrainingOnNoModelImprovement0``.
 
     :param callback: the callback that ``learn`` calls
@@ -100,22 +92,14 @@ def needs_steps(callback: BaseCallback) -> bool:
 
 
 def set_num_timesteps(callback: BaseCallback, num_timesteps: int) -> None:
-    """
-    Tell callbacks at the end of a rollout what they would have been told at each of its steps.
-
-    :param callback: the callback that ``learn`` calls
-    :param num_timesteps: environment steps so far
-    """
+    """Tell callbacks at the end of a rollout the number of steps, which each step would have told them."""
     callback.num_timesteps = num_timesteps
     for each in flatten(callback):
         each.num_timesteps = num_timesteps
 
 
 def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:
-    """
-    :param callback: the callback that ``learn`` calls
-    :param n_steps: environment steps that its progress bar has not seen: other ranks', or the greedy policy's
-    """
+    """Count environment steps that the progress bar has not seen: other ranks', or the greedy policy's."""
     for each in flatten(callback):
         if isinstance(each, ProgressBarCallback):
             each.pbar.update(n_steps)

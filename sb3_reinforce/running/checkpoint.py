@@ -33,9 +33,9 @@ class TrainingCheckpoint(BaseCallback):
     It appears in the folder all at once or not at all. What cannot be written (a full disk) is warned about, training
     continues, and the checkpoints before it stay. Each is a model file, too: ``REINFORCE.load(checkpoint.newest)``.
 
-    Callbacks are saved with it: what ``state_dict()`` of a callback returns, to be given to its ``load_state_dict``, or, where
-    it has none, those of its attributes that are numbers, texts, arrays or collections of them and have changed since
-    training started (counters, best scores, but not its settings). In a ``state_dict`` a deque comes back as a list.
+    Callbacks are saved with it: what ``state_dict()`` of a callback returns, for its ``load_state_dict``, or, where it has
+    none, those of its attributes that are numbers, texts, arrays or collections of them and have changed since training
+    started (counters, best scores, but not its settings). In a ``state_dict`` a deque comes back as a list.
 
     :param path: folder of this run's checkpoints, made if it is not there; another run needs another one
     :param every_n_updates: number of updates from one checkpoint to the next

@@ -25,36 +25,34 @@ Moments = tuple[int, float, float]
 
 # Bytes of gather's first exchange: most updates have no more to say, and then it is the only one.
 FIRST_BYTES = 8192
-# Numbers of all ranks together up to which a sum is made from everybody's numbers, in W - 1 messages one after the other; a
-# ring takes twice as many, and for more numbers fewer bytes.
+# Numbers of all ranks together up to which a sum gathers them, in W - 1 messages one after the other. A ring takes twice as
+# many messages, and for more numbers fewer bytes.
 MOST_GATHERED = 100_000
 
 
 def gather(value: T) -> list[T]:
     """
-    Everybody's value, on every rank.
-
     :param value: anything that can be pickled, with tensors on the CPU
-    :return: one value per rank, in the order of the ranks
+    :return: the values of all ranks, in their order, on every rank
     """
     if world_size() == 1:
         return [value]
     message = _pickled(value)
     message = len(message).to_bytes(8, "little") + message
-    messages = _everyones_bytes(message[:FIRST_BYTES], FIRST_BYTES)
+    messages = _bytes_of_all(message[:FIRST_BYTES], FIRST_BYTES)
     longest = 8 + max(int.from_bytes(begin[:8], "little") for begin in messages)
     if longest > FIRST_BYTES:
-        ends = _everyones_bytes(message[FIRST_BYTES:], longest - FIRST_BYTES)
+        ends = _bytes_of_all(message[FIRST_BYTES:], longest - FIRST_BYTES)
         messages = [begin + end for begin, end in zip(messages, ends, strict=True)]
     return [pickle.loads(memoryview(message)[8:]) for message in messages]
 
 
-def _everyones_bytes(own: bytes, size: int) -> list[bytes]:
+def _bytes_of_all(own: bytes, size: int) -> list[bytes]:
     """One message of each rank, filled up to the size."""
-    return [part.numpy().tobytes() for part in _everyones(th.frombuffer(bytearray(own.ljust(size)), dtype=th.uint8))]
+    return [part.numpy().tobytes() for part in _tensors_of_all(th.frombuffer(bytearray(own.ljust(size)), dtype=th.uint8))]
 
 
-def _everyones(own: th.Tensor) -> list[th.Tensor]:
+def _tensors_of_all(own: th.Tensor) -> list[th.Tensor]:
     """A tensor of each rank, all of one shape; a plain run has its own."""
     if world_size() == 1:
         return [own]
@@ -75,10 +73,8 @@ def _pickled(value: Any) -> bytes:
 
 def broadcast(value: T) -> T:
     """
-    Rank 0's value, on every rank.
-
     :param value: anything that ``torch.save`` can write; only rank 0's counts
-    :return: rank 0's value, its tensors on the CPU; on rank 0 the very object
+    :return: rank 0's value on every rank, its tensors on the CPU; on rank 0 the object itself
     """
     if world_size() == 1:
         return value
@@ -94,7 +90,7 @@ def broadcast(value: T) -> T:
 
 
 def broadcast_buffers(module: th.nn.Module) -> None:
-    """Rank 0's buffers (running statistics of batch norm, for example), which no gradient keeps equal."""
+    """Copy rank 0's buffers (running statistics of batch norm, for example) to all ranks."""
     if world_size() > 1:
         with lost_ranks_named():
             for buffer in module.buffers():
@@ -134,7 +130,7 @@ def sum_over_ranks(tensor: th.Tensor) -> th.Tensor:
         with lost_ranks_named():
             dist.all_reduce(tensor)
         return tensor
-    total, *others = _everyones(tensor)
+    total, *others = _tensors_of_all(tensor)
     for part in others:
         total += part
     return total
@@ -154,7 +150,7 @@ def moments(*samples: th.Tensor | np.ndarray) -> list[Moments]:
         values = th.as_tensor(sample).double()
         mean = values.mean()
         own.append(th.stack([th.tensor(float(values.numel())), mean, (values - mean).square().sum()]))
-    counts, means, squares = th.stack(_everyones(th.stack(own))).unbind(dim=2)  # each [ranks, samples]
+    counts, means, squares = th.stack(_tensors_of_all(th.stack(own))).unbind(dim=2)  # each [ranks, samples]
     n = counts.sum(0)
     mean = (counts * means).sum(0) / n
     total = (squares + counts * (means - mean) ** 2).sum(0)
@@ -172,14 +168,11 @@ def any_rank(flag: bool) -> bool:
 
 
 def check_equal(settings: dict[str, Any]) -> None:
-    """
-    :param settings: by name, what must be the same on all ranks
-    :raises ValueError: on all ranks, if something is not
-    """
+    """:raises ValueError: on all ranks, if a setting is not the same on all"""
     described = {name: repr(value) for name, value in settings.items()}
-    everyones = gather(described)
+    of_ranks = gather(described)
     for name in described:
-        values = [others.get(name) for others in everyones]
+        values = [others.get(name) for others in of_ranks]
         if len(set(values)) > 1:
             listed = ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))
             raise ValueError(f"{name} must be the same on all ranks, got {listed}")

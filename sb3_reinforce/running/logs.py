@@ -1,4 +1,4 @@
-"""Loggers for runs that stop and go on: as Stable-Baselines3's, but rows are appended to what is there."""
+"""Loggers for resumed runs: as Stable-Baselines3's, but rows are appended to the files that are there."""
 
 import csv
 import os
@@ -20,11 +20,11 @@ from sb3_reinforce.running.files import write_atomically
 
 def appending_logger(folder: str | Path, format_strings: Sequence[str] = ("stdout", "csv")) -> Logger:
     """
-    A logger as SB3's ``configure`` makes, except that it goes on with the files in the folder instead of emptying them::
+    A logger as SB3's ``configure`` makes, except that it appends to the files in the folder instead of emptying them::
 
         model.set_logger(appending_logger("run", ["csv", "tensorboard"]))
 
-    A row that a crash has torn is removed. After :meth:`REINFORCE.resume` the rows behind the checkpoint are written again:
+    A row that a crash has torn is removed. After :meth:`REINFORCE.resume` the rows after the checkpoint are written again:
     of rows with equal ``time/total_timesteps`` the last counts.
 
     :param folder: where the files are, made if it is not there
@@ -52,8 +52,7 @@ def _output_format(name: str, folder: Path) -> KVWriter:
 
 class AppendingCSV(CSVOutputFormat):
     """
-    ``progress.csv``, gone on with: new columns are added at the right, as SB3 does, but without a moment at which the file is
-    not whole.
+    Appends to ``progress.csv``: new columns are added at the right, as SB3 does, but the file is whole at any moment.
 
     :param path: the file
     """
@@ -93,7 +92,7 @@ class AppendingCSV(CSVOutputFormat):
 
 class AppendingJSON(JSONOutputFormat):
     """
-    ``progress.json``, gone on with.
+    Appends to ``progress.json``.
 
     :param path: the file
     """
@@ -104,7 +103,7 @@ class AppendingJSON(JSONOutputFormat):
 
 
 def _remove_torn_row(path: Path) -> None:
-    """Of a file whose rows end with a newline remove what stands behind the last one."""
+    """Remove what a file has after its last newline."""
     if path.exists():
         data = path.read_bytes()
         if not data.endswith(b"\n"):

@@ -50,10 +50,7 @@ def statistics_of(env: VecNormalize | None) -> dict[str, Statistics]:
 
 
 def set_statistics(env: VecNormalize | None, statistics: dict[str, Statistics]) -> None:
-    """
-    :param env: whose running statistics to replace
-    :param statistics: as :func:`statistics_of` returns them
-    """
+    """Replace the running statistics by what :func:`statistics_of` has returned."""
     for name, rms in _running(env).items():
         rms.count, rms.mean, rms.var = statistics[name]
 

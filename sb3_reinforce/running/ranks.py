@@ -68,8 +68,8 @@ def start(device: th.device | str = "auto") -> th.device | str:
     """
     Join the other ranks, if a launcher such as torchrun has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    The group is gloo on the CPU, and on GPUs NCCL for what lies there. One that exists already is used as it is, and must
-    serve the CPU, too.
+    The group is gloo on the CPU, and NCCL for tensors on GPUs. A group that exists is used as it is; it must serve the CPU,
+    too.
 
     :param device: the device asked for
     :return: the device to use: for ``"auto"`` and ``"cuda"`` each rank of a machine gets a GPU of its own
@@ -112,8 +112,8 @@ def _unused_part(store: dist.Store, own_rank: int, n_ranks: int) -> dist.Store:
     A part of the store that no earlier attempt has written to, the same for all ranks.
 
     torchrun keeps its store when it starts the ranks again, with the dead ones' addresses in it, to which gloo would then
-    connect; and its count of restarts may differ from machine to machine. So rank 0 names a new part, and answers everybody
-    who has read the name: who has read that of an earlier attempt gets no answer, and reads again.
+    connect; and its count of restarts may differ from machine to machine. So rank 0 names a new part, and answers every rank
+    that has read the name. A rank that has read the name of an earlier attempt gets no answer, and reads again.
     """
     token = uuid.uuid4().hex
     if own_rank == 0:
@@ -145,9 +145,6 @@ def _leave_at_exit() -> None:
     _leave()
 
 
-# ------------------------------------------------------------------------------------------------------- exchanges
-
-
 @contextmanager
 def lost_ranks_named() -> Iterator[None]:
     """:raises LostRankError: for the RuntimeError of a broken connection, with the failed rank's message if it left one"""
@@ -158,7 +155,7 @@ def lost_ranks_named() -> Iterator[None]:
 
 
 def _what_happened() -> str:
-    """What a broken connection was the end of. Waits :data:`GRACE` seconds."""
+    """:return: why a connection is broken. Waits :data:`GRACE` seconds."""
     if _store is None:
         time.sleep(GRACE)
         return "the connection to another rank is lost: its process has ended"
@@ -177,10 +174,10 @@ def _what_happened() -> str:
 
 def fails_for_all(method: Callable[P, T]) -> Callable[P, T]:
     """
-    Decorate what all ranks do together: an error on one of them ends it on all.
+    Decorator of what all ranks do together: an error on one of them ends it on all.
 
-    The failing rank leaves its message for the others and closes its connections, so that nobody waits for it, not
-    even if the error is caught.
+    The failing rank leaves its message for the others and closes its connections, so that no rank waits for it, even if
+    the error is caught.
     """
 
     @functools.wraps(method)

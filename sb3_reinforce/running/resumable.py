@@ -29,12 +29,12 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     Arguments are those of ``OnPolicyAlgorithm``.
     """
 
-    # Arguments that may change with the progress of training, and the attributes with the functions made of them
+    # Arguments that may change with the progress of training, and the attributes that hold their schedules
     schedules: ClassVar[dict[str, str]] = {"learning_rate": "lr_schedule"}
     # Arguments, besides schedules and spaces, that must be the same on all ranks, so that they make the same updates
     same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "gamma", "use_sde")
 
-    # Rollouts begun so far: the random streams of a rollout are made of the seed and this number.
+    # Rollouts begun so far: this number and the seed give the random streams of a rollout.
     _n_rollouts: int = 0
     #: the checkpoint that this run was resumed from, or the newest one that it has written
     newest_checkpoint: pathlib.Path | None = None
@@ -94,12 +94,12 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     # --------------------------------------------------------------------------------------------------- schedules
 
     def _setup_lr_schedule(self) -> None:
-        """Make all schedules, of the arguments, of what was loaded, or of what ``load`` was given in its place."""
+        """Make the schedules of all arguments, also of those that ``load`` has replaced."""
         self._scheduled: dict[str, Any] = {}
         self._renew_schedules()
 
     def _renew_schedules(self) -> None:
-        """Make the schedules of arguments that were assigned since: callbacks may do so, as with the ``ent_coef`` of A2C."""
+        """Make the schedules of arguments that were assigned since: callbacks may do so, as with A2C's ``ent_coef``."""
         for name, attribute in self.schedules.items():
             value = plain_schedule(getattr(self, name))
             if name not in self._scheduled or value != self._scheduled[name]:
@@ -188,7 +188,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         self._prepare_reset(reset_num_timesteps)
         learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if ranks.rank() > 0:
-            self._logger = Logger(folder=None, output_formats=[])  # also in place of a user's own
+            self._logger = Logger(folder=None, output_formats=[])  # also if the user has set one
         return learning
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

@@ -49,11 +49,8 @@ class ResumedState:
 
     def restore(self, model: OnPolicyAlgorithm, callback: BaseCallback, total_timesteps: int) -> int:
         """
-        Restore callbacks, logger and random numbers.
+        Restore callbacks, logger and random numbers. The environments were reset for the rollout to come.
 
-        :param model: the resumed model, whose environments were reset for the rollout to come
-        :param callback: the callback that ``learn`` calls
-        :param total_timesteps: where training ends
         :return: number of updates done already, for the log
         """
         state = self.state

@@ -47,11 +47,7 @@ def plain(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """
-    :param a: a plain value
-    :param b: another one
-    :return: whether they are of the same type and, bit for bit, the same
-    """
+    """:return: whether two plain values are of the same type and, bit for bit, the same"""
     if type(a) is not type(b):
         return False
     if isinstance(a, th.Tensor):
@@ -82,7 +78,6 @@ def _is_plain(value: Any) -> bool:
 
 def model_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """
-    :param model: a model between two updates
     :return: copies of what its networks and optimisers do not hold: all its numbers, statistics, recorded values
     """
     about_the_process = {"start_time", "verbose", *model._excluded_save_params()}
@@ -106,10 +101,7 @@ def model_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
 
 
 def set_model_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
-    """
-    :param model: a model made of the same arguments, with its environment
-    :param state: what :func:`model_state` returned
-    """
+    """Restore what :func:`model_state` returned, in a model made of the same arguments, with its environment."""
     vars(model).update(state["attributes"])
     for name, parameter in model.policy.named_parameters():
         parameter.requires_grad_(name not in state["frozen"])
@@ -119,10 +111,7 @@ def set_model_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
 
 
 def set_all_statistics(env: VecEnv | None, state: Mapping[str, Any]) -> None:
-    """
-    :param env: the environment, with as many VecNormalize around it as when the state was taken
-    :param state: what :func:`model_state` returned
-    """
+    """Restore the statistics of ``VecNormalize`` in what :func:`model_state` returned."""
     for wrapper, statistics in zip(normalizing(env), state["vec_normalize"], strict=True):
         set_statistics(wrapper, statistics)
 
@@ -195,18 +184,13 @@ def set_callback_state(callback: BaseCallback, state: Mapping[str, Any]) -> None
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    What training has changed. The rest are settings, which a resumed run has from its own constructor.
-
-    :param before: a callback's state when training started
-    :param now: its state now
-    """
+    """:return: what of a callback's state training has changed; the rest are settings, which its constructor sets again"""
     return {name: value for name, value in now.items() if name not in before or not equal(before[name], value)}
 
 
 def evaluation_random_state(callback: BaseCallback) -> dict[str, Any]:
     """
-    The random numbers of a callback's own environments, such as ``EvalCallback.eval_env``, which nothing seeds anew.
+    The random numbers of a callback's own environments, such as ``EvalCallback.eval_env``, which no rollout seeds.
 
     :return: by the attribute's name, the seeds of the next reset and the states of the generators
     """

@@ -1,4 +1,4 @@
-"""The calls of a W&B run in threads of their own: training never waits for W&B."""
+"""Calls to W&B from background threads: training never waits."""
 
 import queue
 import threading
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import wandb
 
-# Calls that wait while W&B does not answer: at 20 rows a second some minutes
+# Calls that may wait while W&B does not answer: some minutes at 20 rows a second
 MAX_WAITING = 5000
-# Seconds between two bursts of calls. A call by itself finds cold caches and sleeping threads, and costs five times as much.
+# Seconds between two bursts of calls. A call by itself finds cold caches and sleeping threads, which makes it slower.
 PAUSE = 1.0
 
 
 class _Worker:
-    """A thread that makes calls in the order in which they come."""
+    """A thread that makes calls in their order."""
 
     def __init__(self, name: str) -> None:
         self.error: Exception | None = None
@@ -35,11 +35,7 @@ class _Worker:
             raise self.error from None
 
     def close(self, last: Callable[[], Any] | None, deadline: float) -> bool:
-        """
-        :param last: one more call, made even if an earlier one has failed
-        :param deadline: on the monotonic clock
-        :return: whether all calls were made in time
-        """
+        """:return: whether all calls and the last one, which is made even after an error, were made before the deadline"""
         self._closing.set()
         try:
             for call in (None,) if last is None else (last, None):
@@ -54,7 +50,7 @@ class _Worker:
             try:
                 call()
             except Exception as error:
-                # The rest is tried, too: a row that fails must not keep the run from being finished.
+                # The other calls are made all the same: the run must be finished even if a row fails.
                 self.error = self.error or error
             if self._calls.empty():
                 self._closing.wait(PAUSE)
@@ -62,13 +58,12 @@ class _Worker:
 
 class BackgroundRun:
     """
-    Hands calls to a run and returns at once.
+    A run whose calls return at once.
 
-    W&B's own calls return quickly as long as the process behind them does; with a hung disk or a stopped process they would
-    wait for ever, and training with them. Artifacts ask the server while they are logged: they have a thread of their own, so
-    that rows do not wait for a server that has died.
+    W&B's own calls wait for its process, for ever if that hangs. Artifacts wait for the server: they have a second thread,
+    so that rows do not wait for a dead server.
 
-    :param run: the run; nobody else should log to it in the meantime
+    :param run: the run; nobody else should log to it
     :param first_step: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
     """
 
@@ -79,26 +74,26 @@ class BackgroundRun:
 
     def log(self, row: dict[str, Any]) -> None:
         """
-        :param row: values by their names; what is callable is called by the thread, and its result logged unless it is None
-        :raises Exception: what an earlier call has failed with
-        :raises TimeoutError: if W&B has not taken the last ``MAX_WAITING`` calls
+        :param row: values by name; the thread calls functions and logs their results, unless they are None
+        :raises Exception: the error of an earlier call
+        :raises TimeoutError: if ``MAX_WAITING`` calls wait
         """
         self._rows.submit(lambda: self._log(row))
 
     def _log(self, row: dict[str, Any]) -> None:
-        # The number counts on from the first one. A run that was resumed online knows it itself.
+        # W&B counts from the first one on. A run that was resumed online knows it already.
         step, self._first_step = self._first_step, None
         made = {key: value() if callable(value) else value for key, value in row.items()}
         made = {key: value for key, value in made.items() if value is not None}
         self._run.log(made, step=None if step is None else max(step, self._run.step))
 
     def define_metric(self, *args: Any, **kwargs: Any) -> None:
-        """As the run's own, see there; raises as :meth:`log` does."""
+        """As ``wandb.Run.define_metric``; raises as :meth:`log`."""
         self._rows.submit(lambda: self._run.define_metric(*args, **kwargs))
 
     def submit(self, call: Callable[[], Any], upload: bool = False) -> None:
         """
-        :param call: to be made after all that were submitted before it
+        :param call: made after those submitted before it
         :param upload: whether it may wait for the server
         :raises Exception: see :meth:`log`
         """
@@ -106,15 +101,15 @@ class BackgroundRun:
 
     def close(self, last: Callable[[], Any] | None, timeout: float) -> bool:
         """
-        Make the calls that wait, then end the threads.
+        Make the waiting calls, then end the threads.
 
-        :param last: the last call of all
+        :param last: one more call, made after the others
         :param timeout: seconds to wait
         :return: whether all were made in time
-        :raises Exception: what a call has failed with
+        :raises Exception: the first error of a call
         """
         now = time.monotonic()
-        # half of the time at most: the run is to be finished, whatever an upload does
+        # half of the time at most: the run must be finished even if an upload hangs
         uploaded = self._uploads.close(None, now + timeout / 2)
         in_time = self._rows.close(last, now + timeout)
         for worker in (self._rows, self._uploads):

@@ -1,4 +1,4 @@
-"""``sb3-reinforce dashboard``: a W&B workspace and a W&B report, made of the sections in ``metrics.py``."""
+"""``sb3-reinforce dashboard``: a W&B workspace and a W&B report with the sections of ``metrics.py``."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric
-from sb3_reinforce.tracking.service import end_service
+from sb3_reinforce.tracking.wandb_internals import end_service, mode_and_key
 
 TITLE = "REINFORCE"
 
@@ -53,10 +53,8 @@ def dashboard(arguments: Sequence[str]) -> int:
 def _push(options: argparse.Namespace) -> int:
     import wandb
 
-    from sb3_reinforce.tracking.callback import _mode_and_key
-
     try:
-        if not _mode_and_key()[1]:
+        if not mode_and_key()[1]:
             print("sb3-reinforce: error: --push needs an API key: wandb login", file=sys.stderr)
             return 1
         entity = options.entity or wandb.Api(timeout=20).default_entity or ""
@@ -74,12 +72,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def make_workspace(project: str, entity: str, name: str = TITLE) -> Any:
-    """
-    :param project: W&B project
-    :param entity: user or team; it may be empty where nothing is pushed
-    :param name: title of the view
-    :return: a ``wandb_workspaces.workspaces.Workspace``, with one section for each of ours
-    """
+    """:return: a ``wandb_workspaces.workspaces.Workspace`` with our sections; the entity may be empty if nothing is pushed"""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -97,10 +90,9 @@ def make_workspace(project: str, entity: str, name: str = TITLE) -> Any:
 def make_report(project: str, entity: str, name: str = TITLE, of_project: bool = False) -> Any:
     """
     :param project: W&B project
-    :param entity: user or team; it may be empty where nothing is pushed
+    :param entity: user or team; it may be empty if nothing is pushed
     :param name: title of the report
-    :param of_project: whether the runs' project is named, for which W&B asks its server; without, they are those of the
-        project that the report is in
+    :param of_project: whether to name the project of the runs, for which W&B asks its server; else it is the report's own
     :return: a ``wandb_workspaces.reports.v2.Report``, each section with the question that it answers
     """
     import wandb_workspaces.reports.v2 as wr
@@ -127,5 +119,5 @@ def _panel(metric: Metric) -> Any:
 
 
 def as_json(made: Any) -> Any:
-    """:return: a workspace or a report as W&B's server gets it, without asking the server"""
+    """:return: a workspace or a report in the form that W&B's server takes, made without a network"""
     return json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True))

@@ -1,13 +1,12 @@
-"""
-What is logged, in the order in which it is looked at: the one definition behind the W&B workspace, the W&B report and the HTML
-page. The names are those of SB3's logger.
-"""
+"""The metrics in sections, as the W&B workspace, the W&B report and the HTML page show them. The names are SB3's."""
 
 from typing import Literal, NamedTuple
 
 Kind = Literal["line", "histogram", "video"]
 
 STEP_KEY = "global_step"
+# of the returns and lengths of an update's episodes
+STATISTICS = ("mean", "std", "min", "max")
 
 
 class Metric(NamedTuple):
@@ -19,7 +18,7 @@ class Metric(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Panels that answer one question, which ``question`` puts into words."""
+    """Panels that answer one question."""
 
     title: str
     question: str
@@ -32,10 +31,7 @@ SECTIONS = (
         "Does the return rise? Raw episode returns of each update, deterministic evaluation, share of successes.",
         (
             Metric("rollout/ep_rew_mean", "Episode return, mean of the last 100"),
-            Metric("rollout/ep_return_mean", "Episode return of the update, mean"),
-            Metric("rollout/ep_return_std", "Episode return of the update, std"),
-            Metric("rollout/ep_return_min", "Episode return of the update, min"),
-            Metric("rollout/ep_return_max", "Episode return of the update, max"),
+            *(Metric(f"rollout/ep_return_{name}", f"Episode return of the update, {name}") for name in STATISTICS),
             Metric("rollout/ep_return_hist", "Episode returns of the update", "histogram"),
             Metric("episode/return", "Return of single episodes"),
             Metric("eval/mean_reward", "Evaluation, mean return"),
@@ -89,10 +85,7 @@ SECTIONS = (
         "What is an update made of, and how much of what was played is not used?",
         (
             Metric("rollout/ep_len_mean", "Episode length, mean of the last 100"),
-            Metric("rollout/ep_length_mean", "Episode length of the update, mean"),
-            Metric("rollout/ep_length_std", "Episode length of the update, std"),
-            Metric("rollout/ep_length_min", "Episode length of the update, min"),
-            Metric("rollout/ep_length_max", "Episode length of the update, max"),
+            *(Metric(f"rollout/ep_length_{name}", f"Episode length of the update, {name}") for name in STATISTICS),
             Metric("rollout/ep_length_hist", "Episode lengths of the update", "histogram"),
             Metric("episode/length", "Length of single episodes"),
             Metric("rollout/n_episodes", "Episodes of the update"),

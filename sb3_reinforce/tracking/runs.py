@@ -1,7 +1,7 @@
 """
-Runs read back from their files, without a network: W&B's own, TensorBoard's, and the ``progress.csv`` of SB3's logger.
+Reads runs back from their files, without a network: W&B's own files, TensorBoard's, and the ``progress.csv`` of SB3's logger.
 
-What is torn is read as far as it goes, and a line says so.
+A damaged file is read as far as possible, and a line says so.
 """
 
 import json
@@ -14,23 +14,24 @@ from typing import Any
 import numpy as np
 
 from sb3_reinforce.tracking.metrics import STEP_KEY
+from sb3_reinforce.tracking.wandb_internals import record_parser
 
-# The x-axis of a row, the first one that it has
+# The x-axis of a row: the first of these that it has
 STEP_KEYS = (STEP_KEY, "time/total_timesteps")
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass
-class Run:
+class LoggedRun:
     """
-    One training run.
+    One training run, read from its files.
 
-    :param name: what it is called, unique within its folder
+    :param name: unique within its folder
     :param path: where it was read from
     :param source: ``"wandb"``, ``"tensorboard"`` or ``"csv"``
     :param config: settings by name
     :param summary: single numbers by name
-    :param state: ``"finished"``, ``"failed"``, ``"killed"``, or ``""`` where the file does not say
+    :param state: ``"finished"``, ``"failed"``, ``"killed"``, ``"killed or running"``, or ``""`` if the file does not say
     :param group: what runs of one study have in common; None: not known
     :param metrics: for each metric steps and values, shape [n] each; histograms have values of shape [n, 3], their quantiles
     :param artifacts: files of models by name and aliases
@@ -50,16 +51,16 @@ class Run:
 
 
 class NoRunsError(ValueError):
-    """A folder in which there is no run that can be read."""
+    """There is no run that can be read."""
 
 
-def find_runs(paths: list[Path]) -> list[Run]:
+def find_runs(paths: list[Path]) -> list[LoggedRun]:
     """
     All runs below some folders: W&B's in the order of their starts, then the others in the order of their paths.
 
     :param paths: folders of runs, a run's own folder, or a file of one
-    :return: the runs; parts of one W&B run (it was stopped and gone on with) as one
-    :raises NoRunsError: if a path does not exist, or there is none below any of them
+    :return: the runs; the parts of a W&B run that was stopped and resumed are one run
+    :raises NoRunsError: if a path does not exist, or no run is below any of them
     """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
@@ -89,35 +90,34 @@ def _below_a_link(path: Path, top: Path) -> bool:
 # ------------------------------------------------------------------------------------------------ W&B
 
 
-def _read_wandb(files: list[Path]) -> list[Run]:
-    """:param files: ``.wandb`` files; those with one run's id are parts of it, in the order of their folders' times"""
+def _read_wandb(files: list[Path]) -> list[LoggedRun]:
+    """:param files: ``.wandb`` files; those with the same run id are parts of one run, in the order of their folders' times"""
     try:
-        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+        parse = record_parser()
     except ImportError:
         if files:
             raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
         return []
-    found: dict[str, Run] = {}
+    found: dict[str, LoggedRun] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     starts: dict[str, tuple[str, int]] = {}
     for file in sorted(files, key=lambda file: (file.parent.name.removeprefix("offline-"), file.name)):
-        records, problem = _records(file)
+        records, problem = read_records(file)
         parsed = []
         for data in records:
             try:
-                parsed.append(Record.FromString(data))
+                parsed.append(parse(data))
             except Exception:
                 problem = problem or "a record that cannot be read"
         started = [record.run for record in parsed if record.WhichOneof("record_type") == "run"]
         run_id = started[0].run_id if started else file.stem.removeprefix("run-")
-        # the second, of the folder's name (run-20260101_123456-id), then the fraction, as its rest is a random id
+        # the folder's name, run-20260101_123456-id, has the second of the start, the record its fraction
         second = file.parent.name.removeprefix("offline-").removesuffix(f"-{run_id}")
         starts.setdefault(run_id, (second, started[0].start_time.ToNanoseconds() if started else 0))
-        run = found.setdefault(run_id, Run(run_id, file.parent, "wandb"))
-        run.state = "killed or running"
-        run.path = file.parent
+        run = found.setdefault(run_id, LoggedRun(run_id, file.parent, "wandb"))
+        run.path, run.state = file.parent, "killed or running"
         for record in parsed:
-            _take(record, run, rows.setdefault(run_id, []))
+            _add_record(record, run, rows.setdefault(run_id, []))
         if problem is not None:
             run.problems.append(f"{file}: {problem}, read {len(parsed)} records before it")
     for run_id, run in found.items():
@@ -127,14 +127,15 @@ def _read_wandb(files: list[Path]) -> list[Run]:
     return [found[run_id] for run_id in sorted(found, key=lambda run_id: starts[run_id])]
 
 
-def _records(file: Path) -> tuple[list[bytes], str | None]:
+def read_records(file: Path) -> tuple[list[bytes], str | None]:
     """
-    The records of a ``.wandb`` file.
+    Read the records of a ``.wandb`` file.
 
     It is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB (the header is part of the first) of chunks with checksum,
     length and type; type 1 is a whole record, 2, 3 and 4 are a record's first, middle and last part.
 
-    :return: the records up to the first one that is torn, and what is wrong with that one
+    :param file: the file
+    :return: the records before the first damaged one, and what is wrong with that one, if there is one
     """
     data = file.read_bytes()
     if len(data) < 7 or data[:4] != b":W&B":
@@ -161,8 +162,7 @@ def _records(file: Path) -> tuple[list[bytes], str | None]:
     return records, None
 
 
-def _take(record: Any, run: Run, rows: list[dict[str, Any]]) -> None:
-    """Put what a record tells where it belongs."""
+def _add_record(record: Any, run: LoggedRun, rows: list[dict[str, Any]]) -> None:
     kind = record.WhichOneof("record_type")
     if kind == "history":
         rows.append(_nested(record.history.item))
@@ -205,8 +205,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
     """
     Steps and values of each metric, by increasing step.
 
-    Of two rows with the same step the last one counts: what was logged after the checkpoint that a run goes on from is logged
-    once more.
+    Of two rows with the same step the last one counts: a resumed run repeats the rows logged after its checkpoint.
     """
     points: dict[str, dict[float, Any]] = {}
     for row in rows:
@@ -222,11 +221,12 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 quantiles = _quantiles(value)
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
-    ordered = {key: sorted(_of_one_kind(at).items()) for key, at in points.items()}
-    return {
-        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=np.float64))
-        for key, pairs in ordered.items()
-    }
+    return {key: _series(_of_one_kind(at)) for key, at in points.items()}
+
+
+def _series(points: dict[float, Any]) -> tuple[np.ndarray, np.ndarray]:
+    steps = sorted(points)
+    return np.array(steps), np.array([points[step] for step in steps], dtype=np.float64)
 
 
 def _of_one_kind(points: dict[float, Any]) -> dict[float, Any]:
@@ -242,15 +242,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
-    """The 10 %, 50 % and 90 % points of a histogram of W&B, linear within its bins; None if it is empty or not understood."""
+    """The 10 %, 50 % and 90 % points of W&B's histogram, linear within its bins; None if it is empty or cannot be read."""
     try:
         counts = np.array(histogram["values"], dtype=np.float64)
         packed = histogram.get("packedBins")
-        edges = (
-            packed["min"] + packed["size"] * np.arange(len(counts) + 1)
-            if packed
-            else np.array(histogram["bins"], dtype=np.float64)
-        )
+        if packed:
+            edges = packed["min"] + packed["size"] * np.arange(len(counts) + 1)
+        else:
+            edges = np.array(histogram["bins"], dtype=np.float64)
         total = counts.sum()
         if total <= 0 or len(edges) != len(counts) + 1:
             return None
@@ -262,19 +261,15 @@ def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
 # ------------------------------------------------------------------------------------------------ TensorBoard and CSV
 
 
-def _name_below(folder: Path, top: Path) -> str:
-    relative = folder.relative_to(top) if folder != top else Path(folder.resolve().name)
-    return str(relative)
+def _run_of(folder: Path, top: Path, source: str) -> LoggedRun:
+    top = top if top.is_dir() else top.parent
+    name = str(folder.relative_to(top)) if folder != top else folder.resolve().name
+    # a2c/CartPole-v1_3 -> a2c/CartPole-v1: SB3 and the zoo number the runs of one setting
+    return LoggedRun(name, folder, source, group=re.sub(r"_\d+$", "", name))
 
 
-def _group_of(name: str) -> str:
-    """``a2c/CartPole-v1_3`` -> ``a2c/CartPole-v1``: SB3 and the zoo number the runs of one setting."""
-    return re.sub(r"_\d+$", "", name)
-
-
-def _read_tensorboard(folder: Path, top: Path) -> Run:
-    name = _name_below(folder, top if top.is_dir() else top.parent)
-    run = Run(name, folder, "tensorboard", group=_group_of(name))
+def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
+    run = _run_of(folder, top, "tensorboard")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
@@ -284,8 +279,7 @@ def _read_tensorboard(folder: Path, top: Path) -> Run:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1, "images": 1, "tensors": 1})
         events.Reload()
         for key in events.Tags()["scalars"]:
-            points = {event.step: event.value for event in events.Scalars(key)}
-            run.metrics[key] = np.array(sorted(points)), np.array([points[step] for step in sorted(points)], dtype=np.float64)
+            run.metrics[key] = _series({event.step: event.value for event in events.Scalars(key)})
     except Exception as error:
         run.problems.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
     if not run.metrics and not run.problems:
@@ -293,11 +287,10 @@ def _read_tensorboard(folder: Path, top: Path) -> Run:
     return run
 
 
-def _read_csv(file: Path, top: Path) -> Run:
+def _read_csv(file: Path, top: Path) -> LoggedRun:
     import pandas as pd
 
-    name = _name_below(file.parent, top if top.is_dir() else top.parent)
-    run = Run(name, file.parent, "csv", group=_group_of(name))
+    run = _run_of(file.parent, top, "csv")
     try:
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is kept with a run: the settings that decide its result, and no secret."""
+"""The settings that are kept with a run: what decides its result, and no secret."""
 
 import inspect
 import platform
@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 MASK = "***"
 
-# Of the constructor's arguments these are objects, or say nothing about the result
+# Arguments of the constructor that are objects, or do not affect the result
 _NOT_IN_CONFIG = {"self", "policy", "env", "verbose", "tensorboard_log", "_init_setup_model"}
 _LIBRARIES = ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy")
 
-# A name of which a part is one of these words holds a secret (`key` alone and `api_key`, but not `keyboard` or `monkey`)
+# Words in the name of a secret (`key` alone and `api_key`, but not `keyboard` or `monkey`)
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-zA-Z0-9])(?:key|apikey|token|secret|password|passwd|pwd|credentials?|auth|bearer)(?:$|[^a-zA-Z0-9])", re.I
 )
@@ -50,10 +50,10 @@ def has_secret_name(name: str) -> bool:
 
 def masked_command(arguments: Sequence[str]) -> list[str]:
     """
-    A command line that may be shown.
+    Mask the secrets of a command line.
 
-    :param arguments: the words of the command line
-    :return: the same, with ``***`` in the place of what looks like a key, or follows an option that is called like one
+    :param arguments: its words
+    :return: the same, with ``***`` for what looks like a key, or follows an option with the name of a secret
     """
     shown: list[str] = []
     mask_next = False
@@ -73,10 +73,10 @@ def masked_command(arguments: Sequence[str]) -> list[str]:
 
 def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
     """
-    What decides a result: the algorithm's arguments, the environment, the versions, the command.
+    The settings that decide a result: the algorithm's arguments, the environment, the versions, the command.
 
     :param model: the algorithm about to train
-    :return: names and plain values (numbers, strings, lists and dicts of them), secrets masked
+    :return: numbers, strings, lists and dicts of them by name, secrets masked
     """
     arguments = {
         name: getattr(model, name)
@@ -84,7 +84,7 @@ def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
         if name not in _NOT_IN_CONFIG and hasattr(model, name)
     }
     return {
-        **plain(
+        **as_setting(
             {
                 "algo": type(model).__name__,
                 "policy": model.policy_class.__name__,
@@ -108,13 +108,12 @@ def command_line() -> str:
     return " ".join([name, *masked_command(sys.argv[1:])])
 
 
-def plain(value: Any) -> Any:
+def as_setting(value: Any) -> Any:
     """
     A setting as W&B can keep it.
 
     :param value: an argument of an algorithm
-    :return: numbers and None as they are, strings with keys masked, containers of them likewise, all else by its name or
-        its repr
+    :return: numbers and None unchanged, strings with keys masked, containers of them; anything else by its name or repr
     """
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -122,33 +121,26 @@ def plain(value: Any) -> Any:
         return masked_text(value)
     if isinstance(value, Mapping):
         return {
-            str(key): MASK if isinstance(item, str) and has_secret_name(str(key)) else plain(item)
+            str(key): MASK if isinstance(item, str) and has_secret_name(str(key)) else as_setting(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    # an object's address would differ from run to run, and runs of one setting could not be told to be so
+        return [as_setting(item) for item in value]
+    # without the object's address, which would differ between runs of the same setting
     return getattr(value, "__name__", None) or masked_text(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
 
 
 def _environment(model: BaseAlgorithm) -> dict[str, Any]:
-    """
-    The environment's id and arguments, where they can be had without risk, and its wrappers.
-
-    A worker of ``SubprocVecEnv`` would die of an ``EnvSpec`` that cannot be pickled, so only environments in this
-    process are asked.
-
-    :param model: the algorithm about to train
-    :return: ``env_id`` and ``env_kwargs`` if known, ``vec_env`` (classes, the outermost first), ``vec_normalize``
-    """
+    """:return: ``env_id`` and ``env_kwargs`` if known, else the spaces; the wrappers' classes, the outermost first"""
     if model.env is None:
         return {}
     found: dict[str, Any] = {"vec_env": _vec_env_classes(model.env)}
     env = model.env.unwrapped
+    # of environments in this process only: a worker of SubprocVecEnv would die of a spec that cannot be pickled
     spec = env.envs[0].spec if isinstance(env, DummyVecEnv) else None
     if spec is not None:
         found |= {"env_id": spec.id, "env_kwargs": spec.kwargs}
-    else:  # what tells most environments apart
+    else:
         found |= {"observation_space": str(env.observation_space), "action_space": str(env.action_space)}
     normalize = model.get_vec_normalize_env()
     if isinstance(normalize, VecNormalize):
@@ -173,11 +165,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """
-    The commit of the user's project, that is of the working directory.
-
-    :return: the full hash, or None outside a repository, before its first commit, or without git
-    """
+    """:return: the commit of the working directory; None outside a repository, before its first commit, or without git"""
     try:
         answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

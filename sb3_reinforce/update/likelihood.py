@@ -21,8 +21,6 @@ def log_prob_and_entropy(
     """
     log pi(a|s) and the entropy of pi(.|s), without V(s) unless the policy's class leaves no other way.
 
-    :param policy: any policy of SB3's interface
-    :param observations: as the rollout buffer gives them, first axis n
     :param actions: as the rollout buffer gives them, float, shape [n, action dimensions]
     :return: both of shape [n]; no entropy where it has no closed form
     :raises TypeError: if the policy does not give one log-probability per action
@@ -54,15 +52,7 @@ def log_probs_of(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
 
 
 def values_of(policy: ActorCriticPolicy, observations: Any, n_rows: int, chunk_size: int | None) -> th.Tensor:
-    """
-    V(s) of each row, in evaluation mode and without gradient.
-
-    :param policy: with a value network
-    :param observations: tensors on the CPU, first axis ``n_rows``; a dict of them for Dict spaces
-    :param n_rows: number of rows
-    :param chunk_size: rows per forward pass; None: all at once
-    :return: shape [n_rows], float64, on the CPU
-    """
+    """:return: V(s) of each row, in evaluation mode and without gradient, shape [n_rows], float64, on the CPU"""
     policy.set_training_mode(False)
     values = []
     with th.no_grad():
@@ -76,10 +66,7 @@ def value_only_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     """
     The parameters that V depends on and the policy does not, whatever the policy's class calls them.
 
-    They are found by differentiating both at one observation.
-
-    :param policy: any policy of SB3's interface
-    :return: the parameters; none if the policy has no value network of its own
+    They are found by differentiating both at one observation. None are found if policy and value share all.
     """
     policy.set_training_mode(False)
     # Copies: the spaces' own random numbers stay untouched.

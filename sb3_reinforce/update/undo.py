@@ -20,9 +20,6 @@ def undone_on_failure(
     """
     Whatever is raised inside: parameters, optimisers, the baseline and the number of updates are as they were before.
 
-    :param model: whose policy is updated inside
-    :param optimizers: all that step inside
-    :param baseline: updated inside
     :param rates: arguments to lower where numbers are not finite, for the message
     :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
     """

@@ -54,12 +54,7 @@ class ValueFit:
         """
         Fit V to the returns of the rollout buffer.
 
-        :param rows: the steps
-        :param rng: for the order of minibatches
         :param residual: mean of R - V over the steps of all ranks
-        :param learning_rate: of these steps
-        :param n_epochs: passes over the steps
-        :param batch_size: steps per minibatch; None: all
         :return: the mean loss; None if all parameters are frozen
         :raises NotFiniteError: if the loss is NaN or infinite
         """

@@ -38,7 +38,6 @@ def _zoo(name: str, arguments: Sequence[str]) -> int:
 _train = partial(_call, "sb3_reinforce.zoo.train")
 _compare = partial(_call, "sb3_reinforce.zoo.compare")
 _dashboard = partial(_call, "sb3_reinforce.tracking.dashboard")
-_inspect_run = partial(_call, "sb3_reinforce.tracking.inspect_run")
 _report = partial(_call, "sb3_reinforce.tracking.report")
 VERBS = {
     "train": Verb(partial(_train, "train"), "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
@@ -54,8 +53,8 @@ VERBS = {
     "pull": Verb(partial(_zoo, "pull"), "download one"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
-    "inspect-run": Verb(_inspect_run, "print config, summary and last values of a run's folder", needs_zoo=False),
-    "report": Verb(_report, "one HTML page with the plots of W&B, TensorBoard or CSV runs", needs_zoo=False),
+    "inspect-run": Verb(lambda rest: _report(["--text", *rest]), "the old name of `report --text`", needs_zoo=False),
+    "report": Verb(_report, "W&B, TensorBoard or CSV runs as one HTML page, --text or --json", needs_zoo=False),
 }
 
 

@@ -14,7 +14,8 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.tracking.callback import WandbCallback, exit_code_of, trial_callback
+from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
+from sb3_reinforce.tracking.run import exit_code_of
 from sb3_reinforce.zoo.experiment import Experiment
 from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry

@@ -13,7 +13,8 @@ import numpy as np
 from rl_zoo3 import exp_manager
 
 from sb3_reinforce.running import exchange, ranks
-from sb3_reinforce.tracking.callback import INTERRUPTED, WandbCallback, exit_code_of
+from sb3_reinforce.tracking.callback import WandbCallback
+from sb3_reinforce.tracking.run import INTERRUPTED, exit_code_of
 from sb3_reinforce.tracking.settings import command_line
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.checkpoints import SavedRun, read_run, run_of_launch, without_resume

@@ -1,0 +1,140 @@
+"""Runs of the same settings as one curve: the mean over its runs, with a confidence band."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sb3_reinforce.tracking.metrics import Metric
+from sb3_reinforce.tracking.runs import LoggedRun
+
+# Points of a curve: a panel has no more pixels
+GRID = 240
+# What runs of one setting may differ in
+NOT_A_SETTING = {"seed", "command", "git_commit", "versions", "device", "run_name"}
+# 97.5 % points of Student's t for 1 to 30 degrees of freedom: half the width of a 95 % interval, in standard errors
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass
+class Curve:
+    """The runs that one curve stands for: same settings, other seeds."""
+
+    label: str
+    runs: list[LoggedRun] = field(default_factory=list)
+
+
+def curves_of(runs: list[LoggedRun]) -> list[Curve]:
+    """
+    Group runs of the same settings.
+
+    :param runs: any runs; without settings their names are compared, without the number at the end
+    :return: one curve for each group, labelled with the settings that differ
+    """
+    together: dict[str, list[LoggedRun]] = {}
+    for run in runs:
+        together.setdefault(_identity(run), []).append(run)
+    firsts = [members[0] for members in together.values()]
+    names = sorted({key for run in firsts for key in run.config} - NOT_A_SETTING - {"algo", "env_id"})
+    differing = [key for key in names if len({json.dumps(run.config.get(key), default=str) for run in firsts}) > 1]
+    curves: dict[str, Curve] = {}
+    for members in together.values():
+        label = _label(members[0], differing)
+        while label in curves:
+            label += "'"
+        curves[label] = Curve(label, members)
+    return list(curves.values())
+
+
+def _identity(run: LoggedRun) -> str:
+    if not run.config:
+        return f"{run.source} {run.group or run.name}"
+    return json.dumps({k: v for k, v in run.config.items() if k not in NOT_A_SETTING}, sort_keys=True, default=str)
+
+
+def _label(run: LoggedRun, differing: list[str]) -> str:
+    if not run.config:
+        return run.group or run.name
+    parts = [str(run.config[key]) for key in ("algo", "env_id") if run.config.get(key)] or [run.name]
+    settings = [f"{key}={run.config[key]}" for key in differing if key in run.config]
+    return " ".join(parts) + (" · " + ", ".join(settings[:3]) if settings else "")
+
+
+def panel_data(metric: Metric, curves: list[Curve]) -> dict[str, Any] | None:
+    """
+    The data of one panel.
+
+    A line is the mean over a curve's runs, its band the 95 % confidence interval of that mean (Student's t) where at least
+    two runs have values. For a histogram the line is the median and the band the range from 10 % to 90 %, both averaged over
+    runs.
+
+    :param metric: what to show
+    :param curves: the runs
+    :return: steps, and the line and band of each curve that has values; None if none has
+    """
+    found = [run.metrics[metric.key] for curve in curves for run in curve.runs if metric.key in run.metrics]
+    ndim = found[0][1].ndim if found else 1  # numbers, or histograms: not both in one panel
+    chosen = [
+        (curve, [s for s in (run.metrics.get(metric.key) for run in curve.runs) if s is not None and s[1].ndim == ndim])
+        for curve in curves
+    ]
+    chosen = [(curve, series) for curve, series in chosen if series]
+    if not chosen:
+        return None
+    everything = [steps for _, series in chosen for steps, _ in series]
+    steps = np.unique(np.concatenate(everything))
+    if len(steps) > GRID:
+        steps = np.linspace(steps[0], steps[-1], GRID)
+    shown = []
+    for curve, series in chosen:
+        if series[0][1].ndim == 2:
+            low, mean, high = (_mean_and_band([(x, y[:, q]) for x, y in series], steps)[0] for q in range(3))
+        else:
+            mean, low, high = _mean_and_band(series, steps)
+        shown.append(
+            {"curve": curve.label, "n": len(series), "mean": _numbers(mean), "low": _numbers(low), "high": _numbers(high)}
+        )
+    return {"key": metric.key, "title": metric.title, "kind": metric.kind, "x": steps.tolist(), "curves": shown}
+
+
+def _mean_and_band(
+    series: list[tuple[np.ndarray, np.ndarray]], steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
+    rows = np.array([_at(x, y, steps) for x, y in series])
+    count = np.isfinite(rows).sum(axis=0)
+    mean = np.where(count > 0, np.nansum(rows, axis=0) / np.maximum(count, 1), np.nan)
+    variance = np.nansum((rows - mean) ** 2, axis=0) / np.maximum(count - 1, 1)
+    student = np.array([np.nan, *STUDENT])[np.clip(count - 1, 0, len(STUDENT))]
+    width = student * np.sqrt(variance / np.maximum(count, 1))
+    return mean, mean - width, mean + width
+
+
+def _at(x: np.ndarray, y: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """
+    Values at other steps: means of neighbours where there are many, else linear between two; NaN outside the run.
+
+    Runs of one setting begin and end at slightly different steps. The first and the last value hold a little further, so that
+    the mean does not jump where a run ends.
+    """
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if not len(x):
+        return np.full(len(steps), np.nan)
+    margin = 0.05 * (steps[-1] - steps[0])
+    inside = (steps >= x[0] - margin) & (steps <= x[-1] + margin)
+    if len(x) > len(steps) > 1:
+        cells = np.searchsorted((steps[1:] + steps[:-1]) / 2, x)
+        sums, counts = np.bincount(cells, y, len(steps)), np.bincount(cells, minlength=len(steps))
+        filled = counts > 0
+        x, y = steps[filled], sums[filled] / counts[filled]
+    return np.where(inside, np.interp(steps, x, y), np.nan)
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]

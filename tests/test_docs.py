@@ -1,0 +1,49 @@
+"""What README and docs name is there."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+TESTS = {
+    name
+    for path in (CHECKOUT / "tests").glob("*.py")
+    for name in [path.stem, *re.findall(r"^(?:    )?def (test_\w+)", path.read_text(), re.M)]
+}
+# The tables there name the tests of Stable-Baselines3 itself.
+PAGES = [CHECKOUT / "README.md", *(p for p in sorted((CHECKOUT / "docs").glob("*.md")) if p.name != "results.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page):
+    named = set(re.findall(r"`(?:tests/)?(test_\w+)", page.read_text()))
+    assert not named - TESTS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def places() -> list[str]:
+    """Functions in the second column of README's table of the formula."""
+    table = (CHECKOUT / "README.md").read_text().partition("| term | function |")[2].partition("\n\n")[0]
+    return [place for row in table.splitlines()[2:] for place in re.findall(r"`([\w.]+)`", row.split("|")[2])]
+
+
+@pytest.mark.parametrize("place", places())
+def test_the_formula_is_where_readme_says(place):
+    module, _, names = place.rpartition(".")
+    owner = None
+    if names == "train" or module.endswith("EpisodicAlgorithm"):
+        module, _, owner = module.rpartition(".")
+    found = importlib.import_module(f"sb3_reinforce.{module}")
+    assert callable(getattr(getattr(found, owner) if owner else found, names))
+
+
+def test_places_are_found():
+    assert "losses.score_loss" in places()
+    assert len(places()) > 12
