@@ -35,10 +35,7 @@ class SavedRun(NamedTuple):
 
 
 def read_run(path: str | Path) -> SavedRun:
-    """
-    :param path: the folder of a run, or that of its checkpoints
-    :raises ValueError: if there is nothing to resume from
-    """
+    """:raises ValueError: if there is nothing to resume from in this folder, of a run or of its checkpoints"""
     folder = Path(path)
     if folder.name == FOLDER:
         folder = folder.parent

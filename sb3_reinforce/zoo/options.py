@@ -111,7 +111,8 @@ def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
 def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) -> None:
     """Refuse, by the parser's error, options that cannot change when a run is resumed."""
     names = {
-        "hyperparams": "-params", "conf_file": "--conf-file", "trial_id": "--trial-id", "trained_agent": "-i", "seed": "--seed",
+        "hyperparams": "-params", "conf_file": "--conf-file", "trial_id": "--trial-id",
+        "trained_agent": "-i", "seed": "--seed",
     }  # fmt: skip
     unset, own = (vars(parse(parser, arguments)[0]) for arguments in ([], run.arguments))
     changed = [option for name, option in names.items() if getattr(options, name) not in (unset[name], own[name])]

@@ -59,11 +59,7 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
 
 
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Read the episodes of all environments from Monitor's files, in the order in which they ended.
-
-    :return: steps of all episodes up to this one, including it, and its return; both of shape [episodes]
-    """
+    """:return: of episodes as they ended: steps of all up to this one, including it, and its return; both [episodes]"""
     episodes = load_results(str(run_folder))
     return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
@@ -74,11 +70,7 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path | None:
-    """
-    Draw training returns over environment steps, and the final score as a line, as a PNG in the run's folder.
-
-    :return: the file, or None if matplotlib is not installed
-    """
+    """:return: a PNG of training returns over environment steps, with the score as a line; None without matplotlib"""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -2,12 +2,10 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 from torch import nn
-
-if TYPE_CHECKING:
-    import optuna
 
 #: from, to, on a logarithmic scale
 LogRange = tuple[float, float]
@@ -54,7 +52,7 @@ def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
     return {name: values for name, values in space.items() if normalization or name not in NORMALIZATION}
 
 
-def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
     """:return: name -> value, chosen by the trial, which gives the same when it is asked again"""
     return {
         name: trial.suggest_float(name, *values, log=True)
@@ -65,7 +63,7 @@ def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]
 
 
 def sample_reinforce_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """:return: arguments of REINFORCE that are valid together; RL Zoo's search calls this"""
     return convert_reinforce_params(suggest(trial, search_space(n_envs, normalization=False)))
@@ -93,11 +91,7 @@ def _step_sizes(hyperparams: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Convert values of some names of the search space to hyperparameters as a config has them. RL Zoo's search calls this.
-
-    :return: hyperparameters; arguments of REINFORCE alone if neither ``norm_obs`` nor ``norm_reward`` is sampled
-    """
+    """:return: sampled values as hyperparameters in a config: arguments of REINFORCE, and ``normalize`` if that is sampled"""
     hyperparams = dict(sampled_params)
     step_size, unused = _step_sizes(hyperparams)
     hyperparams.pop(unused, None)

@@ -26,10 +26,7 @@ JOURNAL = ".log"
 
 
 def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
-    """
-    :param storage: a database's address or a journal's file
-    :raises UsageError: if the study cannot be opened, or does not exist and ``create`` is False
-    """
+    """:raises UsageError: if ``storage``, a journal's file or a database's address, or the study in it cannot be opened"""
     where: optuna.storages.JournalStorage | str = storage
     if storage.endswith(JOURNAL):
         journal = Path(storage)

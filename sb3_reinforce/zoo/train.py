@@ -45,7 +45,9 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     options, zoo_arguments = parse(parser, arguments)
     if ranks.launched():
         check_ranks(options, parser)
-        zoo_arguments += _join_ranks(options)
+        ranks.start(options.device)
+        if options.seed < 0:  # the same for all ranks
+            zoo_arguments += ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
     run = _run_to_resume(options, parser)
     if run is not None:
         if options.resume is not None:
@@ -75,14 +77,6 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     if lines:
         print("\n".join(lines), flush=True)
     return exit_code
-
-
-def _join_ranks(options: argparse.Namespace) -> list[str]:
-    """:return: more options for the zoo, once all ranks have joined: the seed that rank 0 draws if the user gives none"""
-    ranks.start(options.device)
-    if options.seed >= 0:
-        return []
-    return ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
 
 
 def _run_to_resume(options: argparse.Namespace, parser: Parser) -> SavedRun | None:

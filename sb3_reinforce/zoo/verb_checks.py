@@ -96,11 +96,6 @@ def check_push(options: argparse.Namespace) -> None:
         raise ValueError('the video needs moviepy: pip install "sb3-reinforce[video]", or --no-render')
 
 
-def check_pull(options: argparse.Namespace) -> None:
-    """Refuse an unknown environment."""
-    check_env_id(options.env.gym_id)
-
-
 def check_benchmark(options: argparse.Namespace) -> None:
     """Refuse a folder without models; take no models from the Hub without ``--hub``."""
     options.no_hub = options.no_hub or not options.hub

@@ -107,7 +107,7 @@ ZOO_VERBS = {
     ),
     "pull": ZooVerb(
         "load_from_hub",
-        verb_checks.check_pull,
+        lambda options: verb_checks.check_env_id(options.env.gym_id),
         "TRUST_REMOTE_CODE=True sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
         "A model from the Hub may run code when it is loaded: set TRUST_REMOTE_CODE=True if you trust it.",
     ),
@@ -116,8 +116,6 @@ ZOO_VERBS = {
 
 def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> int:
     """
-    Run one of RL Zoo's commands.
-
     :param main: runs a command line of ours, for the commands that RL Zoo starts in turn
     :return: the exit code: 0, or 2 for a command line that cannot be run
     """
