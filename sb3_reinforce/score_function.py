@@ -257,9 +257,8 @@ class ScoreFunctionEstimator:
         distributions: list[Distribution] = []
         log_probs: list[th.Tensor] = []
         for node in distribution if isinstance(distribution, (list, tuple)) else [distribution]:
-            p = score_checks.checked_distribution(
-                node(*samples) if callable(node) and not isinstance(node, Distribution) else node
-            )
+            given = node(*samples) if callable(node) and not isinstance(node, Distribution) else node
+            p = score_checks.checked_distribution(given)
             # detach() makes a new tensor object: given the old one, a transform with cache_size=1 would return its cached
             # inverse, which has no gradient with respect to the transform's parameters.
             samples.append((p.sample((self.n_samples,)) if p is node else p.sample()).detach())

@@ -72,14 +72,12 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
 def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path | None:
     """:return: a PNG of training returns over environment steps, with the score as a line; None without matplotlib"""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
     steps, returns = episodes_of(Path(experiment.save_path))
     # without pyplot: neither a display nor the user's own figures are touched
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, returns, ".", markersize=3, alpha=0.25, color="tab:blue", label="training episode")
     window = min(SMOOTHING_WINDOW, max(1, len(returns) // 5))
