@@ -58,12 +58,10 @@ def _check_journal(journal: Path) -> None:
     """:raises UsageError: if the file exists and is not Optuna's, which would append to it"""
     with suppress(FileNotFoundError), journal.open(errors="replace") as file:
         line = file.readline()
-        try:
-            is_journal = not line or "op_code" in json.loads(line)
-        except (ValueError, TypeError):
-            is_journal = False
-        if not is_journal:
-            raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
+        with suppress(ValueError, TypeError):
+            if not line or "op_code" in json.loads(line):
+                return
+        raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
 
 
 def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:

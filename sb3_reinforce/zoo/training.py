@@ -104,12 +104,10 @@ class Training(Experiment):
         if tracker is not None:
             tracker.config.setdefault("env_id", str(self.env_name.gym_id))
             if options.wandb_video_freq:
-                tracker.video_env, tracker.video_freq = self._video_env(), options.wandb_video_freq
+                with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
+                    tracker.video_env = self.create_envs(1, eval_env=True, no_log=True)
+                tracker.video_freq = options.wandb_video_freq
             self.callbacks.append(tracker)
-
-    def _video_env(self) -> VecEnv:
-        with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
-            return self.create_envs(1, eval_env=True, no_log=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         run = self.plan.run
