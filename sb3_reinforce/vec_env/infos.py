@@ -51,7 +51,7 @@ def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, 
     """
     Split the infos of a SAME_STEP environment in which the episodes of ``ids`` ended.
 
-    :return: last observations of these episodes; their infos; the rest, which ``ids`` have from their reset
+    :return: last observations of these episodes; their infos; the remaining infos, which for ``ids`` come from the reset
     :raises ValueError: if the last observations are missing
     """
     if "final_obs" not in infos:
@@ -199,7 +199,7 @@ class ResetInfos:
         self._any_infos = False
 
     def note(self, ids: np.ndarray, infos: dict[str, Any], rows_of: np.ndarray, n_rows: int) -> None:
-        """Keep the infos of a reset of ``ids``, which are in ``rows_of`` the ``n_rows`` rows. Nobody may write to them."""
+        """Keep the infos of a reset: environment ``ids[i]`` is in row ``rows_of[i]`` of ``n_rows``. They must not change."""
         # Most environments never return any
         self._any_infos = self._any_infos or bool(infos)
         if self._any_infos:

@@ -35,7 +35,7 @@ class SavedRun(NamedTuple):
 
 
 def read_run(path: str | Path) -> SavedRun:
-    """:raises ValueError: if there is nothing to resume from in this folder, of a run or of its checkpoints"""
+    """:raises ValueError: if ``path``, the folder of a run or of its checkpoints, has nothing to resume from"""
     folder = Path(path)
     if folder.name == FOLDER:
         folder = folder.parent

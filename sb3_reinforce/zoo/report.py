@@ -59,7 +59,7 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
 
 
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """:return: of episodes as they ended: steps of all up to this one, including it, and its return; both [episodes]"""
+    """:return: for each episode, in order of their ends: steps of all episodes up to and including it; its return"""
     episodes = load_results(str(run_folder))
     return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
