@@ -60,7 +60,6 @@ class MDP:
         sum_t gamma^(c t) E[grad log pi(a_t|s_t) Q_t(s_t, a_t)] by dynamic programming.
 
         :param logits: of the softmax policy, shape [S, A]
-        :param gamma: discount factor
         :param discount_state: c; True gives the gradient of the expected discounted return
         :return: gradient with respect to the logits, shape [S, A], float64
         """
@@ -222,8 +221,7 @@ class _Enumerated:
         self.scores = weights[:, None] * scores.flatten(1)
         environment = np.array([trajectory.env_probability for trajectory in trajectories])
         episode_of = th.arange(len(trajectories)).repeat_interleave(self.lengths)
-        log_probs = th.zeros(len(trajectories), dtype=th.float64)
-        log_probs.index_add_(0, episode_of, policy.log()[self.states, actions])
+        log_probs = th.zeros(len(trajectories), dtype=th.float64).index_add(0, episode_of, policy.log()[self.states, actions])
         self.cumulated = np.cumsum(environment * log_probs.exp().numpy())
         greedy_actions = policy.argmax(1).tolist()
         is_greedy = np.array([t.actions == [greedy_actions[state] for state in t.states] for t in trajectories])

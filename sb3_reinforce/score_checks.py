@@ -138,9 +138,6 @@ def precise_dtype(tensor: th.Tensor) -> th.dtype:
     return th.float32 if tensor.device.type == "mps" else th.float64
 
 
-# ---- Distributions whose support depends on the parameters ---------------------------------------------------------
-
-
 def checked_distribution(distribution: Any) -> Distribution:
     """The formula holds only if the support, the set of possible x, does not depend on the parameters."""
     if not isinstance(distribution, Distribution):

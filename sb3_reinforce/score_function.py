@@ -14,18 +14,8 @@ from typing import Any, Literal
 import torch as th
 from torch.distributions import Distribution
 
+from sb3_reinforce import score_checks
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
-from sb3_reinforce.score_checks import (
-    check_baseline,
-    check_control_variate,
-    check_estimator,
-    check_log_prob,
-    checked_cost,
-    checked_distribution,
-    checked_values,
-    leaves,
-    precise_dtype,
-)
 
 Node = Distribution | Callable[..., Distribution]
 
@@ -58,35 +48,28 @@ def score_function_loss(
     :raises ValueError: for shapes that differ, a log_prob without gradient, numbers that are not finite, an unknown
         baseline, too few samples for it, or one that returns a wrong shape or a gradient
     """
-    check_log_prob(log_prob)
-    costs = checked_cost(log_prob, cost, cost_gradient)
-    check_baseline(baseline, n_samples=len(costs))
+    score_checks.check_log_prob(log_prob)
+    costs = score_checks.checked_cost(log_prob, cost, cost_gradient)
+    score_checks.check_baseline(baseline, n_samples=len(costs))
     return _surrogate(log_prob, costs, baseline).mean().to(log_prob.dtype)
 
 
 def leave_one_out(cost: th.Tensor) -> th.Tensor:
     """
-    Mean of the other samples: b_k = (sum_j f_j - f_k) / (K - 1).
+    Mean of the other samples: b_k = (sum_j f_j - f_k) / (K - 1), from costs f of shape [K, ...].
 
     Adds no bias: b_k does not depend on sample k. The estimate is then the sample covariance of cost and score (divisor
     K - 1), and a constant added to all costs changes nothing. Source: Kool et al. (2019).
-
-    :param cost: f_k, shape [K, ...]
-    :return: b_k, shape [K, ...]
     """
     return (cost.sum(0) - cost) / (cost.shape[0] - 1)
 
 
 def optimal(cost: th.Tensor, squared_scores: th.Tensor) -> th.Tensor:
     """
-    The constant of least variance, E[|s|^2 f] / E[|s|^2], from the other samples.
+    The constant of least variance, E[|s|^2 f] / E[|s|^2], from the other samples. All shapes are [K, ...].
 
     b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2; where these scores are all zero, the mean of the other costs. Adds no
     bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
-
-    :param cost: f_k, shape [K, ...]
-    :param squared_scores: |s_k|^2 of :func:`squared_score_norms`, shape [K, ...]
-    :return: b_k, shape [K, ...]
     """
     norms, products = _sum_of_others(squared_scores), _sum_of_others(squared_scores * cost)
     return th.where(norms > 0, products / norms.where(norms > 0, 1.0), leave_one_out(cost))
@@ -104,17 +87,16 @@ def squared_score_norms(log_prob: th.Tensor) -> th.Tensor:
     """
     |s|^2 of each element's score s = grad log p(x; theta), over all parameters that autograd reaches from ``log_prob``.
 
-    One backward pass per element: K times the time of one for ``log_prob`` [K], and the memory of one gradient. The
-    mean over samples estimates the trace of the Fisher information.
+    One backward pass per element, and the memory of one gradient. The mean over samples estimates the trace of the Fisher
+    information.
 
-    :param log_prob: shape [K, ...], with gradient
-    :return: shape [K, ...], float64 (float32 on MPS), without gradient
+    :return: shape of ``log_prob`` [K, ...], float64 (float32 on MPS), without gradient
     :raises ValueError: if ``log_prob`` has no gradient
     """
-    check_log_prob(log_prob)
+    score_checks.check_log_prob(log_prob)
     norms = [
-        th.stack([gradient.to(precise_dtype(log_prob)).square().sum() for gradient in gradients]).sum()
-        for gradients in _gradients_of_each(log_prob.flatten(), leaves(log_prob))
+        th.stack([gradient.to(score_checks.precise_dtype(log_prob)).square().sum() for gradient in gradients]).sum()
+        for gradients in _gradients_of_each(log_prob.flatten(), score_checks.leaves(log_prob))
     ]
     return th.stack(norms).view_as(log_prob)
 
@@ -150,12 +132,12 @@ def _baseline_values(baseline: Any, cost: th.Tensor, log_prob: th.Tensor) -> th.
         samples = th.arange(cost.shape[0]).repeat_interleave(cost[0].numel())
         returns = cost.flatten().cpu()
         episodes = Episodes(returns, th.ones_like(samples), env_indices=samples, fixed_count=False)
-        values = checked_values(baseline.predict(episodes), returns, f"{type(baseline).__name__}.predict")
+        values = score_checks.checked_values(baseline.predict(episodes), returns, f"{type(baseline).__name__}.predict")
         baseline.update(episodes)
         return values.view(cost.shape).to(cost.device)
     if callable(baseline):
-        return checked_values(baseline(cost), cost, "the baseline function")
-    return checked_values(baseline, cost, "baseline")
+        return score_checks.checked_values(baseline(cost), cost, "the baseline function")
+    return score_checks.checked_values(baseline, cost, "baseline")
 
 
 @dataclass(frozen=True)
@@ -211,10 +193,10 @@ class ScoreFunctionEstimator:
         cost_gradient: bool = False,
         control_variate: tuple[Callable[..., th.Tensor], Callable[..., th.Tensor]] | None = None,
     ):
-        check_estimator(n_samples, cost_input, cost_gradient, control_variate)
+        score_checks.check_estimator(n_samples, cost_input, cost_gradient, control_variate)
         self.n_samples = int(n_samples)
         self.baseline = MovingAverageBaseline() if isinstance(baseline, str) and baseline == "moving_average" else baseline
-        check_baseline(self.baseline, n_samples)
+        score_checks.check_baseline(self.baseline, n_samples)
         self.cost_input = cost_input
         self.cost_gradient = cost_gradient
         self.control_variate = control_variate
@@ -242,8 +224,6 @@ class ScoreFunctionEstimator:
         little: for ``"leave_one_out"``, the squared standard error is too small by g^2 / (K - 1)^2 on average, with g the
         true gradient.
 
-        :param distribution: as in the call
-        :param cost: as in the call
         :param parameters: what to differentiate with respect to, such as ``model.parameters()``
         :return: the estimate; ``estimate.loss.backward()`` gives the same gradient
         :raises ValueError: if K = 1, or as in :func:`score_function_loss`
@@ -277,7 +257,8 @@ class ScoreFunctionEstimator:
         distributions: list[Distribution] = []
         log_probs: list[th.Tensor] = []
         for node in distribution if isinstance(distribution, (list, tuple)) else [distribution]:
-            p = checked_distribution(node(*samples) if callable(node) and not isinstance(node, Distribution) else node)
+            given = node(*samples) if callable(node) and not isinstance(node, Distribution) else node
+            p = score_checks.checked_distribution(given)
             # detach() makes a new tensor object: given the old one, a transform with cache_size=1 would return its cached
             # inverse, which has no gradient with respect to the transform's parameters.
             samples.append((p.sample((self.n_samples,)) if p is node else p.sample()).detach())
@@ -290,13 +271,13 @@ class ScoreFunctionEstimator:
                     "torch.distributions.Independent turns batch dimensions into event dimensions"
                 )
         log_prob = th.stack(log_probs).sum(0)
-        check_log_prob(log_prob)  # before the costs, which may be expensive
+        score_checks.check_log_prob(log_prob)  # before the costs, which may be expensive
         with th.set_grad_enabled(self.cost_gradient):
-            costs = checked_cost(log_prob, self._costs(cost, samples), self.cost_gradient)
+            costs = score_checks.checked_cost(log_prob, self._costs(cost, samples), self.cost_gradient)
         if self.control_variate is None:
             return _surrogate(log_prob, costs, self.baseline), log_prob.dtype
         h, expectation = self.control_variate[0](*samples), self.control_variate[1](*distributions)
-        check_control_variate(h, expectation, log_prob)
+        score_checks.check_control_variate(h, expectation, log_prob)
         surrogate = _surrogate(log_prob, costs - h.to(costs.dtype), self.baseline)
         return surrogate + expectation.to(costs.dtype), log_prob.dtype
 

@@ -56,7 +56,7 @@ def layer_of(module: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of all that a file imports: at its top, inside functions, and for type checkers alone."""
+    """Full names of all that a file imports: at its top, inside functions, for type checkers alone, or named in a string."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -64,6 +64,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and node.value in {f"sb3_reinforce.{module}" for module in MODULES}:
+            found.add(node.value)  # for importlib.import_module, as in zoo/cli.py
     return found
 
 
@@ -130,3 +132,4 @@ def test_imports_are_seen(tmp_path):
     file.write_text("import a\nif TYPE_CHECKING:\n    from b import c\ndef f():\n    from d.e import g\n")
     assert imports(file) == {"a", "b.c", "d.e.g"}
     assert "episodic" in imported_modules(PACKAGE / "reinforce.py")
+    assert "zoo.train" in imported_modules(PACKAGE / "zoo" / "cli.py")  # as a string

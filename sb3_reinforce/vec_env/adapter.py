@@ -79,26 +79,14 @@ class VectorEnvAdapter(VecEnv):
             self._results_writer = ResultsWriter(monitor_file, header={"t_start": self._t_start, "env_id": env_id})
         self._blank: list[Any] = [None] * n_envs
 
-    # ---- Reset and step ------------------------------------------------------------------------------------------------
-
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """
-        Seed environment i with ``seed + i`` at the next reset.
-
-        :param seed: None draws one from NumPy's global generator
-        :return: one seed per environment
-        """
+        """Seed environment i with ``seed + i`` at the next reset; None draws a seed from NumPy's global generator."""
         if self._is_envpool:
             warnings.warn("EnvPool takes seeds only in envpool.make(..., seed=...): seed() changes nothing", stacklevel=2)
         return super().seed(None if seed is None else int(seed))
 
     def set_options(self, options: list[dict] | dict | None = None) -> None:
-        """
-        Pass options to the next reset.
-
-        :param options: one dict for all environments, or a list of equal dicts
-        :raises ValueError: if the dicts differ, as a vector environment takes only one
-        """
+        """:raises ValueError: for a list of dicts that differ, as a vector environment takes only one"""
         if isinstance(options, list) and (len(options) != self.num_envs or any(other != options[0] for other in options)):
             raise ValueError(
                 f"a vector environment takes one dict of options for all its {self.num_envs} environments, got the list "
@@ -107,11 +95,7 @@ class VectorEnvAdapter(VecEnv):
         super().set_options(options)
 
     def reset(self) -> VecEnvObs:
-        """
-        Reset all environments. Episodes that have not ended are not recorded.
-
-        :return: one observation per environment
-        """
+        """Reset all environments. Episodes that have not ended are not recorded."""
         options = self._options[0] or None
         if self._is_envpool:
             # EnvPool would warn at every reset that gets a seed
@@ -147,9 +131,7 @@ class VectorEnvAdapter(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Set the actions of the next step.
-
-        :param actions: shape [num_envs, \\*action_space.shape]
+        :param actions: of the next step, shape [num_envs, \\*action_space.shape]
         :raises ValueError: if shape or dtype are wrong, or the adapter is closed
         """
         if self._closed:
@@ -167,8 +149,6 @@ class VectorEnvAdapter(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        Step all environments and reset those whose episode ends.
-
         :return: observations, rewards, dones and infos as from ``DummyVecEnv``
         :raises ValueError: if the environment does not behave as its autoreset mode requires
         """
@@ -191,23 +171,11 @@ class VectorEnvAdapter(VecEnv):
         self._n_steps += 1
         dones = np.logical_or(terminations, truncations)
         ids = dones.nonzero()[0]
-        if len(ids):
-            step_infos = self._end(ids, dones, obs, terminations, infos)
-        else:
-            step_infos = StepInfos(self._blank, infos, None)
+        step_infos = self._end(ids, dones, obs, terminations, infos) if len(ids) else StepInfos(self._blank, infos, None)
         return obs, rewards.astype(np.float32), dones, step_infos
 
     def _end(self, ids: np.ndarray, dones: np.ndarray, obs: Any, terminations: Any, infos: dict[str, Any]) -> StepInfos:
-        """
-        Record the episodes that ended, and start new ones.
-
-        :param ids: the environments
-        :param dones: the same as a mask
-        :param obs: observations of this step; the new episodes' first ones overwrite the rows of ``ids``
-        :param terminations: which environments terminated
-        :param infos: the vector environment's infos
-        :return: the infos of this step
-        """
+        """Record the episodes that ended, and start new ones, whose first observations overwrite rows of ``obs``."""
         if self._reset_ended is None:
             terminal_obs, final_infos, infos = split_final(infos, ids, self.env)
             self._last_resets.note(ids, infos, ids, self.num_envs)
@@ -229,8 +197,6 @@ class VectorEnvAdapter(VecEnv):
                 self._results_writer.write_row(record)
         return StepInfos(self._blank, infos, ended)
 
-    # ---- The single environments ---------------------------------------------------------------------------------------
-
     def _selected(self, indices: VecEnvIndices) -> list[int]:
         """Indices of environments, not negative; None selects all."""
         selected = [as_index(i) for i in self._get_indices(as_index(indices) if isinstance(indices, np.integer) else indices)]
@@ -241,10 +207,6 @@ class VectorEnvAdapter(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        Get an attribute of the environments.
-
-        :param attr_name: its name
-        :param indices: which environments, None for all
         :return: one value per environment. A vector environment without single environments inside (an EnvPool,
             ``CartPoleVectorEnv``) has one value for all
         :raises AttributeError: if there is no such attribute
@@ -262,9 +224,6 @@ class VectorEnvAdapter(VecEnv):
         """
         Set an attribute where it exists, at the outermost wrapper otherwise.
 
-        :param attr_name: its name
-        :param value: the same for every environment
-        :param indices: which environments, None for all
         :raises ValueError: for a part of the environments, if there are no single environments inside
         """
         self._single.set(attr_name, value, self._selected(indices))
@@ -273,12 +232,6 @@ class VectorEnvAdapter(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """
-        Call a method of the environments.
-
-        :param method_name: its name
-        :param method_args: its arguments
-        :param indices: which environments, None for all
-        :param method_kwargs: its keyword arguments
         :return: one result per environment. A vector environment without single environments inside is called once: a
             list or tuple of num_envs elements has one for each environment, any other result counts for all
         :raises ValueError: for a part of the environments, if there are no single environments inside
@@ -286,22 +239,12 @@ class VectorEnvAdapter(VecEnv):
         return self._single.call(method_name, method_args, method_kwargs, self._selected(indices))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        Whether environments have a wrapper. True for ``Monitor``, as the adapter records episodes.
-
-        In an ``AsyncVectorEnv`` wrappers are recognised by the name of their class.
-
-        :param wrapper_class: wrapper of single environments, or a vector wrapper
-        :param indices: which environments, None for all
-        :return: one answer per environment
-        """
+        """True for ``Monitor``: the adapter records episodes. ``AsyncVectorEnv`` knows wrappers by their class's name."""
         selected = self._selected(indices)
         if wrapper_class is Monitor or any(isinstance(wrapper, wrapper_class) for wrapper in vector_wrappers(self.env)):
             return [True] * len(selected)
         answers = self._single.are_wrapped(wrapper_class)
         return [answers[i] for i in selected]
-
-    # ---- Pictures and the end ------------------------------------------------------------------------------------------
 
     @property
     def spec(self) -> gym.envs.registration.EnvSpec | None:

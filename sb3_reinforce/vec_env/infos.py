@@ -24,14 +24,10 @@ def copy_arrays(infos: dict[str, Any]) -> dict[str, Any]:
 
 def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
     """
-    The info of one environment, as a new dict.
+    The info of one environment, as a new dict, from the vector environment's arrays and masks.
 
     The mask of a value is at the same key with an underscore before it, and says which environments have the value;
     without a mask all have it. A value without a row per environment (a name, a constant) belongs to all.
-
-    :param infos: the vector environment's arrays and masks, possibly nested
-    :param row: the environment's row
-    :param n_rows: number of rows
     """
     info: dict[str, Any] = {}
     for key, value in infos.items():
@@ -53,13 +49,9 @@ def info_of(infos: dict[str, Any], row: int, n_rows: int) -> dict[str, Any]:
 
 def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """
-    Separate the infos of the episodes that ended from those of the environments.
+    Split the infos of a SAME_STEP environment in which the episodes of ``ids`` ended.
 
-    :param infos: infos of a SAME_STEP environment
-    :param ids: environments whose episode ended
-    :param env: the vector environment, for the error message
-    :return: last observations of these episodes; their infos; the remaining infos, which are those of the reset for the
-        environments that ended
+    :return: last observations of these episodes; their infos; the remaining infos, which for ``ids`` come from the reset
     :raises ValueError: if the last observations are missing
     """
     if "final_obs" not in infos:
@@ -79,25 +71,15 @@ def split_final(infos: dict[str, Any], ids: np.ndarray, env: Any) -> tuple[Any, 
 
 @dataclass(slots=True)
 class EndedEpisodes:
-    """
-    The episodes that ended in one step, as arrays with one row per episode.
+    """The episodes that ended in one step, as arrays with one row per episode."""
 
-    :param ids: their environments, ascending
-    :param terminal_obs: last observations: arrays, or a list of observations
-    :param truncated: True if a time limit ended the episode, and the task did not
-    :param returns: sums of rewards, float64; None if the environments have a ``Monitor``, which puts them into the infos
-    :param lengths: numbers of steps; None if returns is None
-    :param seconds: time of the step since the adapter was made
-    :param infos: the vector environment's infos of the episodes' last step
-    """
-
-    ids: np.ndarray
-    terminal_obs: Any
-    truncated: np.ndarray
-    returns: np.ndarray | None
-    lengths: np.ndarray | None
-    seconds: float
-    infos: dict[str, Any]
+    ids: np.ndarray  # their environments, ascending
+    terminal_obs: Any  # last observations: arrays, or a list of observations
+    truncated: np.ndarray  # True if a time limit ended the episode, and the task did not
+    returns: np.ndarray | None  # sums of rewards, float64; None if a Monitor inside puts them into the infos
+    lengths: np.ndarray | None  # numbers of steps; None if returns is None
+    seconds: float  # time of the step since the adapter was made
+    infos: dict[str, Any]  # the vector environment's infos of the episodes' last step
 
     def records(self) -> list[dict[str, Any]]:
         """:return: each episode as ``Monitor`` records it, keys and rounding alike; empty if the environments have one"""
@@ -116,8 +98,6 @@ class StepInfos(list[dict[str, Any]]):
     list with new dicts, which users may keep and change.
 
     :param blank: a list of ``None``, one per environment
-    :param infos: the vector environment's infos of this step
-    :param ended: the episodes that ended in this step, None if there are none
     """
 
     __slots__ = ("_ended_missing", "_filled", "_infos", "ended")
@@ -209,11 +189,7 @@ for _name in (
 
 
 class ResetInfos:
-    """
-    The infos of the last reset of each environment. The dicts are made when they are read.
-
-    :param dicts: one dict per environment
-    """
+    """The infos of the last reset of each environment. The dicts are made when they are read."""
 
     def __init__(self, dicts: list[dict[str, Any]]) -> None:
         self._dicts = dicts
@@ -223,14 +199,7 @@ class ResetInfos:
         self._any_infos = False
 
     def note(self, ids: np.ndarray, infos: dict[str, Any], rows_of: np.ndarray, n_rows: int) -> None:
-        """
-        Keep the infos of a reset.
-
-        :param ids: the environments that were reset
-        :param infos: the vector environment's infos, which nobody writes to
-        :param rows_of: rows of the environments in the infos
-        :param n_rows: number of rows in the infos
-        """
+        """Keep the infos of a reset: environment ``ids[i]`` is in row ``rows_of[i]`` of ``n_rows``. They must not change."""
         # Most environments never return any
         self._any_infos = self._any_infos or bool(infos)
         if self._any_infos:

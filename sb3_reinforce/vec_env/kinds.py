@@ -59,7 +59,6 @@ def check_kind(env: Any) -> None:
 
 def single_spaces(env: Any) -> tuple[int, spaces.Space, spaces.Space]:
     """
-    :param env: a vector environment or EnvPool
     :return: number of environments, observation space and action space of one of them
     :raises ValueError: if the spaces differ between environments, or SB3 has no policies for the actions
     """

@@ -14,9 +14,6 @@ def array_spaces(space: spaces.Space, name: str) -> Any:
     """
     The space of each array, in plain dicts and tuples: to ask a gymnasium space at every step would be slow.
 
-    :param space: space of one environment
-    :param name: its name, for error messages
-    :return: the space, or a plain dict or tuple of spaces, possibly nested
     :raises ValueError: for a space that SB3's VecEnvs do not know
     """
     if isinstance(space, spaces.Dict):
@@ -32,14 +29,7 @@ def array_spaces(space: spaces.Space, name: str) -> Any:
 
 
 def map_arrays(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
-    """
-    Apply a function to each array of a structure.
-
-    :param function: takes one array (or space) of ``obs`` and the corresponding one of each of the others
-    :param obs: an array (or space), or a dict or tuple of them, possibly nested
-    :param others: the same structure
-    :return: the results in this structure
-    """
+    """Apply a function to each array or space of ``obs``, and to its counterparts in others of the same structure."""
     if isinstance(obs, dict):
         return {key: map_arrays(function, part, *[other[key] for other in others]) for key, part in obs.items()}
     if isinstance(obs, tuple):

@@ -30,12 +30,8 @@ _NO_PARTIAL_RESET: dict[type, str] = {
 
 def choose_reset(env: Any, masked_reset: MaskedReset | None, to_arrays: Callable[[Any], Any]) -> ResetEnded | None:
     """
-    Choose how to reset the environments whose episode ended.
-
-    :param env: a vector environment or EnvPool
-    :param masked_reset: given by the user, or None
     :param to_arrays: turns the environment's observations into arrays
-    :return: the function that resets them; None if the environment does so itself
+    :return: the function that resets the environments whose episode ended; None if the vector environment does so itself
     :raises ValueError: if there is no way
     """
     if is_envpool(env):
@@ -93,11 +89,7 @@ def _gymnasium_reset(env: VectorEnv, mask: np.ndarray) -> tuple[Any, dict[str, A
 
 
 class _ByMask:
-    """
-    A masked reset as a :data:`ResetEnded`.
-
-    :param check: True checks once that the reset obeys the mask
-    """
+    """A masked reset as a :data:`ResetEnded`. ``check`` verifies once that the reset obeys the mask."""
 
     def __init__(self, env: Any, reset: MaskedReset, to_arrays: Callable[[Any], Any], check: bool = False) -> None:
         self.env, self.reset, self.to_arrays, self.check = env, reset, to_arrays, check

@@ -13,10 +13,9 @@ class SingleEnvs:
     """
     A vector environment without single environments inside (an EnvPool, ``CartPoleVectorEnv``): one value for all.
 
-    ``ids`` are indices of environments; the results have one element per index.
+    Results have one element per index in ``ids``.
 
     :param env: the innermost vector environment, because vector wrappers do not forward ``get_attr`` and ``call``
-    :param n_envs: number of environments
     """
 
     def __init__(self, env: Any, n_envs: int) -> None:
@@ -24,23 +23,19 @@ class SingleEnvs:
         self.n_envs = n_envs
 
     def get(self, name: str, ids: list[int]) -> list[Any]:
-        """The attribute's value in each environment."""
         return [getattr(self.env, name)] * len(ids)
 
     def set(self, name: str, value: Any, ids: list[int]) -> None:
-        """Set the attribute in these environments."""
         self._check_all(ids, f"set_attr({name!r})")
         setattr(self.env, name, value)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ids: list[int]) -> list[Any]:
-        """The method's result in each environment."""
         self._check_all(ids, f"env_method({name!r})")
         result = getattr(self.env, name)(*args, **kwargs)
         # A list of one result per environment, or one result for all
         return list(result) if isinstance(result, list | tuple) and len(result) == self.n_envs else [result] * self.n_envs
 
     def are_wrapped(self, wrapper_class: type) -> list[bool]:
-        """For each environment, whether it has this wrapper."""
         return [False] * self.n_envs
 
     def culprits(self, error: Exception) -> list[int]:
@@ -130,6 +125,5 @@ class AsyncEnvs(SingleEnvs):
 
 
 def single_envs(env: Any, n_envs: int) -> SingleEnvs:
-    """Access to the environments inside the innermost vector environment."""
     kind = SyncEnvs if isinstance(env, SyncVectorEnv) else AsyncEnvs if isinstance(env, AsyncVectorEnv) else SingleEnvs
     return kind(env, n_envs)

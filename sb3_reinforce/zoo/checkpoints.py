@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,34 +21,21 @@ RUN_FILE = "run.json"
 
 
 class SavedRun(NamedTuple):
-    """
-    A training run that can be resumed from its folder.
+    """A training run that can be resumed from its folder."""
 
-    :param folder: RL Zoo's folder of the run, such as ``logs/reinforce/CartPole-v1_1``
-    :param arguments: the command line that started it, after the verb, with its seed
-    :param hyperparams: the config that it started with; None if that holds more than plain values
-    :param launch: the launch of torchrun that started it, see :func:`~sb3_reinforce.running.ranks.launch_id`
-    :param first_step: steps that an agent given by ``-i`` had played before
-    """
-
-    folder: Path
-    arguments: list[str]
-    hyperparams: dict[str, Any] | None
-    launch: str | None = None
-    first_step: int = 0
+    folder: Path  # such as logs/reinforce/CartPole-v1_1
+    arguments: list[str]  # the command line that started it, after the verb, with its seed
+    hyperparams: dict[str, Any] | None  # the config that it started with; None if that holds more than plain values
+    launch: str | None = None  # the launch of torchrun that started it, see ranks.launch_id
+    first_step: int = 0  # steps that an agent given by -i had played before
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
         return self.folder / FOLDER
 
 
 def read_run(path: str | Path) -> SavedRun:
-    """
-    :param path: the folder of a run, or that of its checkpoints
-    :return: the run
-    :raises ValueError: if there is nothing to resume from
-    """
+    """:raises ValueError: if ``path``, the folder of a run or of its checkpoints, has nothing to resume from"""
     folder = Path(path)
     if folder.name == FOLDER:
         folder = folder.parent
@@ -105,12 +92,9 @@ def without_resume(arguments: Sequence[str]) -> list[str]:
 
 class RunCheckpoint(TrainingCheckpoint):
     """
-    A checkpoint that also cuts Monitor's files back to their size at the checkpoint.
+    A checkpoint that also cuts Monitor's files back to their size at the checkpoint: later rows will be written again.
 
-    The rows after it are about to be written again, and a reader could not tell them apart. Each rank cuts its own files.
-
-    :param run_folder: RL Zoo's folder of the run
-    :param every_n_updates: number of updates from one checkpoint to the next
+    Each rank cuts its own files.
     """
 
     def __init__(self, run_folder: Path, every_n_updates: int):
@@ -123,7 +107,6 @@ class RunCheckpoint(TrainingCheckpoint):
         return {**super().state_dict(), "monitor_sizes": sizes}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """:param state_dict: what :meth:`state_dict` returned"""
         super().load_state_dict(state_dict)
         first = ranks.rank() * self.model.n_envs
         for number in range(first, first + self.model.n_envs):
@@ -145,13 +128,23 @@ def started_at(monitor_file: Path) -> float:
 
 
 @contextmanager
-def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
-    """
-    Stop at the end of the update on the first Ctrl-C or SIGTERM, and exit at once on the second.
+def _handled_by(handler: Any, *numbers: int) -> Iterator[None]:
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, previous in zip(numbers, before, strict=True):
+            signal.signal(number, previous)
 
-    :param checkpoint: the callback that stops training
-    :return: the signals received
-    """
+
+def interrupts_ignored() -> AbstractContextManager[None]:
+    """Let processes started inside ignore Ctrl-C: a terminal sends it to all, and the update is to be finished."""
+    return _handled_by(signal.SIG_IGN, signal.SIGINT)
+
+
+@contextmanager
+def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
+    """Stop after the current update on the first Ctrl-C or SIGTERM, at once on the second; yields the signals received."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -165,20 +158,5 @@ def stopped_by_signals(checkpoint: TrainingCheckpoint) -> Iterator[list[int]]:
         if ranks.rank() == 0:
             os.write(2, b"\nFinishing this update, then saving and leaving; once more to leave at once.\n")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
+    with _handled_by(handle, signal.SIGINT, signal.SIGTERM):
         yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Let processes started inside ignore Ctrl-C: a terminal sends it to all, and the update is to be finished."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

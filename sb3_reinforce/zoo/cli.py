@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from ctypes.util import find_library
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
@@ -22,29 +23,10 @@ class Verb(NamedTuple):
     needs_zoo: bool = True
 
 
-def _train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
-    # imported here, as below: rl_zoo3 is optional and slow, and `--help` or a misspelt verb does not need it
-    from sb3_reinforce.zoo.train import train
-
-    return train(verb, arguments)
-
-
-def _compare(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.zoo.compare import compare
-
-    return compare(arguments)
-
-
-def _dashboard(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.tracking.dashboard import dashboard
-
-    return dashboard(arguments)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    from sb3_reinforce.tracking.report import report
-
-    return report(arguments)
+def _call(module: str, *arguments: Any) -> int:
+    """Call the function that is named like its module. Imports late: `--help` must not need rl_zoo3, optional and slow."""
+    exit_code: int = getattr(import_module(module), module.rpartition(".")[2])(*arguments)
+    return exit_code
 
 
 def _zoo(name: str, arguments: Sequence[str]) -> int:
@@ -53,6 +35,10 @@ def _zoo(name: str, arguments: Sequence[str]) -> int:
     return run(name, arguments, main)
 
 
+_train = partial(_call, "sb3_reinforce.zoo.train")
+_compare = partial(_call, "sb3_reinforce.zoo.compare")
+_dashboard = partial(_call, "sb3_reinforce.tracking.dashboard")
+_report = partial(_call, "sb3_reinforce.tracking.report")
 VERBS = {
     "train": Verb(partial(_train, "train"), "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
     "tune": Verb(partial(_train, "tune"), "search hyperparameters in a study that workers share, write the best as a config"),
@@ -74,14 +60,14 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run one command line.
-
     :param argv: the verb and its arguments; None takes them from the process
     :return: the exit code: 0, or 2 for a command line that cannot be run
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        print("usage: sb3-reinforce COMMAND ...\n\nRL Zoo's command line with REINFORCE in it.\n")
+        print("\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()))
+        print("\n`sb3-reinforce COMMAND --help` shows the command's own options.")
         return 0 if arguments else USAGE_ERROR
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
@@ -97,10 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UnregisteredEnv, DependencyNotInstalled) as error:
-        return refuse(f"{name}: {error}")
-    except ValueError as error:
-        if "not found in gym registry" not in str(error):  # the words of RL Zoo's train
+    except (UnregisteredEnv, DependencyNotInstalled, ValueError) as error:
+        if isinstance(error, ValueError) and "not found in gym registry" not in str(error):  # the words of RL Zoo's train
             raise
         return refuse(f"{name}: {error}")
 
@@ -110,9 +94,3 @@ def _render_without_display() -> None:
     displays = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
     if sys.platform == "linux" and not any(map(os.environ.get, displays)) and find_library("EGL") is not None:
         os.environ["MUJOCO_GL"] = "egl"
-
-
-def _help() -> str:
-    lines = [f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()]
-    head = ["usage: sb3-reinforce COMMAND ...", "", "RL Zoo's command line with REINFORCE in it.", ""]
-    return "\n".join([*head, *lines, "", "`sb3-reinforce COMMAND --help` shows the command's own options."])

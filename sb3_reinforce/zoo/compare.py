@@ -13,12 +13,7 @@ from sb3_reinforce.zoo.usage import refuse
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """
-    Print and draw the gradient's variance under every baseline.
-
-    :param arguments: the command line after the verb
-    :return: the exit code: 0, or 2 for a command line that cannot be run
-    """
+    """:return: the exit code: 0, or 2 for a command line that cannot be run"""
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce compare-baselines",
         description=__doc__,
@@ -42,7 +37,11 @@ def compare(arguments: Sequence[str]) -> int:
         if options.model is not None and not options.model.is_file():
             raise FileNotFoundError(f"--model {options.model}: there is no such file")
         env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)))
-        statistics = options.vecnormalize or _beside(options.model, options.env)
+        statistics = options.vecnormalize
+        if statistics is None and options.model is not None:
+            folder = options.model.parent
+            beside = [folder / "vecnormalize.pkl", folder / options.env / "vecnormalize.pkl"]
+            statistics = next((file for file in beside if file.is_file()), None)
         if statistics is not None:
             env = VecNormalize.load(str(statistics), env)
             print(f"Observations and rewards as in {statistics}")
@@ -60,9 +59,3 @@ def compare(arguments: Sequence[str]) -> int:
     else:
         print(f"Picture: {path}")
     return 0
-
-
-def _beside(model: Path | None, env_id: str) -> Path | None:
-    """:return: the statistics saved beside a model, if any"""
-    folders = () if model is None else (model.parent, model.parent / env_id)
-    return next((folder / "vecnormalize.pkl" for folder in folders if (folder / "vecnormalize.pkl").is_file()), None)

@@ -31,9 +31,7 @@ IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper", "policy")
 def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
     """
     :param file: a YAML or Python file, or an importable module
-    :param env_id: the environment
-    :param is_atari: whether the entry ``atari`` serves it
-    :return: the environment's entry, else that of ``atari``, else ``default``
+    :return: the environment's entry, else that of ``atari`` if it is one, else ``default``
     :raises UsageError: if there is none
     """
     entries = _read(file)
@@ -76,9 +74,7 @@ def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str
     """
     Refuse hyperparameters that are wrong whatever the environment. The rest is left to the algorithm's constructor.
 
-    :param algo: RL Zoo's name of the algorithm
-    :param entry: hyperparameters as RL Zoo reads them
-    :param source: the name of a hyperparameter -> where its value comes from, for the message
+    :param source: the name of a hyperparameter -> where its value comes from
     :raises UsageError: names the key, where it comes from, the value and the cure
     """
     known = {*ZOO_KEYS, *inspect.signature(ALGOS[algo]).parameters} - {"env"}
@@ -122,10 +118,7 @@ def _check_value(key: str, value: Any) -> None:
 
 
 def _number_as_text(value: Any, outermost: bool = True) -> str | None:
-    """
-    :param value: a hyperparameter, or a part of one: "1" as an environment's argument may be text, "1e-3" surely is a number
-    :return: the text in it that was meant as a number, if any
-    """
+    """:return: the text that was meant as a number, if any; inside of a list or dict "1" may be text, "1e-3" is a number"""
     if isinstance(value, str):
         return value if is_number(value) and (outermost or "e" in value.lower()) else None
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pprint
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import optuna
 import yaml
 from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.zoo.checkpoints import SavedRun
@@ -22,44 +24,28 @@ from sb3_reinforce.zoo.search_space import complete_sample
 from sb3_reinforce.zoo.study import open_study, params_of_trial, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
 
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.vec_env import VecEnv
-
 
 @dataclass
 class Plan:
-    """
-    What the command line asks for beyond RL Zoo's options.
+    """What the command line asks for beyond RL Zoo's options."""
 
-    :param arguments: our own command line, which is saved with the checkpoints
-    :param options: its values, see :func:`~sb3_reinforce.zoo.options.parse`
-    :param run: the run to resume; None: a new one
-    :param tracker: callback that is added to the zoo's own; in a search each trial has its own, with this one's settings
-    :param finished: the experiment, once it is done
-    """
-
-    arguments: Sequence[str]
-    options: argparse.Namespace
-    run: SavedRun | None
-    tracker: WandbCallback | None
+    arguments: Sequence[str]  # our own command line, which is saved with the checkpoints
+    options: argparse.Namespace  # its values
+    run: SavedRun | None  # the run to resume; None: a new one
+    tracker: WandbCallback | None  # in a search each trial has its own, with this one's settings
     finished: "Experiment | None" = None
 
 
 class Experiment(exp_manager.ExperimentManager):
-    """
-    RL Zoo's experiment, whose errors name where a hyperparameter comes from.
+    """RL Zoo's experiment, whose errors name where a hyperparameter comes from."""
 
-    RL Zoo constructs it, with arguments of its own: the plan is an attribute of a subclass made for one run.
-    """
-
-    plan: ClassVar[Plan]
+    plan: ClassVar[Plan]  # of a subclass made for one run, because RL Zoo calls the constructor
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: lines about the results, and the exit code"""
         raise NotImplementedError
 
-    def setup_experiment(self) -> "tuple[BaseAlgorithm, dict[str, Any]] | None":
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
             return super().setup_experiment()
         except UsageError:
@@ -111,9 +97,7 @@ class Experiment(exp_manager.ExperimentManager):
         return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
     def _study(self, create: bool) -> optuna.Study:
-        assert self.storage is not None, "train() gives it a default"
-        assert self.study_name is not None, "train() gives it a default"
-        return open_study(self.storage, self.study_name, create)
+        return open_study(str(self.storage), str(self.study_name), create)  # train() gives both a default
 
     def _converted(self, params: dict[str, Any], source: str) -> dict[str, Any]:
         """:return: sampled values as hyperparameters in a config"""
@@ -122,7 +106,7 @@ class Experiment(exp_manager.ExperimentManager):
         except KeyError as error:
             raise UsageError(f"{source}: {error} is nothing that the search of {self.algo} knows, got {params}") from error
 
-    def _maybe_normalize(self, env: "VecEnv", eval_env: bool) -> "VecEnv":
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         """Normalise rewards, and of the observations those that VecNormalize supports: a Box, or the Boxes of a Dict."""
         space = env.observation_space
         parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}

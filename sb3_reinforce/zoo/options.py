@@ -110,17 +110,18 @@ def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
 
 def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) -> None:
     """Refuse, by the parser's error, options that cannot change when a run is resumed."""
-    own, _ = parse(parser, run.arguments)
-    unset: dict[str, tuple[str, Any]] = {
-        "-params": ("hyperparams", []), "--conf-file": ("conf_file", None), "--trial-id": ("trial_id", None),
-        "-i": ("trained_agent", None), "--seed": ("seed", -1),
+    names = {
+        "hyperparams": "-params", "conf_file": "--conf-file", "trial_id": "--trial-id",
+        "trained_agent": "-i", "seed": "--seed",
     }  # fmt: skip
-    changed = [option for option, (name, none) in unset.items() if getattr(options, name) not in (none, getattr(own, name))]
-    changed += ["--sampled"] if options.sampled is not None else []
+    unset, own = (vars(parse(parser, arguments)[0]) for arguments in ([], run.arguments))
+    changed = [option for name, option in names.items() if getattr(options, name) not in (unset[name], own[name])]
+    if options.sampled is not None:
+        changed.append("--sampled")
     if changed:
         parser.error(
             f"--resume goes on with the run's own hyperparameters and seed, so {', '.join(changed)} cannot be given: leave it "
-            f"out, or begin a new run with the agent of this one, -i MODEL.zip"
+            "out, or begin a new run with the agent of this one, -i MODEL.zip"
         )
 
 

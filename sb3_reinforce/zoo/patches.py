@@ -37,12 +37,10 @@ replaced = partial(mock.patch.object, create=True)
 @contextmanager
 def registered_children(main: Callable[[Sequence[str]], int]) -> Iterator[None]:
     """
-    Run the commands that RL Zoo starts as child processes in this process, where REINFORCE is registered.
+    Run the commands that RL Zoo starts as child processes in this process, by our ``main``.
 
     ``benchmark`` starts ``python enjoy.py`` and ``record_training`` starts ``python -m rl_zoo3.record_video``. That file and
     a Python of that name may not exist, and neither child knows REINFORCE.
-
-    :param main: runs a command line of ours and returns its exit code
     """
 
     def call(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
@@ -64,11 +62,7 @@ def registered_children(main: Callable[[Sequence[str]], int]) -> Iterator[None]:
 
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
-    """
-    Put imageio-ffmpeg's ``ffmpeg`` on PATH if there is none.
-
-    ``record_training`` and ``push_to_hub`` call ``ffmpeg`` by its name. imageio-ffmpeg comes with moviepy.
-    """
+    """Put the ``ffmpeg`` that comes with moviepy on PATH if there is none: RL Zoo calls it by its name."""
     if shutil.which("ffmpeg") is not None or find_spec("imageio_ffmpeg") is None:
         yield
         return
@@ -77,12 +71,9 @@ def ffmpeg_on_path() -> Iterator[None]:
     executable = Path(imageio_ffmpeg.get_ffmpeg_exe())
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(executable, Path(folder, f"ffmpeg{executable.suffix if os.name == 'nt' else ''}"))
-        path = os.environ.get("PATH", "")
-        os.environ["PATH"] = os.pathsep.join(filter(None, [path, folder]))
-        try:
+        path = os.pathsep.join(filter(None, [os.environ.get("PATH"), folder]))
+        with mock.patch.dict(os.environ, PATH=path):
             yield
-        finally:
-            os.environ["PATH"] = path
 
 
 @contextmanager
@@ -102,9 +93,9 @@ def steps_as_trained() -> Iterator[None]:
 
     original = rl_zoo3.utils.get_saved_hyperparams
     # the two commands import it from different places
-    with replaced(rl_zoo3.utils, original.__name__, get_saved_hyperparams):
-        with replaced(rl_zoo3, original.__name__, get_saved_hyperparams):
-            yield
+    name = original.__name__
+    with replaced(rl_zoo3.utils, name, get_saved_hyperparams), replaced(rl_zoo3, name, get_saved_hyperparams):
+        yield
 
 
 @contextmanager
@@ -117,10 +108,9 @@ def timesteps_kept(algorithm: type) -> Iterator[None]:
 
 def add_config_env_kwargs(options: argparse.Namespace, run_folder: str) -> None:
     """
-    Make environments with the ``env_kwargs`` of the run's config too.
+    Add the ``env_kwargs`` of the run's config to those on the command line, which win.
 
-    ``record_video`` and ``push_to_hub`` take only those that were on the command line of ``train``. Those on the command's own
-    line, to which the config's are added here, count last.
+    ``record_video`` and ``push_to_hub`` take only those that were on the command line of ``train``.
     """
     from rl_zoo3.utils import get_saved_hyperparams
 
@@ -138,14 +128,8 @@ def hub_metadata() -> Iterator[None]:
     """Give ``push_to_hub`` the function ``generate_metadata``, which huggingface_sb3 has renamed, returning a dict."""
     # `import huggingface_sb3.push_to_hub as hub` would give the function of that name
     hub = importlib.import_module("huggingface_sb3.push_to_hub")
-    if hasattr(hub, "generate_metadata"):
-        yield
-        return
-
-    def generate_metadata(*args: Any) -> dict[str, Any]:
-        return hub._generate_metadata(*args).to_dict()
-
-    with replaced(hub, "generate_metadata", generate_metadata):
+    generate = getattr(hub, "generate_metadata", lambda *args: hub._generate_metadata(*args).to_dict())
+    with replaced(hub, "generate_metadata", generate):
         yield
 
 
@@ -168,13 +152,13 @@ def our_commands(card: str, repo_name: str) -> str:
     """:return: one of RL Zoo's model cards with commands that can be run; unchanged for other algorithms"""
 
     def command(match: re.Match[str]) -> str:
-        verb, arguments = VERB_OF_SCRIPT[match["script"]], match["arguments"].rstrip()
+        verb, arguments = VERB_OF_SCRIPT[match[1]], match[2].rstrip()
         if verb in ("push", "pull"):  # without a name they look for ALGO-ENV
             arguments += f" -name {repo_name}"
         trust = "TRUST_REMOTE_CODE=True " if verb == "pull" else ""
         return f"{trust}sb3-reinforce {verb}{arguments}"
 
-    changed = re.sub(r"python -m (?P<script>rl_zoo3\.\w+)(?P<arguments> --algo reinforce .*)", command, card)
+    changed = re.sub(r"python -m (rl_zoo3\.\w+)( --algo reinforce .*)", command, card)
     if changed == card:
         return card
     changed = changed.replace("pip install rl_zoo3", 'pip install "sb3-reinforce[zoo]"')
@@ -203,23 +187,17 @@ def optional_statistics() -> Iterator[None]:
 
     original = huggingface_sb3.load_from_hub
     # `pull` runs the zoo's module anew; other commands call the function of the module that is already imported
-    with replaced(huggingface_sb3, "load_from_hub", load_from_hub):
-        with replaced(rl_zoo3.load_from_hub, "load_from_hub", load_from_hub):
-            yield
+    zoo = rl_zoo3.load_from_hub
+    with replaced(huggingface_sb3, "load_from_hub", load_from_hub), replaced(zoo, "load_from_hub", load_from_hub):
+        yield
 
 
 class Patch(NamedTuple):
-    """
-    A patch, and what it is for.
-
-    :param function: the patch
-    :param upstream: the release that needs it, as pinned in ``constraints.txt``
-    :param modules: RL Zoo's modules that :func:`patched` runs inside it; none where our code calls the patch itself
-    """
+    """A patch, and what it is for."""
 
     function: Callable[..., Any]
-    upstream: str
-    modules: tuple[str, ...] = ()
+    upstream: str  # the release that needs it, as pinned in constraints.txt
+    modules: tuple[str, ...] = ()  # RL Zoo's modules that `patched` runs inside it; none where our code calls the patch
 
 
 PATCHES = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -58,45 +59,25 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
 
 
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Read the training episodes of all environments from Monitor's files, in the order in which they ended.
-
-    :return: steps of all episodes up to this one, including it, and its return; both of shape [episodes]
-    """
+    """:return: for each episode, in order of their ends: steps of all episodes up to and including it; its return"""
     episodes = load_results(str(run_folder))
     return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """
-    Mean over the last ``window`` values, over fewer at the start.
-
-    :param values: shape [n]
-    :param window: number of values to average, at least 1
-    :return: shape [n]
-    """
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    """Mean over the last ``window`` values, over fewer at the start, shape [n] as ``values``."""
+    return pd.Series(values).rolling(window, min_periods=1).mean().to_numpy()
 
 
 def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path | None:
-    """
-    Draw training returns over environment steps, as a PNG in the run's folder.
-
-    :param score: the final evaluation, drawn as a line
-    :return: the file, or None if matplotlib is not installed
-    """
+    """:return: a PNG of training returns over environment steps, with the score as a line; None without matplotlib"""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
     steps, returns = episodes_of(Path(experiment.save_path))
     # without pyplot: neither a display nor the user's own figures are touched
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, returns, ".", markersize=3, alpha=0.25, color="tab:blue", label="training episode")
     window = min(SMOOTHING_WINDOW, max(1, len(returns) // 5))
@@ -120,7 +101,7 @@ def report_lines(
     curve: Path | None,
     tracker: WandbCallback | None,
 ) -> list[str]:
-    """Describe the run in five lines: score, model, learning curve, W&B run, the next command."""
+    """:return: score, model, learning curve, W&B run and the next command"""
     if tracker is None:
         run = "not tracked, add --track"
     elif tracker.run_dir is None:
@@ -145,11 +126,10 @@ def report_lines(
 def without_baseline(arguments: Sequence[str]) -> str:
     """:return: a command line of training, quoted for a shell, with ``baseline="none"`` among its ``-params``"""
     words = [shlex.quote(word) for word in arguments]
-    flags = [number for number, word in enumerate(words) if word in ("-params", "--hyperparams")]
-    if not flags:
+    if not {"-params", "--hyperparams"} & set(words):
         words.append("-params")
-        flags = [len(words) - 1]
-    end = next((number for number in range(flags[-1] + 1, len(words)) if words[number].startswith("-")), len(words))
+    last = max(number for number, word in enumerate(words) if word in ("-params", "--hyperparams"))
+    end = next((number for number in range(last + 1, len(words)) if words[number].startswith("-")), len(words))
     words.insert(end, "\"baseline:'none'\"")
     return " ".join(words)
 

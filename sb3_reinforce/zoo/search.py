@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from gymnasium import spaces
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
@@ -21,9 +22,6 @@ from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
 
-if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
-
 
 class Search(Experiment):
     """RL Zoo's search. Trials leave no files, and may run in threads, where neither signals nor modules may be changed."""
@@ -31,7 +29,7 @@ class Search(Experiment):
     def create_log_folder(self) -> None:
         """Make none: the study has a folder of its own."""
 
-    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         return super().create_envs(n_envs, eval_env, no_log=True)
 
     def create_callbacks(self) -> None:
@@ -43,7 +41,7 @@ class Search(Experiment):
             self.specified_callbacks = [*(given if isinstance(given, list) else [given]), f"{__name__}.tracker_of_trial"]
 
     def _preprocess_action_noise(
-        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: "VecEnv"
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
     ) -> dict[str, Any]:
         hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
         self.normalization = can_normalize(env.observation_space)
@@ -125,11 +123,7 @@ _running = threading.local()
 
 @contextmanager
 def _tracked(trial: optuna.Trial, tracker: WandbCallback, study: str) -> Iterator[None]:
-    """
-    Track a trial as a W&B run of a group, with the tracker's settings.
-
-    A pruned trial is a finished run with ``trial/pruned`` in its summary; one pruned because it failed is a failed run.
-    """
+    """Track a trial as a W&B run with the tracker's settings. A trial that was pruned because it failed is a failed run."""
     settings = {name: getattr(tracker, name) for name in ("project", "entity", "mode", "tags", "config")}
     _running.make_tracker = partial(trial_callback, trial, study, verbose=0, finish_at_end=False, **settings)
     _running.tracker = None

@@ -2,12 +2,10 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 from torch import nn
-
-if TYPE_CHECKING:
-    import optuna
 
 #: from, to, on a logarithmic scale
 LogRange = tuple[float, float]
@@ -47,18 +45,14 @@ POLICY_KWARGS: dict[str, dict[str, Any]] = {
 
 
 def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
-    """
-    :param n_envs: number of environments; the values of ``n_episodes`` are rounded up to multiples of it, because every
-        environment plays an equal share
-    :param normalization: whether to search the arguments of VecNormalize
-    :return: name -> range
-    """
+    """:return: name -> range, with those of VecNormalize's arguments if ``normalization``"""
     space = dict(SEARCH_SPACE)
+    # rounded up to multiples of n_envs: every environment plays as many episodes
     space["n_episodes"] = sorted({-(-n // n_envs) * n_envs for n in SEARCH_SPACE["n_episodes"]})
     return {name: values for name, values in space.items() if normalization or name not in NORMALIZATION}
 
 
-def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
     """:return: name -> value, chosen by the trial, which gives the same when it is asked again"""
     return {
         name: trial.suggest_float(name, *values, log=True)
@@ -69,17 +63,9 @@ def suggest(trial: "optuna.Trial", space: Mapping[str, Range]) -> dict[str, Any]
 
 
 def sample_reinforce_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """
-    Sample hyperparameters, as RL Zoo's search calls it.
-
-    :param trial: chooses the values
-    :param n_actions: number of action dimensions, not used
-    :param n_envs: number of environments
-    :param additional_args: for off-policy algorithms, not used
-    :return: arguments of :class:`~sb3_reinforce.reinforce.REINFORCE` that are valid together
-    """
+    """:return: arguments of REINFORCE that are valid together; RL Zoo's search calls this"""
     return convert_reinforce_params(suggest(trial, search_space(n_envs, normalization=False)))
 
 
@@ -87,15 +73,10 @@ def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dic
     """
     Add the config's ``natural_gradient`` and ``baseline`` to a sample without them: other values depend on them.
 
-    :param sampled: name -> value, for some names of the search space
-    :param entry: the config's entry
-    :return: the completed sample
-    :raises ValueError: if one of its values would have no effect
+    :raises ValueError: if one of the sampled values would have no effect
     """
     found = {name: entry[name] for name in ("natural_gradient", "baseline") if name in entry} | dict(sampled)
-    step_size, unused = "learning_rate", "target_kl"
-    if found.get("natural_gradient"):
-        step_size, unused = unused, step_size
+    step_size, unused = _step_sizes(found)
     if unused in sampled and "natural_gradient" not in sampled:
         natural = bool(found.get("natural_gradient"))
         raise ValueError(f"--sampled: {unused} has no effect with the config's natural_gradient={natural}: sample that, too")
@@ -104,22 +85,18 @@ def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dic
     return found
 
 
-def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Convert sampled values to hyperparameters as a config has them, as RL Zoo's search calls it.
+def _step_sizes(hyperparams: Mapping[str, Any]) -> tuple[str, str]:
+    """:return: name of the hyperparameter that sets the size of a step, and of the one that then has no effect"""
+    return ("target_kl", "learning_rate") if hyperparams.get("natural_gradient") else ("learning_rate", "target_kl")
 
-    :param sampled_params: name -> value, for all names of the search space or for some
-    :return: hyperparameters; arguments of REINFORCE alone if neither ``norm_obs`` nor ``norm_reward`` is sampled
-    """
+
+def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
+    """:return: sampled values as hyperparameters in a config: arguments of REINFORCE, and ``normalize`` if that is sampled"""
     hyperparams = dict(sampled_params)
-    # the size of a step is set by one of the two
-    if hyperparams.get("natural_gradient"):
-        step_size, unused = "target_kl", "learning_rate"
-        # a config may ask for several steps per batch
-        hyperparams |= {"n_epochs": 1, "batch_size": None}
-    else:
-        step_size, unused = "learning_rate", "target_kl"
+    step_size, unused = _step_sizes(hyperparams)
     hyperparams.pop(unused, None)
+    if hyperparams.get("natural_gradient"):  # a config may ask for several steps per batch
+        hyperparams |= {"n_epochs": 1, "batch_size": None}
     if hyperparams.pop("lr_schedule", "constant") == "lin" and step_size in hyperparams:
         hyperparams[step_size] = f"lin_{hyperparams[step_size]}"
     baseline = hyperparams.get("baseline")

@@ -26,13 +26,7 @@ JOURNAL = ".log"
 
 
 def open_study(storage: str, study_name: str, create: bool) -> optuna.Study:
-    """
-    :param storage: a database's address or a journal's file
-    :param study_name: the study
-    :param create: whether to make it if there is none
-    :return: the study
-    :raises UsageError: if it cannot be opened
-    """
+    """:raises UsageError: if ``storage``, a journal's file or a database's address, or the study in it cannot be opened"""
     where: optuna.storages.JournalStorage | str = storage
     if storage.endswith(JOURNAL):
         journal = Path(storage)
@@ -64,12 +58,10 @@ def _check_journal(journal: Path) -> None:
     """:raises UsageError: if the file exists and is not Optuna's, which would append to it"""
     with suppress(FileNotFoundError), journal.open(errors="replace") as file:
         line = file.readline()
-        try:
-            is_journal = not line or "op_code" in json.loads(line)
-        except (ValueError, TypeError):
-            is_journal = False
-        if not is_journal:
-            raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
+        with suppress(ValueError, TypeError):
+            if not line or "op_code" in json.loads(line):
+                return
+        raise UsageError(f"--storage {journal} must be a journal that Optuna has written, or a new file: name another")
 
 
 def params_of_trial(study: optuna.Study, number: int) -> dict[str, Any]:
@@ -105,12 +97,7 @@ def _range(distribution: BaseDistribution) -> str:
 
 
 class Results:
-    """
-    The results of a search so far, those of all its workers.
-
-    :param study: the study
-    :param folder: the folder for its files
-    """
+    """The results of a search so far, those of all its workers."""
 
     def __init__(self, study: optuna.Study, folder: Path):
         self.study, self.folder = study, folder
@@ -167,7 +154,7 @@ class Results:
         return self.folder / name
 
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
-        """:return: the search in five lines: best trial, its config, plots, the study, the next command"""
+        """:return: best trial, its config, plots, the study and the next command"""
         best = self.study.best_trial
         again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
         return [
@@ -182,8 +169,7 @@ class Results:
 
 def plain_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Make hyperparameters fit for a YAML file: ``policy_kwargs``, which may hold classes, becomes text that the zoo evaluates.
-
+    :return: hyperparameters for a YAML file: ``policy_kwargs``, which may hold classes, as text that the zoo evaluates
     :raises UsageError: if they hold other objects
     """
     entry = {

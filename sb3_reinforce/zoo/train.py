@@ -30,13 +30,10 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     """
     Train, or search hyperparameters, as ``python -m rl_zoo3.train`` does, with REINFORCE registered.
 
-    Tracking and the final evaluation are ours, see ``--help``; every other option goes to the zoo unchanged. ``--algo
-    reinforce`` and our config file are put in front of them: of an option given twice the last counts, the user's own.
+    Tracking and the final evaluation are ours, see ``--help``; every other option goes to the zoo unchanged, with our defaults
+    in front: of an option given twice the last counts. Under ``torchrun`` every rank runs this: rank 0 chooses folder and
+    seed, evaluates, saves, tracks and reports.
 
-    Under ``torchrun`` every rank runs this: rank 0 chooses folder and seed, evaluates, saves, tracks and reports.
-
-    :param verb: ``tune`` searches, as ``-optimize`` does
-    :param arguments: the command line after the verb
     :return: the exit code: 0, 1 for a search with no finished trial, 2 for a command line that cannot be run
     """
     if verb == "tune":
@@ -48,7 +45,9 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     options, zoo_arguments = parse(parser, arguments)
     if ranks.launched():
         check_ranks(options, parser)
-        zoo_arguments += _join_ranks(options)
+        ranks.start(options.device)
+        if options.seed < 0:  # the same for all ranks
+            zoo_arguments += ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
     run = _run_to_resume(options, parser)
     if run is not None:
         if options.resume is not None:
@@ -80,20 +79,8 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _join_ranks(options: argparse.Namespace) -> list[str]:
-    """:return: more options for the zoo, once all ranks have joined: the seed that rank 0 draws if the user gives none"""
-    ranks.start(options.device)
-    if options.seed >= 0:
-        return []
-    return ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
-
-
 def _run_to_resume(options: argparse.Namespace, parser: Parser) -> SavedRun | None:
-    """
-    Find, on rank 0, the run to resume.
-
-    :return: the run that the user names, else that of this launch of torchrun if torchrun has restarted it; None: a new run
-    """
+    """:return: the run that the user names, else that of this launch of torchrun if it was restarted; None: a new run"""
     run = None
     if ranks.rank() == 0 and options.resume is not None:
         try:

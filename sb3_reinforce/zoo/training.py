@@ -4,33 +4,21 @@ import os
 import shutil
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl_zoo3 import ALGOS, exp_manager
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
-from sb3_reinforce.zoo.checkpoints import (
-    RunCheckpoint,
-    SavedRun,
-    interrupts_ignored,
-    monitor_files,
-    plain_hyperparams,
-    started_at,
-    stopped_by_signals,
-    without_resume,
-    write_run,
-)
+from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.experiment import Experiment
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
 from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
 from sb3_reinforce.zoo.usage import UsageError
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.vec_env import VecEnv
 
 
 class Training(Experiment):
@@ -42,25 +30,22 @@ class Training(Experiment):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.checkpoint: RunCheckpoint | None = None
+        self.checkpoint: checkpoints.RunCheckpoint | None = None
         self.stopped_by: list[int] = []
         self.created_folder: str | None = None
-        # steps that the agent given by -i has played before this run
-        self.first_step = 0
+        self.first_step = 0  # steps that the agent given by -i has played before this run
         run = self.plan.run
         if run is not None:
             self.save_path, self.params_path = str(run.folder), str(run.folder / self.env_name)
             self.continue_training, self.first_step = True, run.first_step
 
-    def setup_experiment(self) -> "tuple[BaseAlgorithm, dict[str, Any]] | None":
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
             return super().setup_experiment()
         except BaseException:
             if self.created_folder is not None:  # `enjoy` would take it as the newest run, and it has no model
                 shutil.rmtree(self.created_folder, ignore_errors=True)
             raise
-
-    # --------------------------------------------------------------------------------- folder, environments, callbacks
 
     def create_log_folder(self) -> None:
         if ranks.rank() == 0:
@@ -78,28 +63,30 @@ class Training(Experiment):
         if self.plan.run is None:
             super()._save_config(saved_hyperparams)
         if self.checkpoint is not None:
-            arguments = [*without_resume(self.plan.arguments), "--seed", str(self.seed)]
-            hyperparams = plain_hyperparams(saved_hyperparams)
-            write_run(SavedRun(Path(self.save_path), arguments, hyperparams, ranks.launch_id(), self.first_step))
+            arguments = [*checkpoints.without_resume(self.plan.arguments), "--seed", str(self.seed)]
+            hyperparams = checkpoints.plain_hyperparams(saved_hyperparams)
+            checkpoints.write_run(
+                checkpoints.SavedRun(Path(self.save_path), arguments, hyperparams, ranks.launch_id(), self.first_step)
+            )
 
-    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> "VecEnv":
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         # Monitor's files are numbered over all ranks; another machine may not have the folder
         first = ranks.rank() * n_envs
         no_log = no_log or not os.path.isdir(self.save_path)
         run = self.plan.run
-        there = [] if run is None or eval_env or no_log else monitor_files(run.folder)[first : first + n_envs]
+        there = [] if run is None or eval_env or no_log else checkpoints.monitor_files(run.folder)[first : first + n_envs]
 
-        def make_vec_env(*args: Any, **kwargs: Any) -> "VecEnv":
+        def make_vec_env(*args: Any, **kwargs: Any) -> VecEnv:
             kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}
             kwargs["start_index"] = first
             return original_make_vec_env(*args, **kwargs)
 
         original_make_vec_env = exp_manager.make_vec_env
-        with replaced(exp_manager, "make_vec_env", make_vec_env), interrupts_ignored():
+        with replaced(exp_manager, "make_vec_env", make_vec_env), checkpoints.interrupts_ignored():
             env = super().create_envs(n_envs, eval_env, no_log)
         # Monitor counts seconds from the start that its file names
         for index, file in enumerate(there):
-            env.env_method("set_wrapper_attr", "t_start", started_at(file), indices=index)
+            env.env_method("set_wrapper_attr", "t_start", checkpoints.started_at(file), indices=index)
         return env
 
     def create_callbacks(self) -> None:
@@ -112,25 +99,17 @@ class Training(Experiment):
         super().create_callbacks()
         options, tracker = self.plan.options, self.plan.tracker
         if options.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
-            self.checkpoint = RunCheckpoint(Path(self.save_path), options.checkpoint_every)
+            self.checkpoint = checkpoints.RunCheckpoint(Path(self.save_path), options.checkpoint_every)
             self.callbacks.append(self.checkpoint)
         if tracker is not None:
             tracker.config.setdefault("env_id", str(self.env_name.gym_id))
             if options.wandb_video_freq:
-                tracker.video_env, tracker.video_freq = self._video_env(), options.wandb_video_freq
+                with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
+                    tracker.video_env = self.create_envs(1, eval_env=True, no_log=True)
+                tracker.video_freq = options.wandb_video_freq
             self.callbacks.append(tracker)
 
-    def _video_env(self) -> "VecEnv":
-        kwargs = self.eval_env_kwargs
-        self.eval_env_kwargs = {**kwargs, "render_mode": "rgb_array"}
-        try:
-            return self.create_envs(1, eval_env=True, no_log=True)
-        finally:
-            self.eval_env_kwargs = kwargs
-
-    # -------------------------------------------------------------------------------------------------------- training
-
-    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: "VecEnv") -> "BaseAlgorithm":
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         run = self.plan.run
         if run is not None and not run.checkpoints.is_dir():  # on another machine; learn() copies rank 0's state
             return ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **hyperparams)
@@ -150,7 +129,7 @@ class Training(Experiment):
         print(f"Going on from {start}, at {model.num_timesteps} of {self.first_step + self.n_timesteps} steps")
         return model
 
-    def learn(self, model: "BaseAlgorithm") -> None:
+    def learn(self, model: BaseAlgorithm) -> None:
         if self.checkpoint is not None and model.unfinished == "bootstrap":  # type: ignore[attr-defined]
             print('No checkpoints: with unfinished="bootstrap" a run cannot be resumed exactly')
             self.callbacks.remove(self.checkpoint)
@@ -162,7 +141,7 @@ class Training(Experiment):
         model.num_timesteps = exchange.broadcast(model.num_timesteps)
         kwargs = {} if self.log_interval == -1 else {"log_interval": None if self.log_interval < 0 else self.log_interval}
         try:
-            with stopped_by_signals(self.checkpoint) as self.stopped_by:
+            with checkpoints.stopped_by_signals(self.checkpoint) as self.stopped_by:
                 model.learn(
                     self.first_step + self.n_timesteps - model.num_timesteps,
                     callback=self.callbacks,
@@ -182,13 +161,11 @@ class Training(Experiment):
                 assert model.env is not None
                 model.env.close()
 
-    def save_trained_model(self, model: "BaseAlgorithm") -> None:
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
         if ranks.rank() > 0:
             return
         super().save_trained_model(model)
         self.plan.finished = self
-
-    # --------------------------------------------------------------------------------------------------------- results
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: the report of a finished run, or how to resume a stopped one; the exit code"""
@@ -201,7 +178,7 @@ class Training(Experiment):
             plan.tracker.log_summary({"eval/final_mean_reward": score.mean, "eval/final_std_reward": score.std})
         return report_lines(self, plan.arguments, score, draw_learning_curve(self, score), plan.tracker), 0
 
-    def _how_to_resume(self, checkpoint: RunCheckpoint) -> list[str]:
+    def _how_to_resume(self, checkpoint: checkpoints.RunCheckpoint) -> list[str]:
         if checkpoint.newest is None:
             return ["Stopped; nothing was saved to resume from."]
         return [

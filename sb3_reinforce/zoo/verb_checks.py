@@ -1,8 +1,4 @@
-"""
-What each of RL Zoo's commands refuses, or completes, before the zoo sees it.
-
-Each ``check_VERB`` takes the parsed arguments of the command, and raises a ValueError that names what is wrong and the cure.
-"""
+"""``check_VERB`` completes the parsed arguments of one of RL Zoo's commands, or raises a ValueError that names the cure."""
 
 import argparse
 import difflib
@@ -77,14 +73,14 @@ def check_enjoy(options: argparse.Namespace) -> None:
 def check_record_training(options: argparse.Namespace) -> None:
     """Refuse a run without any model, and an output folder with other files, which RL Zoo would delete."""
     check_env_id(options.env.gym_id)
-    models = ((False, None, False), (True, None, False), (False, None, True))  # final, best, last checkpoint
-    for which in models:
+    final, best, last_checkpoint = (False, None, False), (True, None, False), (False, None, True)
+    for which in (best, last_checkpoint, final):
         try:
             _run_folder(options, *which)
             break
         except ValueError:
-            if which == models[-1]:
-                _run_folder(options, *models[0])
+            if which == final:
+                raise
     if options.output_folder is None:
         return
     absolute_output_folder(options)
@@ -100,18 +96,14 @@ def check_push(options: argparse.Namespace) -> None:
         raise ValueError('the video needs moviepy: pip install "sb3-reinforce[video]", or --no-render')
 
 
-def check_pull(options: argparse.Namespace) -> None:
-    """Refuse an unknown environment."""
-    check_env_id(options.env.gym_id)
-
-
 def check_benchmark(options: argparse.Namespace) -> None:
     """Refuse a folder without models; take no models from the Hub without ``--hub``."""
     options.no_hub = options.no_hub or not options.hub
-    there = os.path.isdir(options.log_dir)
-    if not there or (options.no_hub and not get_trained_models(options.log_dir)):
-        none = ", which has none" if there else ""
-        raise ValueError(f"--log-dir must be a folder with runs of train, got {options.log_dir}{none}")
+    rule = f"--log-dir must be a folder with runs of train, got {options.log_dir}"
+    if not os.path.isdir(options.log_dir):
+        raise ValueError(rule)
+    if options.no_hub and not get_trained_models(options.log_dir):
+        raise ValueError(f"{rule}, which has none")
 
 
 def _runs(folder: str, algo: str, env: str, file: str) -> list[Path]:

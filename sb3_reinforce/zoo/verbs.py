@@ -5,7 +5,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,25 +21,16 @@ HUB_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", hub_errors.HfHubHT
 
 
 class ZooVerb(NamedTuple):
-    """
-    One of RL Zoo's commands.
+    """One of RL Zoo's commands."""
 
-    :param module: ``rl_zoo3.<module>`` does the work
-    :param check: refuses the parsed arguments by a ValueError, or completes them, before the zoo sees them
-    :param example: a command line, for ``--help``
-    :param adds: differences from RL Zoo, for ``--help``; the defaults are added to it
-    :param defaults: options put in front of the user's: of an option given twice the last counts
-    :param needs: a package that must be installed, and our extra that brings it
-    :param options: options of our own, as arguments of ``add_argument``
-    """
-
-    module: str
-    check: Callable[[argparse.Namespace], None]
-    example: str
-    adds: str = ""
+    module: str  # rl_zoo3.<module> does the work
+    check: Callable[[argparse.Namespace], None]  # refuses parsed arguments by a ValueError, or completes them
+    example: str  # a command line, for --help
+    adds: str = ""  # differences from RL Zoo, for --help
+    # put in front of the user's options: of an option given twice the last counts
     defaults: tuple[str, ...] = ("--algo", "reinforce", "-f", "logs")
-    needs: tuple[str, str] | None = None
-    options: tuple[tuple[str, dict[str, Any]], ...] = ()
+    needs: tuple[str, str] | None = None  # a package that must be installed, and our extra that brings it
+    options: tuple[tuple[str, dict[str, Any]], ...] = ()  # our own, as arguments of add_argument
 
 
 _PNG = (
@@ -116,7 +107,7 @@ ZOO_VERBS = {
     ),
     "pull": ZooVerb(
         "load_from_hub",
-        verb_checks.check_pull,
+        lambda options: verb_checks.check_env_id(options.env.gym_id),
         "TRUST_REMOTE_CODE=True sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
         "A model from the Hub may run code when it is loaded: set TRUST_REMOTE_CODE=True if you trust it.",
     ),
@@ -125,10 +116,6 @@ ZOO_VERBS = {
 
 def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> int:
     """
-    Run one of RL Zoo's commands.
-
-    :param name: our name for it
-    :param arguments: the command line after the verb
     :param main: runs a command line of ours, for the commands that RL Zoo starts in turn
     :return: the exit code: 0, or 2 for a command line that cannot be run
     """
@@ -140,9 +127,9 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
         """Add our help, our options and our check to the zoo's parser, which is complete by now."""
         parser.prog = f"sb3-reinforce {name}"
-        defaults = " ".join(verb.defaults)
         parser.description = f"RL Zoo's {verb.module.rpartition('.')[2]}. {verb.adds}"
-        parser.description += f"\nDefaults here: {defaults}" if defaults else ""
+        if verb.defaults:
+            parser.description += f"\nDefaults here: {' '.join(verb.defaults)}"
         parser.epilog = f"example: {verb.example}"
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         for option, settings in verb.options:
@@ -154,18 +141,14 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
 
     register()
     try:
-        with ExitStack() as around:
-            around.enter_context(registered_children(main))
-            around.enter_context(patched(verb.module))
-            around.enter_context(_figures(parsed) if verb.module.startswith("plots.") else nullcontext())
-            around.enter_context(errors_in_one_line(name))
-            parse_whole_names = argparse.ArgumentParser.parse_args
-            around.enter_context(replaced(argparse.ArgumentParser, "parse_args", parse_args))
-            around.enter_context(replaced(sys, "argv", [f"sb3-reinforce {name}", *verb.defaults, *arguments]))
-            around.enter_context(warnings.catch_warnings())
+        figures = _figures(parsed) if verb.module.startswith("plots.") else nullcontext()
+        argv = [f"sb3-reinforce {name}", *verb.defaults, *arguments]
+        with registered_children(main), patched(verb.module), figures, errors_in_one_line(name), warnings.catch_warnings():
             # the zoo's package imports its plots
             warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
-            runpy.run_module(f"rl_zoo3.{verb.module}", run_name="__main__")
+            parse_whole_names = argparse.ArgumentParser.parse_args
+            with replaced(argparse.ArgumentParser, "parse_args", parse_args), replaced(sys, "argv", argv):
+                runpy.run_module(f"rl_zoo3.{verb.module}", run_name="__main__")
     except HUB_ERROR as wrong:
         status = getattr(getattr(wrong, "response", None), "status_code", None)
         cure = "; log in by `hf auth login` or HF_TOKEN" if status in (401, 403) else ""
@@ -179,11 +162,7 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
 
 @contextmanager
 def _figures(parsed: Sequence[argparse.Namespace]) -> Iterator[None]:
-    """
-    Write figures to files instead of windows, if ``--png`` or the lack of a display asks for that.
-
-    :param parsed: gets the parsed arguments
-    """
+    """Write figures to files instead of windows, if the arguments, which are parsed inside, have ``--png``."""
     from matplotlib import pyplot as plt  # optional: the extra `plots`
 
     def save(folder: Path) -> None:
