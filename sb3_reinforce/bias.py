@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 
 from sb3_reinforce.baselines import Baseline, Episodes, at_same_step, checked_prediction, make_baseline
-from sb3_reinforce.returns import episode_return, reward_to_go, steps_in_episode
+from sb3_reinforce.returns import RETURNS, steps_in_episode
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def check_unbiased(
         raise ValueError(f"gamma must be a number in [0, 1], got {gamma!r}")
     if n_batches < 2:
         raise ValueError(f"n_batches must be >= 2, got {n_batches}: 10,000 show a bias of a few per cent")
-    if min(n_episodes, n_envs, 1 if n_steps is None else n_steps) < 1 or returns not in ("reward_to_go", "episode"):
+    if min(n_episodes, n_envs, 1 if n_steps is None else n_steps) < 1 or returns not in RETURNS:
         raise ValueError(
             "n_episodes, n_steps and n_envs must be >= 1 and returns 'reward_to_go' or 'episode', got "
             f"n_episodes={n_episodes}, n_steps={n_steps}, n_envs={n_envs}, returns={returns!r}"
@@ -212,7 +212,7 @@ class _Enumerated:
         self.states = th.tensor([state for trajectory in trajectories for state in trajectory.states])
         actions = th.tensor([action for trajectory in trajectories for action in trajectory.actions])
         rewards = th.tensor([r for trajectory in trajectories for r in trajectory.rewards], dtype=th.float64)
-        self.returns = (reward_to_go if returns == "reward_to_go" else episode_return)(rewards, self.lengths, gamma)
+        self.returns = RETURNS[returns](rewards, self.lengths, gamma)
         policy = LOGITS.softmax(dim=1)
         # Score of a softmax policy with respect to its logits: one-hot action minus pi, in the row of the state
         scores = th.zeros(len(actions), *LOGITS.shape, dtype=th.float64)

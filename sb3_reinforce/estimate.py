@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_reinforce.baselines import Baseline, at_same_step, checked_prediction
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
-from sb3_reinforce.returns import episode_return, reward_to_go
+from sb3_reinforce.returns import RETURNS
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
@@ -24,8 +24,6 @@ from sb3_reinforce.running import ranks
 from sb3_reinforce.running.exchange import moments
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
-
-Returns = Literal["reward_to_go", "episode"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,6 @@ class Batch:
         return len(self.weights)
 
 
-def returns_of(
-    returns: Returns, rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_values: th.Tensor | None = None
-) -> th.Tensor:
-    """:return: R_t of episodes laid end to end, as the argument ``returns`` says, shape [S]"""
-    formula = reward_to_go if returns == "reward_to_go" else episode_return
-    return formula(rewards, lengths, gamma, last_values)
-
-
 def state_weights(episodes: Episodes, gamma: float, discount_state: bool) -> th.Tensor:
     """:return: gamma^(c t) of each step, shape [S], float64"""
     return gamma ** episodes.steps.double() if discount_state else th.ones_like(episodes.returns)
@@ -81,7 +71,7 @@ def make_episodes(
     rollout: Rollout,
     policy: ActorCriticPolicy,
     needs: Collection[str],
-    returns: Returns,
+    returns: Literal["reward_to_go", "episode"],
     gamma: float,
     discount_state: bool,
     fixed_count: bool,
@@ -108,13 +98,13 @@ def make_episodes(
         last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
 
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
-    step_returns = returns_of(returns, rewards, rollout.lengths, gamma, last_values)
+    step_returns = RETURNS[returns](rewards, rollout.lengths, gamma, last_values)
     buffer.returns[:, 0] = step_returns.numpy()
     if values is not None:
         buffer.values[:, 0] = values.numpy()
     greedy_returns = None
     if greedy is not None:
-        of_greedy = returns_of(returns, greedy.rewards, greedy.lengths, gamma)
+        of_greedy = RETURNS[returns](greedy.rewards, greedy.lengths, gamma)
         greedy_returns = at_same_step(of_greedy, greedy.lengths, rollout.lengths)
     episodes = Episodes(
         returns=step_returns,

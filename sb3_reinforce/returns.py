@@ -73,6 +73,10 @@ def episode_return(rewards: th.Tensor, lengths: th.Tensor, gamma: float, last_va
     return returns[lengths.cumsum(0) - lengths].repeat_interleave(lengths)
 
 
+RETURNS = {"reward_to_go": reward_to_go, "episode": episode_return}
+"""By the names of REINFORCE's argument ``returns``."""
+
+
 def _check_lengths(rewards: th.Tensor, lengths: th.Tensor) -> None:
     if rewards.ndim != 1 or lengths.ndim != 1 or (lengths < 1).any() or int(lengths.sum()) != rewards.shape[0]:
         raise ValueError(
