@@ -157,8 +157,6 @@ class WandbCallback(BaseCallback):
         self._rollout_start = 0.0
         self._warn = Warner()
 
-    # ------------------------------------------------------------------------------------------- SB3 calls these
-
     def init_callback(self, model: "BaseAlgorithm") -> None:
         """
         Called by ``learn``. Finishes runs of this thread that are still open: their ``learn`` was interrupted, or
@@ -187,21 +185,16 @@ class WandbCallback(BaseCallback):
         self._rollout_start = time.monotonic()
 
     def _on_step(self) -> bool:
-        if self.needs_steps:
-            dones = self.locals.get("dones")
-            if dones is not None and np.count_nonzero(dones):
-                self._end_episodes(dones)
-        return True
-
-    def _end_episodes(self, dones: np.ndarray) -> None:
-        infos = self.locals["infos"]
-        ended = [infos[i].get("episode") for i in np.flatnonzero(dones).tolist()]
+        dones = self.locals.get("dones") if self.needs_steps else None
+        if self._rows is None or dones is None or not np.count_nonzero(dones):
+            return True
+        ended = [self.locals["infos"][i].get("episode") for i in np.flatnonzero(dones).tolist()]
         monitored = [(float(episode["r"]), float(episode["l"])) for episode in ended if episode is not None]
-        if not monitored or self._rows is None:
-            return
-        if not isinstance(self.model, EpisodicAlgorithm):
-            self._rows.add_episodes(monitored)
-        self._rows.log_episode(*monitored[-1], self.num_timesteps)
+        if monitored:
+            if not isinstance(self.model, EpisodicAlgorithm):
+                self._rows.add_episodes(monitored)
+            self._rows.log_episode(*monitored[-1], self.num_timesteps)
+        return True
 
     def _on_rollout_end(self) -> None:
         if self._rows is None or not isinstance(self.model, EpisodicAlgorithm):
@@ -227,8 +220,6 @@ class WandbCallback(BaseCallback):
         if self.finish_at_end:
             self.finish()
 
-    # ------------------------------------------------------------------------------------------- for the caller
-
     @property
     def run(self) -> "wandb.Run | None":
         """W&B's run while it is open."""
@@ -251,7 +242,7 @@ class WandbCallback(BaseCallback):
 
     def log_summary(self, values: Mapping[str, float]) -> None:
         """
-        Put single numbers, such as a final evaluation's, beside the run's name in W&B's table of runs.
+        Put single numbers, such as those of a final evaluation, in W&B's table of runs.
 
         :param values: numbers by name; ignored if no run is open
         """
@@ -280,7 +271,7 @@ class WandbCallback(BaseCallback):
         try:
             rows.run.end(exit_code, self.finish_timeout)
         finally:
-            rows.close()
+            rows.models.close()
             self.needs_steps = True
             self._warn = Warner()
 
@@ -303,8 +294,6 @@ class WandbCallback(BaseCallback):
         self._progress = Progress(**{**asdict(self._progress), "n_rows": 0, **state_dict})
         self._resuming = self._resuming or "run_id" in state_dict
 
-    # ------------------------------------------------------------------------------------------- start, videos
-
     def _start(self) -> Rows | None:
         import wandb
 
@@ -316,15 +305,10 @@ class WandbCallback(BaseCallback):
         owned = self.new_run or wandb.run is None
         started = wandb.run
         if owned:
+            arguments = {name: getattr(self, name) for name in ("project", "entity", "name", "group", "tags")}
+            arguments["reinit"] = "create_new" if self.new_run else None
             started = start_run(
-                self.mode,
-                self._warn,
-                resumed_id=self.run_id,
-                init_timeout=self.init_timeout,
-                finish_timeout=self.finish_timeout,
-                verbose=self.verbose,
-                reinit="create_new" if self.new_run else None,
-                **{name: getattr(self, name) for name in ("project", "entity", "name", "group", "tags")},
+                self.mode, self._warn, self.run_id, self.init_timeout, self.finish_timeout, self.verbose, arguments
             )
         if started is None:
             return None
@@ -356,7 +340,7 @@ class WandbCallback(BaseCallback):
 
 def trial_callback(trial: "optuna.trial.BaseTrial", study_name: str, **kwargs: Any) -> WandbCallback:
     """
-    The tracker of one trial of a hyperparameter search: a run of its own, in the group of the study.
+    The tracker of one trial of a hyperparameter search: its own run, in the group of the study.
 
     :param trial: the trial, its parameters sampled
     :param study_name: the group

@@ -77,18 +77,13 @@ def start_run(
     init_timeout: float,
     finish_timeout: float,
     verbose: int,
-    **arguments: Any,
+    arguments: dict[str, Any],
 ) -> "wandb.Run | None":
     """
     Start a W&B run; if that fails online, start it offline.
 
-    :param mode: the mode asked for
-    :param warn: called for each failure
     :param resumed_id: the id of a run to resume; None starts a new one
-    :param init_timeout: seconds to wait for the server now
-    :param finish_timeout: seconds to wait for the server at the end
-    :param verbose: 0 is silent, 1 shows where the run is kept, 2 all that W&B prints
-    :param arguments: of ``wandb.init``
+    :param arguments: of ``wandb.init``; for the others see :class:`WandbCallback`
     :return: the run; None if none could be started
     """
     import wandb
@@ -101,10 +96,8 @@ def start_run(
     if chosen == "online" and reports is None:
         del os.environ["WANDB_ERROR_REPORTING"]
     for attempt in ("online", "offline") if chosen == "online" else (chosen,):
-        if resumed_id is not None:
-            arguments["id"] = resumed_id
-            # offline, W&B does not look for the earlier rows, and would warn about that
-            arguments["resume"] = "allow" if attempt == "online" else None
+        # offline, W&B does not look for the earlier rows, and would warn about that
+        resume: Any = "allow" if resumed_id is not None and attempt == "online" else None
         try:
             # made for each attempt, because wandb.init changes the Settings that it is given
             settings = wandb.Settings(
@@ -121,7 +114,7 @@ def start_run(
             )
             flush_every(settings, seconds=2.0)
             with _masked_argv():
-                return wandb.init(mode=attempt, settings=settings, **arguments)  # type: ignore[arg-type]
+                return wandb.init(mode=attempt, id=resumed_id, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
         except Exception as error:
             next_step = "the run is kept offline" if attempt == "online" else "this training is not tracked"
             warn(f"could not start {attempt}, {next_step}", error, about=f"start {attempt}")
@@ -141,9 +134,7 @@ def _masked_argv() -> Iterator[None]:
 
 class ProcessEnd:
     """
-    Finishes a run when the process ends first.
-
-    At exit ``finish`` is called with the exit code, None if it is not known, before W&B's own handler, which waits without
+    Calls ``finish`` with the exit code (None: not known) if the process ends, before W&B's own handler, which waits without
     limit. SIGTERM, which clusters send before they kill, becomes a ``SystemExit``, unless the program handles it already.
     """
 
@@ -156,7 +147,6 @@ class ProcessEnd:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def forget(self) -> None:
-        """Stop watching."""
         atexit.unregister(self._at_exit)
         # `==`, because each look-up of a method makes another object
         if signal.getsignal(signal.SIGTERM) == self._terminate and threading.current_thread() is threading.main_thread():
@@ -176,27 +166,20 @@ class OpenRun:
     """
     A run that training logs to. Only ``end`` waits for W&B, and nothing here raises.
 
-    :param run: W&B's run
     :param owned: whether ``end`` finishes it; a run that the user started is left open
-    :param first_row: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
-    :param warn: called for each failure
-    :param finish: called with the exit code (None if it is not known) when the process ends before an owned run does
+    :param first_row: see :class:`BackgroundRun`
+    :param finish: see :class:`ProcessEnd`, for an owned run
     """
 
     def __init__(
         self, run: "wandb.Run", owned: bool, first_row: int, warn: Warner, finish: Callable[[int | None], None]
     ) -> None:
-        self.run = run
-        self.owned = owned
-        self.warn = warn
+        self.run, self.owned, self.warn = run, owned, warn
         self.background = BackgroundRun(run, first_row)
-        #: whether training has come to its end
         self.training_ended = False
-        #: the thread that trains
-        self.thread = threading.get_ident()
-        #: the run's folder and page; None if there is none
+        self.thread = threading.get_ident()  # that trains
         self.folder: Path | None = None
-        self.url: str | None = None
+        self.url: str | None = None  # of the run's page
         try:
             if not run.disabled:
                 # `dir` is the folder's subfolder for files

@@ -37,7 +37,7 @@ def mode_and_key() -> tuple[str, bool]:
 
 def flush_every(settings: "wandb.Settings", seconds: float) -> None:
     """
-    Let the run about to start write its file this often: a killed process loses the rows since the last time.
+    Make the run about to start write its file this often: a killed process loses the rows since the last time.
 
     If wandb has changed, its default stays (15 s in 0.31).
     """
