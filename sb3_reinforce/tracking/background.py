@@ -60,10 +60,10 @@ class BackgroundRun:
     """
     A run whose calls return at once, or raise the error of an earlier call (``TimeoutError`` if ``MAX_WAITING`` calls wait).
 
-    W&B's own calls wait for its process, for ever if that hangs. Artifacts wait for the server: they have a second thread,
+    W&B's own calls wait for its process, forever if that hangs. Artifacts wait for the server: they have a second thread,
     so that rows do not wait for a dead server.
 
-    :param run: the run; nobody else should log to it
+    :param run: no other code should log to it
     :param first_step: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
     """
 
@@ -95,8 +95,7 @@ class BackgroundRun:
         """
         Make the waiting calls and then the last one, and end the threads.
 
-        :param timeout: seconds to wait
-        :return: whether all were made in time
+        :return: whether all were made within ``timeout`` seconds
         :raises Exception: the first error of a call
         """
         now = time.monotonic()

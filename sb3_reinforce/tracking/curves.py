@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sb3_reinforce.tracking.metrics import Metric
-from sb3_reinforce.tracking.runs import LoggedRun
+from sb3_reinforce.tracking.runs import LoggedRun, Series
 
 # Points of a curve: a panel has no more pixels
 GRID = 240
@@ -80,9 +80,7 @@ def panel_data(metric: Metric, curves: dict[str, list[LoggedRun]]) -> dict[str, 
     return {"key": metric.key, "title": metric.title, "kind": metric.kind, "x": steps.tolist(), "curves": shown}
 
 
-def _mean_and_band(
-    series: list[tuple[np.ndarray, np.ndarray]], steps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mean_and_band(series: list[Series], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
     rows = np.ma.masked_invalid([_at(x, y, steps) for x, y in series])
     count = rows.count(axis=0)

@@ -87,11 +87,8 @@ def make_report(project: str, entity: str, name: str = TITLE, of_project: bool =
     runs: dict[str, Any] = {"entity": entity, "project": project} if of_project else {}
     blocks: list[Any] = [wr.TableOfContents()]
     for section in SECTIONS:
-        blocks += [
-            wr.H2(section.title),
-            wr.P(section.question),
-            wr.PanelGrid(runsets=[wr.Runset(name="Runs", **runs)], panels=_panels(section)),
-        ]
+        grid = wr.PanelGrid(runsets=[wr.Runset(name="Runs", **runs)], panels=_panels(section))
+        blocks += [wr.H2(section.title), wr.P(section.question), grid]
     description = "Made by `sb3-reinforce dashboard`."
     return wr.Report(project=project, entity=entity, title=name, description=description, blocks=blocks)
 
@@ -99,12 +96,13 @@ def make_report(project: str, entity: str, name: str = TITLE, of_project: bool =
 def _panels(section: Section) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    return [
-        wr.LinePlot(title=metric.title, x=STEP_KEY, y=[metric.key])
-        if metric.kind == "line"
-        else wr.MediaBrowser(title=metric.title, media_keys=[metric.key])
-        for metric in section.metrics
-    ]
+    panels: list[Any] = []
+    for metric in section.metrics:
+        if metric.kind == "line":
+            panels.append(wr.LinePlot(title=metric.title, x=STEP_KEY, y=[metric.key]))
+        else:
+            panels.append(wr.MediaBrowser(title=metric.title, media_keys=[metric.key]))
+    return panels
 
 
 def as_json(made: Any) -> Any:

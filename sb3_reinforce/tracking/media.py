@@ -65,13 +65,12 @@ def step_histograms(model: BaseAlgorithm) -> dict[str, Any]:
     if not n_rows:
         return {}
     discrete = isinstance(model.action_space, spaces.Discrete | spaces.MultiDiscrete)
-    return {
+    found: dict[str, Any] = {}
+    for name in names:
         # a copy, because the thread reads it during the next rollout
-        f"histogram/{name}": partial(
-            histogram, np.array(getattr(buffer, name)[:n_rows][-10_000:]), discrete and name == "actions"
-        )
-        for name in names
-    }
+        values = np.array(getattr(buffer, name)[:n_rows][-10_000:])
+        found[f"histogram/{name}"] = partial(histogram, values, discrete and name == "actions")
+    return found
 
 
 def to_wandb(value: Any) -> Any:

@@ -76,8 +76,7 @@ def problems(runs: list[LoggedRun]) -> list[str]:
 def make_page(runs: list[LoggedRun], title: str) -> str:
     """:return: the HTML page of some runs, which needs no other file"""
     curves = curves_of(runs)
-    known = all_metrics()
-    others = sorted({key for run in runs for key in run.metrics} - set(known))
+    others = sorted({key for run in runs for key in run.metrics} - set(all_metrics()))
     sections = [*SECTIONS, Section("Other metrics", "Logged, but of no section above.", tuple(Metric(k, k) for k in others))]
     shown = []
     for section in sections:
@@ -144,7 +143,7 @@ def as_dict(run: LoggedRun) -> dict[str, Any]:
 
 
 def as_text(run: LoggedRun) -> str:
-    """:return: the same as text"""
+    """:return: the same, as lines of text"""
     state = f", {run.state}" if run.state else ""
     lines = [f"{run.name} ({run.source}{state})", f"  {run.path}"]
     if run.group and run.source == "wandb":
@@ -153,7 +152,7 @@ def as_text(run: LoggedRun) -> str:
         lines += _table(title, {key: _short(value) for key, value in sorted(values.items())})
     last = {key: f"{_last(y[-1])}  at step {int(x[-1])}" for key, (x, y) in sorted(run.metrics.items())}
     lines += _table("last values", last)
-    lines += _table("artifacts", {name: ", ".join(files) for name, files in run.artifacts.items()})
+    lines += _table("artifacts", {name: ", ".join(paths) for name, paths in run.artifacts.items()})
     return "\n".join(printable(line) for line in lines)
 
 

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,13 +34,10 @@ class Progress:
 
 class Rows:
     """
-    Logs the rows of one ``learn``, from its first rollout on.
+    Logs the rows of one ``learn``, from its first rollout on. The last three arguments are those of ``WandbCallback``.
 
     :param model: the algorithm that trains; its logger gets one more output format
     :param progress: of the run, updated in place
-    :param episode_rate: at most so many rows of single episodes per second; 0: none
-    :param histogram_freq: number of update rows from one set of histograms of steps to the next; 0: none
-    :param save_models: whether to log the best and the last model
     """
 
     def __init__(
@@ -59,15 +55,11 @@ class Rows:
         self.models = ModelArtifacts(model, run, save_models)
         self._writer = WandbOutputFormat(run.background, add_to_row=self._add, warn=run.warn)
         model.logger.output_formats.append(self._writer)
-        # return and length of the episodes since the last update row
-        self._episodes: deque[tuple[float, float]] = deque(maxlen=100_000)
+        # return and length of the episodes since the last update row, for the statistics of the next one
+        self.episodes: deque[tuple[float, float]] = deque(maxlen=100_000)
         self._n_updates = 0
         self._episode_pause = 1 / episode_rate if episode_rate else float("inf")
         self._next_episode = 0.0 if episode_rate else float("inf")
-
-    def add_episodes(self, episodes: Iterable[tuple[float, float]]) -> None:
-        """Count episodes, by return and length, in the statistics of the next update row."""
-        self._episodes.extend(episodes)
 
     def log_episode(self, total_reward: float, length: float, step: int) -> None:
         """Log a single episode that ended at a time step, unless one was logged a moment ago."""
@@ -97,9 +89,9 @@ class Rows:
         """Add what SB3's logger does not know to a row that is about to be logged."""
         self._progress.n_rows += 1
         if "time/fps" in row:  # only in the row of an update
-            if self._episodes:
-                row |= {**episode_statistics(self._episodes), **row}
-                self._episodes.clear()
+            if self.episodes:
+                row |= {**episode_statistics(self.episodes), **row}
+                self.episodes.clear()
             if self._histogram_freq and self._n_updates % self._histogram_freq == 0:
                 row |= step_histograms(self._model)
             self._n_updates += 1

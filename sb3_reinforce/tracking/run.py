@@ -6,8 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,23 +70,17 @@ def resolve_mode(mode: Mode, warn: Warner) -> str:
 
 
 def start_run(
-    mode: Mode,
-    warn: Warner,
-    resumed_id: str | None,
-    init_timeout: float,
-    finish_timeout: float,
-    verbose: int,
-    arguments: dict[str, Any],
+    mode: Mode, warn: Warner, init_timeout: float, finish_timeout: float, verbose: int, arguments: dict[str, Any]
 ) -> "wandb.Run | None":
     """
     Start a W&B run; if that fails online, start it offline.
 
-    :param resumed_id: the id of a run to resume; None starts a new one
-    :param arguments: of ``wandb.init``; for the others see :class:`WandbCallback`
+    :param arguments: of ``wandb.init``; an ``id`` is that of a run to resume. For the others see :class:`WandbCallback`
     :return: the run; None if none could be started
     """
     import wandb
 
+    original_argv = sys.argv
     # W&B's crash reports look up a host even offline, and the first run of a process starts them. This must be set before W&B
     # reads its variables, which it does to find the key.
     reports = os.environ.get("WANDB_ERROR_REPORTING")
@@ -97,7 +90,7 @@ def start_run(
         del os.environ["WANDB_ERROR_REPORTING"]
     for attempt in ("online", "offline") if chosen == "online" else (chosen,):
         # offline, W&B does not look for the earlier rows, and would warn about that
-        resume: Any = "allow" if resumed_id is not None and attempt == "online" else None
+        resume: Any = "allow" if arguments["id"] is not None and attempt == "online" else None
         try:
             # made for each attempt, because wandb.init changes the Settings that it is given
             settings = wandb.Settings(
@@ -113,23 +106,14 @@ def start_run(
                 quiet=verbose < 2,
             )
             flush_every(settings, seconds=2.0)
-            with _masked_argv():
-                return wandb.init(mode=attempt, id=resumed_id, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
+            sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts
+            return wandb.init(mode=attempt, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
         except Exception as error:
             next_step = "the run is kept offline" if attempt == "online" else "this training is not tracked"
             warn(f"could not start {attempt}, {next_step}", error, about=f"start {attempt}")
+        finally:
+            sys.argv = original_argv
     return None
-
-
-@contextmanager
-def _masked_argv() -> Iterator[None]:
-    """W&B records the command line when a run starts."""
-    original = sys.argv
-    sys.argv = masked_command(original)
-    try:
-        yield
-    finally:
-        sys.argv = original
 
 
 class ProcessEnd:
@@ -142,8 +126,7 @@ class ProcessEnd:
         self._finish = finish
         self._terminated = False
         atexit.register(self._at_exit)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def forget(self) -> None:

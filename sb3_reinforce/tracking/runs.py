@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sb3_reinforce.tracking.metrics import STEP_KEY
 from sb3_reinforce.tracking.wandb_internals import record_parser
@@ -19,15 +20,13 @@ from sb3_reinforce.tracking.wandb_internals import record_parser
 # The x-axis of a row: the first of these that it has
 STEP_KEYS = (STEP_KEY, "time/total_timesteps")
 QUANTILES = (0.1, 0.5, 0.9)
+# Steps and values of a metric, shape [n] each; values of histograms have shape [n, 3], their quantiles
+Series = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
 class LoggedRun:
-    """
-    One training run, read from its files.
-
-    Each metric has steps and values, shape [n] each; values of histograms have shape [n, 3], their ``QUANTILES``.
-    """
+    """One training run, read from its files."""
 
     name: str  # unique within its folder
     path: Path
@@ -36,7 +35,7 @@ class LoggedRun:
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = ""  # "finished", "failed", "killed", "killed or running"; "": the file does not say
     group: str | None = None  # shared by the runs of one study
-    metrics: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    metrics: dict[str, Series] = field(default_factory=dict)
     artifacts: dict[str, list[str]] = field(default_factory=dict)  # files by name and aliases
     problems: list[str] = field(default_factory=list)  # what could not be read, one line each
 
@@ -49,7 +48,6 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
     """
     All runs below some folders: W&B's in the order of their starts, then the others in the order of their paths.
 
-    :param paths: folders of runs, or a file of one
     :return: the runs; the parts of a W&B run that was stopped and resumed are one run
     :raises NoRunsError: if a path does not exist, or no run is below any of them
     """
@@ -64,7 +62,8 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
         events = {file.parent for file in files if file.name.startswith("events.out.tfevents.")}
         runs += [_read_tensorboard(folder, path) for folder in sorted(events)]
         runs += [_read_csv(file, path) for file in files if file.name == "progress.csv"]
-    runs = _read_wandb(list(dict.fromkeys(parts))) + runs
+    if parts:
+        runs = _read_wandb(list(dict.fromkeys(parts))) + runs
     if not runs:
         where = ", ".join(str(path) for path in paths)
         raise NoRunsError(
@@ -79,9 +78,7 @@ def _read_wandb(files: list[Path]) -> list[LoggedRun]:
     try:
         parse = record_parser()
     except ImportError:
-        if files:
-            raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
-        return []
+        raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
     found: dict[str, LoggedRun] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     starts: dict[str, tuple[str, int]] = {}
@@ -184,12 +181,8 @@ def _nested(items: Any) -> dict[str, Any]:
     return values
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """
-    Steps and values of each metric, by increasing step.
-
-    Of two rows with the same step the last one counts: a resumed run repeats the rows logged after its checkpoint.
-    """
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
+    """Of two rows with the same step the last one counts: a resumed run repeats the rows logged after its checkpoint."""
     points: dict[str, dict[float, Any]] = {}
     for row in rows:
         step = next((row[key] for key in STEP_KEYS if _is_number(row.get(key))), None)
@@ -207,8 +200,8 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
     return {key: _series(at) for key, at in points.items()}
 
 
-def _series(points: dict[float, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers or histograms, whichever are more: an array of one number was logged as a number, longer ones as histograms."""
+def _series(points: dict[float, Any]) -> Series:
+    """Sort by step. Keep numbers or histograms, whichever are more: an array of one number was logged as a number."""
     histograms = {step: value for step, value in points.items() if isinstance(value, list)}
     numbers = {step: value for step, value in points.items() if step not in histograms}
     chosen = max(numbers, histograms, key=len)
@@ -265,8 +258,6 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
 
 
 def _read_csv(file: Path, top: Path) -> LoggedRun:
-    import pandas as pd
-
     run = _run_of(file.parent, top, "csv")
     try:
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")

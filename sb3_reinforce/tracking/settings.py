@@ -19,7 +19,6 @@ from sb3_reinforce.running.normalization import wrappers
 MASK = "***"
 # Arguments of the constructor that are objects, or do not affect the result
 _NOT_IN_CONFIG = {"self", "policy", "env", "verbose", "tensorboard_log", "_init_setup_model"}
-_LIBRARIES = ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy")
 # Words in the name of a secret (`key` alone and `api_key`, but not `keyboard` or `monkey`)
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-zA-Z0-9])(?:key|apikey|token|secret|password|passwd|pwd|credentials?|auth|bearer)(?:$|[^a-zA-Z0-9])", re.I
@@ -131,7 +130,7 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy"):
         with suppress(PackageNotFoundError):  # run from a checkout that was not installed
             versions[library] = version(library)
     return versions

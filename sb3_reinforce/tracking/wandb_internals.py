@@ -49,12 +49,10 @@ def service_process() -> "subprocess.Popen[bytes] | None":
 
 def end_service(patience: float = 0.0) -> None:
     """
-    End W&B's process, by force if it takes too long; the interpreter would wait for it without limit when it exits.
+    End W&B's process, by force after ``patience`` seconds. If wandb has changed, nothing happens.
 
-    About one process in ten never ends by itself after requests that no server answered (wandb 0.31). If wandb has changed,
-    nothing happens.
-
-    :param patience: seconds before it is killed; 0: at once
+    The interpreter would wait for it without limit when it exits, and after requests that no server answered it sometimes
+    never ends by itself.
     """
     process = service_process()
     if process is None:
