@@ -27,7 +27,7 @@ def report(arguments: Sequence[str]) -> int:
         prog="sb3-reinforce report",
         description="One HTML page from W&B's offline runs, TensorBoard logs or SB3's progress.csv. Runs that differ in "
         "nothing but the seed become one curve, the mean with a 95 % confidence band.",
-        epilog="examples: sb3-reinforce report wandb; sb3-reinforce report wandb/latest-run --text",
+        epilog="example: sb3-reinforce report wandb; sb3-reinforce inspect-run wandb (the same as report wandb --text)",
     )
     parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
