@@ -163,7 +163,7 @@ def test_tensorboard_and_csv(tmp_path: Path):
     assert [part.tolist() for part in runs[1].metrics[RETURN]] == [[100, 200], [200.0, 400.0]]
     assert [part.tolist() for part in runs[2].metrics[RETURN]] == [[5], [1.0]]
     assert [part.tolist() for part in runs[2].metrics["b"]] == [[9], [2.0]]
-    assert [(curve.label, len(curve.runs)) for curve in curves_of(runs)] == [("REINFORCE", 2), ("a", 1)]
+    assert [(label, len(members)) for label, members in curves_of(runs).items()] == [("REINFORCE", 2), ("a", 1)]
 
 
 def test_torn_logs_of_other_kinds(tmp_path: Path):
@@ -206,8 +206,9 @@ def test_folders_without_runs_are_one_line(
 def test_mean_and_band_by_hand():
     # three runs at 0 and 10: means 2 and 4; standard deviations 1 and 2; t(2) = 4.303
     runs = [run_of(seed, {RETURN: series((0, 1 + seed), (10, 2 + 2 * seed))}) for seed in range(3)]
-    (curve,) = curves_of(runs)
-    data = panel_data(all_metrics()[RETURN], [curve])
+    curves = curves_of(runs)
+    assert len(curves) == 1
+    data = panel_data(all_metrics()[RETURN], curves)
     assert data is not None
     (shown,) = data["curves"]
     assert (data["x"], shown["n"], shown["mean"]) == ([0.0, 10.0], 3, [2.0, 4.0])
@@ -245,7 +246,7 @@ def test_many_points_become_means_of_neighbours():
 def test_runs_that_differ_in_more_than_the_seed_are_other_curves():
     one = {RETURN: series((0, 0))}
     runs = [run_of(0, one, baseline="value"), run_of(1, one, baseline="value"), run_of(2, one, baseline="none")]
-    assert [(curve.label, len(curve.runs)) for curve in curves_of(runs)] == [
+    assert [(label, len(members)) for label, members in curves_of(runs).items()] == [
         ("REINFORCE CartPole-v1 · baseline=value", 2),
         ("REINFORCE CartPole-v1 · baseline=none", 1),
     ]

@@ -1,4 +1,4 @@
-"""Calls to W&B from background threads: training never waits."""
+"""Calls to W&B from background threads, so that training never waits."""
 
 import queue
 import threading
@@ -58,12 +58,12 @@ class _Worker:
 
 class BackgroundRun:
     """
-    A run whose calls return at once.
+    A run whose calls return at once, or raise the error of an earlier call (``TimeoutError`` if ``MAX_WAITING`` calls wait).
 
-    W&B's own calls wait for its process, for ever if that hangs. Artifacts wait for the server: they have a second thread,
+    W&B's own calls wait for its process, forever if that hangs. Artifacts wait for the server: they have a second thread,
     so that rows do not wait for a dead server.
 
-    :param run: the run; nobody else should log to it
+    :param run: no other code should log to it
     :param first_step: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
     """
 
@@ -73,11 +73,7 @@ class BackgroundRun:
         self._rows, self._uploads = _Worker("wandb-rows"), _Worker("wandb-uploads")
 
     def log(self, row: dict[str, Any]) -> None:
-        """
-        :param row: values by name; the thread calls functions and logs their results, unless they are None
-        :raises Exception: the error of an earlier call
-        :raises TimeoutError: if ``MAX_WAITING`` calls wait
-        """
+        """Log values by name; the thread calls those that are functions and logs their results, unless they are None."""
         self._rows.submit(lambda: self._log(row))
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -88,24 +84,18 @@ class BackgroundRun:
         self._run.log(made, step=None if step is None else max(step, self._run.step))
 
     def define_metric(self, *args: Any, **kwargs: Any) -> None:
-        """As ``wandb.Run.define_metric``; raises as :meth:`log`."""
+        """As ``wandb.Run.define_metric``."""
         self._rows.submit(lambda: self._run.define_metric(*args, **kwargs))
 
     def submit(self, call: Callable[[], Any], upload: bool = False) -> None:
-        """
-        :param call: made after those submitted before it
-        :param upload: whether it may wait for the server
-        :raises Exception: see :meth:`log`
-        """
+        """Make a call after those submitted before it; an ``upload`` may wait for the server."""
         (self._uploads if upload else self._rows).submit(call)
 
     def close(self, last: Callable[[], Any] | None, timeout: float) -> bool:
         """
-        Make the waiting calls, then end the threads.
+        Make the waiting calls and then the last one, and end the threads.
 
-        :param last: one more call, made after the others
-        :param timeout: seconds to wait
-        :return: whether all were made in time
+        :return: whether all were made within ``timeout`` seconds
         :raises Exception: the first error of a call
         """
         now = time.monotonic()

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     import wandb
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# More rows of single episodes would slow training, and nobody could tell them apart
+# More rows of single episodes would slow training, and could not be told apart
 MAX_EPISODE_RATE = 10.0
-# In a rollout of more seconds than this, episodes are logged when they end
-_LONG_ROLLOUT = 1.0
 # Callbacks with an open run
 _OPEN: "WeakSet[WandbCallback]" = WeakSet()
 
@@ -49,8 +47,8 @@ class WandbCallback(BaseCallback):
     - The settings that decide the result: arguments, environment, versions, git commit, command. What looks like a key is
       masked; environment variables, the program's output and uncommitted changes are not recorded.
 
-    A run that is already active (``wandb.init`` was called before) is used and left open. Otherwise each ``learn`` is a run of
-    its own, from its first rollout to its end, with the state *finished*, *failed* (an error) or *killed* (Ctrl-C, SIGTERM).
+    A run that is already active (``wandb.init`` was called before) is used and left open. Otherwise each ``learn`` is a new
+    run, from its first rollout to its end, with the state *finished*, *failed* (an error) or *killed* (Ctrl-C, SIGTERM).
     SB3 does not tell callbacks when ``learn`` raises: an error that ends the process is noticed at exit. If the program
     continues after the error, use the callback as a context manager::
 
@@ -157,8 +155,6 @@ class WandbCallback(BaseCallback):
         self._rollout_start = 0.0
         self._warn = Warner()
 
-    # ------------------------------------------------------------------------------------------- SB3 calls these
-
     def init_callback(self, model: "BaseAlgorithm") -> None:
         """
         Called by ``learn``. Finishes runs of this thread that are still open: their ``learn`` was interrupted, or
@@ -181,27 +177,22 @@ class WandbCallback(BaseCallback):
         if self._start_due:
             self._start_due = False
             self._rows = self._start()
-        if self.video_env is not None and self.num_timesteps >= self._next_video:
+        if self.num_timesteps >= self._next_video:
             self._next_video = (self.num_timesteps // self.video_freq + 1) * self.video_freq
             self._log_video()
         self._rollout_start = time.monotonic()
 
     def _on_step(self) -> bool:
-        if self.needs_steps:
-            dones = self.locals.get("dones")
-            if dones is not None and np.count_nonzero(dones):
-                self._end_episodes(dones)
-        return True
-
-    def _end_episodes(self, dones: np.ndarray) -> None:
-        infos = self.locals["infos"]
-        ended = [infos[i].get("episode") for i in np.flatnonzero(dones).tolist()]
+        dones = self.locals.get("dones") if self.needs_steps else None
+        if self._rows is None or dones is None or not np.count_nonzero(dones):
+            return True
+        ended = [self.locals["infos"][i].get("episode") for i in np.flatnonzero(dones).tolist()]
         monitored = [(float(episode["r"]), float(episode["l"])) for episode in ended if episode is not None]
-        if not monitored or self._rows is None:
-            return
-        if not isinstance(self.model, EpisodicAlgorithm):
-            self._rows.add_episodes(monitored)
-        self._rows.log_episode(*monitored[-1], self.num_timesteps)
+        if monitored:
+            if not isinstance(self.model, EpisodicAlgorithm):
+                self._rows.episodes.extend(monitored)
+            self._rows.log_episode(*monitored[-1], self.num_timesteps)
+        return True
 
     def _on_rollout_end(self) -> None:
         if self._rows is None or not isinstance(self.model, EpisodicAlgorithm):
@@ -210,24 +201,22 @@ class WandbCallback(BaseCallback):
         # Without those that ended while the algorithm waited for others: they are short, and not used for the update.
         used = [(span.end, span.total_reward, span.first_step + span.length) for span in rollout.spans if not span.cut]
         known = [(end, total, length) for end, total, length in used if total is not None]
-        self._rows.add_episodes((total, length) for _, total, length in known)
+        self._rows.episodes.extend((total, length) for _, total, length in known)
         if known and not self.needs_steps:
             end, total, length = max(known, key=lambda episode: episode[0])
             self._rows.log_episode(total, length, self.num_timesteps - (rollout.n_rows - end) * self.model.n_envs)
-        # At CartPole's speed a microsecond in each step is 1 % of training, and a rollout takes less than a tenth of a second.
-        self.needs_steps = time.monotonic() - self._rollout_start > _LONG_ROLLOUT
+        # In long rollouts episodes are logged when they end. At CartPole's speed, less than a tenth of a second per rollout,
+        # a microsecond in each step is 1 % of training.
+        self.needs_steps = time.monotonic() - self._rollout_start > 1.0
 
     def _on_training_end(self) -> None:
         if self._rows is not None:
             if not self._rows.run.training_ended:
-                if self.video_env is not None:
-                    self._log_video()
+                self._log_video()
                 self._rows.end_training()
             self._rows.detach()
         if self.finish_at_end:
             self.finish()
-
-    # ------------------------------------------------------------------------------------------- for the caller
 
     @property
     def run(self) -> "wandb.Run | None":
@@ -251,7 +240,7 @@ class WandbCallback(BaseCallback):
 
     def log_summary(self, values: Mapping[str, float]) -> None:
         """
-        Put single numbers, such as a final evaluation's, beside the run's name in W&B's table of runs.
+        Put single numbers, such as those of a final evaluation, in W&B's table of runs.
 
         :param values: numbers by name; ignored if no run is open
         """
@@ -280,7 +269,7 @@ class WandbCallback(BaseCallback):
         try:
             rows.run.end(exit_code, self.finish_timeout)
         finally:
-            rows.close()
+            rows.models.close()
             self.needs_steps = True
             self._warn = Warner()
 
@@ -303,29 +292,17 @@ class WandbCallback(BaseCallback):
         self._progress = Progress(**{**asdict(self._progress), "n_rows": 0, **state_dict})
         self._resuming = self._resuming or "run_id" in state_dict
 
-    # ------------------------------------------------------------------------------------------- start, videos
-
     def _start(self) -> Rows | None:
         import wandb
 
-        # once: the next learn() is a run of its own
-        resuming, self._resuming = self._resuming, False
-        if not resuming:
+        if not self._resuming:
             self._progress = Progress()
-        self._next_video = 0
-        owned = self.new_run or wandb.run is None
-        started = wandb.run
+        self._resuming, self._next_video = False, 0  # the next learn() is a new run
+        started, owned = wandb.run, self.new_run or wandb.run is None
         if owned:
-            started = start_run(
-                self.mode,
-                self._warn,
-                resumed_id=self.run_id,
-                init_timeout=self.init_timeout,
-                finish_timeout=self.finish_timeout,
-                verbose=self.verbose,
-                reinit="create_new" if self.new_run else None,
-                **{name: getattr(self, name) for name in ("project", "entity", "name", "group", "tags")},
-            )
+            arguments = {name: getattr(self, name) for name in ("project", "entity", "name", "group", "tags")}
+            arguments |= {"id": self.run_id, "reinit": "create_new" if self.new_run else None}
+            started = start_run(self.mode, self._warn, self.init_timeout, self.finish_timeout, self.verbose, arguments)
         if started is None:
             return None
         run = OpenRun(started, owned, self._progress.n_rows, self._warn, self.finish)
@@ -333,17 +310,16 @@ class WandbCallback(BaseCallback):
         try:
             total = self.locals["total_timesteps"]
             settings = {**model_settings(self.model), "total_timesteps": total, **as_setting(self.config)}
-        except Exception as error:
-            self._warn("the settings were not recorded", error)
-        else:
             # setdefaults: what the user put there stays
             run.submit(lambda: started.config.setdefaults(settings), "the settings were not recorded")
+        except Exception as error:
+            self._warn("the settings were not recorded", error)
         _OPEN.add(self)
         save_models = self.save_models and not started.disabled
         return Rows(self.model, run, self._progress, self.episode_rate, self.histogram_freq, save_models)
 
     def _log_video(self) -> None:
-        if self._rows is None:
+        if self._rows is None or self.video_env is None:
             return
         try:
             if isinstance(self.video_env, gym.Env | str):
@@ -356,7 +332,7 @@ class WandbCallback(BaseCallback):
 
 def trial_callback(trial: "optuna.trial.BaseTrial", study_name: str, **kwargs: Any) -> WandbCallback:
     """
-    The tracker of one trial of a hyperparameter search: a run of its own, in the group of the study.
+    The tracker of one trial of a hyperparameter search: its own run, in the group of the study.
 
     :param trial: the trial, its parameters sampled
     :param study_name: the group

@@ -2,13 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sb3_reinforce.tracking.metrics import Metric
-from sb3_reinforce.tracking.runs import LoggedRun
+from sb3_reinforce.tracking.runs import LoggedRun, Series
 
 # Points of a curve: a panel has no more pixels
 GRID = 240
@@ -21,40 +20,27 @@ STUDENT = (
 )  # fmt: skip
 
 
-@dataclass
-class Curve:
-    """The runs that one curve stands for: same settings, other seeds."""
-
-    label: str
-    runs: list[LoggedRun] = field(default_factory=list)
-
-
-def curves_of(runs: list[LoggedRun]) -> list[Curve]:
+def curves_of(runs: list[LoggedRun]) -> dict[str, list[LoggedRun]]:
     """
-    Group runs of the same settings.
+    Group runs that differ in nothing but the seed; without settings, those of the same name up to its last number.
 
-    :param runs: any runs; without settings their names are compared, without the number at the end
-    :return: one curve for each group, labelled with the settings that differ
+    :return: the runs of each curve by its label, which names the settings that differ
     """
     together: dict[str, list[LoggedRun]] = {}
     for run in runs:
-        together.setdefault(_identity(run), []).append(run)
+        settings = {key: value for key, value in run.config.items() if key not in NOT_A_SETTING}
+        identity = json.dumps(settings, sort_keys=True, default=str) if run.config else f"{run.source} {run.group or run.name}"
+        together.setdefault(identity, []).append(run)
     firsts = [members[0] for members in together.values()]
     names = sorted({key for run in firsts for key in run.config} - NOT_A_SETTING - {"algo", "env_id"})
     differing = [key for key in names if len({json.dumps(run.config.get(key), default=str) for run in firsts}) > 1]
-    curves: dict[str, Curve] = {}
+    curves: dict[str, list[LoggedRun]] = {}
     for members in together.values():
         label = _label(members[0], differing)
         while label in curves:
             label += "'"
-        curves[label] = Curve(label, members)
-    return list(curves.values())
-
-
-def _identity(run: LoggedRun) -> str:
-    if not run.config:
-        return f"{run.source} {run.group or run.name}"
-    return json.dumps({k: v for k, v in run.config.items() if k not in NOT_A_SETTING}, sort_keys=True, default=str)
+        curves[label] = members
+    return curves
 
 
 def _label(run: LoggedRun, differing: list[str]) -> str:
@@ -65,67 +51,52 @@ def _label(run: LoggedRun, differing: list[str]) -> str:
     return " ".join(parts) + (" · " + ", ".join(settings[:3]) if settings else "")
 
 
-def panel_data(metric: Metric, curves: list[Curve]) -> dict[str, Any] | None:
+def panel_data(metric: Metric, curves: dict[str, list[LoggedRun]]) -> dict[str, Any] | None:
     """
-    The data of one panel.
+    The data of one panel: its steps, and the line and band of each curve that has values; None if none has.
 
     A line is the mean over a curve's runs, its band the 95 % confidence interval of that mean (Student's t) where at least
     two runs have values. For a histogram the line is the median and the band the range from 10 % to 90 %, both averaged over
     runs.
-
-    :param metric: what to show
-    :param curves: the runs
-    :return: steps, and the line and band of each curve that has values; None if none has
     """
-    found = [run.metrics[metric.key] for curve in curves for run in curve.runs if metric.key in run.metrics]
-    ndim = found[0][1].ndim if found else 1  # numbers, or histograms: not both in one panel
-    chosen = [
-        (curve, [s for s in (run.metrics.get(metric.key) for run in curve.runs) if s is not None and s[1].ndim == ndim])
-        for curve in curves
-    ]
-    chosen = [(curve, series) for curve, series in chosen if series]
-    if not chosen:
+    logged = {label: [run.metrics[metric.key] for run in runs if metric.key in run.metrics] for label, runs in curves.items()}
+    everything = [series for each in logged.values() for series in each]
+    if not everything:
         return None
-    everything = [steps for _, series in chosen for steps, _ in series]
-    steps = np.unique(np.concatenate(everything))
+    ndim = everything[0][1].ndim  # numbers, or histograms: not both in one panel
+    steps = np.unique(np.concatenate([x for x, y in everything if y.ndim == ndim]))
     if len(steps) > GRID:
         steps = np.linspace(steps[0], steps[-1], GRID)
     shown = []
-    for curve, series in chosen:
-        if series[0][1].ndim == 2:
+    for label, each in logged.items():
+        series = [(x, y) for x, y in each if y.ndim == ndim]
+        if not series:
+            continue
+        if ndim == 2:
             low, mean, high = (_mean_and_band([(x, y[:, q]) for x, y in series], steps)[0] for q in range(3))
         else:
             mean, low, high = _mean_and_band(series, steps)
-        shown.append(
-            {"curve": curve.label, "n": len(series), "mean": _numbers(mean), "low": _numbers(low), "high": _numbers(high)}
-        )
+        shown.append({"curve": label, "n": len(series), "mean": _numbers(mean), "low": _numbers(low), "high": _numbers(high)})
     return {"key": metric.key, "title": metric.title, "kind": metric.kind, "x": steps.tolist(), "curves": shown}
 
 
-def _mean_and_band(
-    series: list[tuple[np.ndarray, np.ndarray]], steps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mean_and_band(series: list[Series], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
-    rows = np.array([_at(x, y, steps) for x, y in series])
-    count = np.isfinite(rows).sum(axis=0)
-    mean = np.where(count > 0, np.nansum(rows, axis=0) / np.maximum(count, 1), np.nan)
-    variance = np.nansum((rows - mean) ** 2, axis=0) / np.maximum(count - 1, 1)
+    rows = np.ma.masked_invalid([_at(x, y, steps) for x, y in series])
+    count = rows.count(axis=0)
+    mean = rows.mean(axis=0).filled(np.nan)
     student = np.array([np.nan, *STUDENT])[np.clip(count - 1, 0, len(STUDENT))]
-    width = student * np.sqrt(variance / np.maximum(count, 1))
+    width = student * rows.std(axis=0, ddof=1).filled(np.nan) / np.sqrt(np.maximum(count, 1))
     return mean, mean - width, mean + width
 
 
 def _at(x: np.ndarray, y: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """
-    Values at other steps: means of neighbours where there are many, else linear between two; NaN outside the run.
-
-    Runs of one setting begin and end at slightly different steps. The first and the last value hold a little further, so that
-    the mean does not jump where a run ends.
-    """
+    """Values at other steps: means of neighbours where there are many, else linear between two; NaN outside the run."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if not len(x):
         return np.full(len(steps), np.nan)
+    # Runs of one setting begin and end at slightly different steps: without a margin the mean would jump where one ends.
     margin = 0.05 * (steps[-1] - steps[0])
     inside = (steps >= x[0] - margin) & (steps <= x[-1] + margin)
     if len(x) > len(steps) > 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric
+from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Section
 from sb3_reinforce.tracking.wandb_internals import end_service, mode_and_key
 
 TITLE = "REINFORCE"
@@ -17,7 +17,6 @@ def dashboard(arguments: Sequence[str]) -> int:
     """
     Write the workspace and the report as JSON, and with ``--push`` save both to the project.
 
-    :param arguments: the command line after the verb
     :return: the exit code: 0, 1 if W&B refused, 2 for a command line that cannot be run
     """
     parser = argparse.ArgumentParser(
@@ -37,13 +36,11 @@ def dashboard(arguments: Sequence[str]) -> int:
         parser.error('needs wandb-workspaces: pip install "sb3-reinforce[dashboards]"')
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        for name, made in (
-            ("workspace", make_workspace(options.project, options.entity or "", options.name)),
-            ("report", make_report(options.project, options.entity or "", options.name)),
-        ):
-            file = options.out / f"{name}.json"
+        for kind, make in (("workspace", make_workspace), ("report", make_report)):
+            file = options.out / f"{kind}.json"
+            made = make(options.project, options.entity or "", options.name)
             file.write_text(json.dumps(as_json(made), indent=2) + "\n")
-            print(f"{name}: {file}")
+            print(f"{kind}: {file}")
     except OSError as error:
         print(f"sb3-reinforce: error: {options.out} cannot be written: {error}", file=sys.stderr)
         return 1
@@ -75,23 +72,13 @@ def make_workspace(project: str, entity: str, name: str = TITLE) -> Any:
     """:return: a ``wandb_workspaces.workspaces.Workspace`` with our sections; the entity may be empty if nothing is pushed"""
     import wandb_workspaces.workspaces as ws
 
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=[
-            ws.Section(name=section.title, is_open=True, panels=[_panel(metric) for metric in section.metrics])
-            for section in SECTIONS
-        ],
-        settings=ws.WorkspaceSettings(x_axis=STEP_KEY),
-    )
+    sections = [ws.Section(name=section.title, is_open=True, panels=_panels(section)) for section in SECTIONS]
+    settings = ws.WorkspaceSettings(x_axis=STEP_KEY)
+    return ws.Workspace(entity=entity, project=project, name=name, sections=sections, settings=settings)
 
 
 def make_report(project: str, entity: str, name: str = TITLE, of_project: bool = False) -> Any:
     """
-    :param project: W&B project
-    :param entity: user or team; it may be empty if nothing is pushed
-    :param name: title of the report
     :param of_project: whether to name the project of the runs, for which W&B asks its server; else it is the report's own
     :return: a ``wandb_workspaces.reports.v2.Report``, each section with the question that it answers
     """
@@ -100,22 +87,22 @@ def make_report(project: str, entity: str, name: str = TITLE, of_project: bool =
     runs: dict[str, Any] = {"entity": entity, "project": project} if of_project else {}
     blocks: list[Any] = [wr.TableOfContents()]
     for section in SECTIONS:
-        blocks += [
-            wr.H2(section.title),
-            wr.P(section.question),
-            wr.PanelGrid(runsets=[wr.Runset(name="Runs", **runs)], panels=[_panel(metric) for metric in section.metrics]),
-        ]
-    return wr.Report(
-        project=project, entity=entity, title=name, description="Made by `sb3-reinforce dashboard`.", blocks=blocks
-    )
+        grid = wr.PanelGrid(runsets=[wr.Runset(name="Runs", **runs)], panels=_panels(section))
+        blocks += [wr.H2(section.title), wr.P(section.question), grid]
+    description = "Made by `sb3-reinforce dashboard`."
+    return wr.Report(project=project, entity=entity, title=name, description=description, blocks=blocks)
 
 
-def _panel(metric: Metric) -> Any:
+def _panels(section: Section) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    if metric.kind == "line":
-        return wr.LinePlot(title=metric.title, x=STEP_KEY, y=[metric.key])
-    return wr.MediaBrowser(title=metric.title, media_keys=[metric.key])
+    panels: list[Any] = []
+    for metric in section.metrics:
+        if metric.kind == "line":
+            panels.append(wr.LinePlot(title=metric.title, x=STEP_KEY, y=[metric.key]))
+        else:
+            panels.append(wr.MediaBrowser(title=metric.title, media_keys=[metric.key]))
+    return panels
 
 
 def as_json(made: Any) -> Any:

@@ -23,17 +23,11 @@ if TYPE_CHECKING:
 MAX_FRAMES = 1000
 
 
-# ------------------------------------------------------------------------------------------------ histograms
-
-
 def histogram(values: np.ndarray, discrete: bool = False, bins: int = 20) -> "wandb.Histogram | None":
     """
-    The distribution of values; NaN and infinity are left out.
+    The distribution of values of any shape, without NaN and infinity; None if nothing is left.
 
-    :param values: numbers, any shape
-    :param discrete: whether they are small whole numbers, each of which then has a bin of its own
-    :param bins: number of bins otherwise
-    :return: W&B's histogram, None if there is no value
+    :param discrete: whether they are small whole numbers, so that each has its own bin
     """
     import wandb
 
@@ -71,16 +65,12 @@ def step_histograms(model: BaseAlgorithm) -> dict[str, Any]:
     if not n_rows:
         return {}
     discrete = isinstance(model.action_space, spaces.Discrete | spaces.MultiDiscrete)
-    return {
+    found: dict[str, Any] = {}
+    for name in names:
         # a copy, because the thread reads it during the next rollout
-        f"histogram/{name}": partial(
-            histogram, np.array(getattr(buffer, name)[:n_rows][-10_000:]), discrete and name == "actions"
-        )
-        for name in names
-    }
-
-
-# ------------------------------------------------------------------------------------------------ values of SB3's logger
+        values = np.array(getattr(buffer, name)[:n_rows][-10_000:])
+        found[f"histogram/{name}"] = partial(histogram, values, discrete and name == "actions")
+    return found
 
 
 def to_wandb(value: Any) -> Any:
@@ -120,9 +110,8 @@ def to_wandb(value: Any) -> Any:
 
 def _height_width_channel(image: th.Tensor | np.ndarray, dataformats: str) -> np.ndarray:
     """
-    :param image: the pixels; the first image of a batch is taken
     :param dataformats: the meaning of the axes in TensorBoard's letters: HW, HWC, CHW, NHWC, NCHW, ...
-    :return: the pixels, shape [H, W] or [H, W, C]
+    :return: the pixels, shape [H, W] or [H, W, C], of the first image of a batch
     :raises ValueError: if the letters do not fit the image
     """
     pixels = image.detach().cpu().numpy() if isinstance(image, th.Tensor) else np.asarray(image)
@@ -137,17 +126,8 @@ def _height_width_channel(image: th.Tensor | np.ndarray, dataformats: str) -> np
     return pixels.transpose([axes.index(axis) for axis in "HWC" if axis in axes])
 
 
-# ------------------------------------------------------------------------------------------------ videos
-
-
 def make_video_env(env: gym.Env | str, model: BaseAlgorithm) -> VecEnv:
-    """
-    An environment in which a model can play as in training.
-
-    :param env: an environment with ``render_mode="rgb_array"``, or the id of one
-    :param model: its VecNormalize and its order of image axes are applied
-    :return: one environment
-    """
+    """:return: one environment for videos, with the model's VecNormalize and order of image axes"""
     if isinstance(env, str):
         made: VecEnv = make_vec_env(env, env_kwargs={"render_mode": "rgb_array"})
     else:
@@ -161,10 +141,8 @@ def make_video_env(env: gym.Env | str, model: BaseAlgorithm) -> VecEnv:
 
 def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, float]:
     """
-    Play and film one deterministic episode.
+    Play and film one deterministic episode in the first of the environments; no random number of the model is used.
 
-    :param model: plays; its random numbers are not used
-    :param env: has ``render_mode="rgb_array"``; the first of several environments is shown
     :return: frames [T, channel, height, width], uint8, at most ``MAX_FRAMES``; frames per second; the episode's return
     :raises ValueError: if the environment does not render to arrays
     """
@@ -178,12 +156,7 @@ def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, 
         if frame is None:
             raise ValueError(f"video_env must have render_mode='rgb_array', got {env.render_mode!r}")
         frames.append(np.asarray(frame, dtype=np.uint8))
-        actions, state = model.predict(
-            observations,  # type: ignore[arg-type]
-            state=state,
-            episode_start=starts,
-            deterministic=True,
-        )
+        actions, state = model.predict(observations, state, starts, deterministic=True)  # type: ignore[arg-type]
         observations, rewards, starts, _ = env.step(actions)
         total_reward += float(rewards[0])
         if starts[0]:

@@ -2,8 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["line", "histogram", "video"]
-
 STEP_KEY = "global_step"
 # of the returns and lengths of an update's episodes
 STATISTICS = ("mean", "std", "min", "max")
@@ -14,7 +12,7 @@ class Metric(NamedTuple):
 
     key: str
     title: str
-    kind: Kind = "line"
+    kind: Literal["line", "histogram", "video"] = "line"
 
 
 class Section(NamedTuple):

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_reinforce.tracking.curves import Curve, curves_of, panel_data
-from sb3_reinforce.tracking.metrics import SECTIONS, Metric, Section, all_metrics
-from sb3_reinforce.tracking.run_text import as_dict, as_text, printable
+from sb3_reinforce.tracking.curves import curves_of, panel_data
+from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric, Section, all_metrics
 from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs
 
 
@@ -22,14 +21,13 @@ def report(arguments: Sequence[str]) -> int:
     """
     Write the page, or print the runs as text or JSON.
 
-    :param arguments: the command line after the verb
     :return: the exit code: 0, or 1 if nothing could be read or the page not be written
     """
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce report",
         description="One HTML page from W&B's offline runs, TensorBoard logs or SB3's progress.csv. Runs that differ in "
         "nothing but the seed become one curve, the mean with a 95 % confidence band.",
-        epilog="examples: sb3-reinforce report wandb; sb3-reinforce report wandb/latest-run --text",
+        epilog="example: sb3-reinforce report wandb; sb3-reinforce inspect-run wandb (the same as report wandb --text)",
     )
     parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
@@ -45,7 +43,10 @@ def report(arguments: Sequence[str]) -> int:
         print(f"sb3-reinforce: error: {error}", file=sys.stderr)
         return 1
     if options.form != "page":
-        return _print(runs, options.form)
+        for number, run in enumerate(runs):
+            _warn(run.problems)
+            print(json.dumps(as_dict(run)) if options.form == "json" else ("\n" if number else "") + as_text(run))
+        return 0
     _warn(problems(runs))
     page = make_page(runs, options.title)
     try:
@@ -55,13 +56,6 @@ def report(arguments: Sequence[str]) -> int:
         print(f"sb3-reinforce: error: {options.out} cannot be written: {error}", file=sys.stderr)
         return 1
     print(f"{options.out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(page) / 1e6:.1f} MB")
-    return 0
-
-
-def _print(runs: list[LoggedRun], form: str) -> int:
-    for number, run in enumerate(runs):
-        _warn(run.problems)
-        print(json.dumps(as_dict(run)) if form == "json" else ("\n" if number else "") + as_text(run))
     return 0
 
 
@@ -82,15 +76,15 @@ def problems(runs: list[LoggedRun]) -> list[str]:
 def make_page(runs: list[LoggedRun], title: str) -> str:
     """:return: the HTML page of some runs, which needs no other file"""
     curves = curves_of(runs)
-    known = all_metrics()
-    others = sorted({key for run in runs for key in run.metrics} - set(known))
+    others = sorted({key for run in runs for key in run.metrics} - set(all_metrics()))
     sections = [*SECTIONS, Section("Other metrics", "Logged, but of no section above.", tuple(Metric(k, k) for k in others))]
     shown = []
     for section in sections:
         panels = [data for metric in section.metrics if (data := panel_data(metric, curves)) is not None]
         if panels:
             shown.append({"title": section.title, "question": section.question, "panels": panels})
-    data = {"curves": [curve.label for curve in curves], "sections": shown}
+    data = {"curves": list(curves), "sections": shown}
+    details = [f"<summary>{html.escape(run.name)}</summary><pre>{html.escape(as_text(run))}</pre>" for run in runs]
     static = files("sb3_reinforce.tracking") / "static"
     parts = {
         "uplot.css": (static / "uPlot.min.css").read_text(encoding="utf-8"),
@@ -98,7 +92,7 @@ def make_page(runs: list[LoggedRun], title: str) -> str:
         "title": html.escape(title),
         "notes": "".join(f"<p class=note>{html.escape(problem)}</p>" for problem in problems(runs)),
         "runs": _runs_table(curves),
-        "details": _details(runs),
+        "details": "".join(f"<details>{each}</details>" for each in details),
         # no text can end the script element that it is in
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
@@ -107,19 +101,21 @@ def make_page(runs: list[LoggedRun], title: str) -> str:
     return re.sub(r"{{([a-z.]+)}}", lambda place: parts[place[1]], template)
 
 
-def _runs_table(curves: list[Curve]) -> str:
+def _runs_table(curves: dict[str, list[LoggedRun]]) -> str:
     rows = []
-    for number, curve in enumerate(curves):
-        for run in curve.runs:
-            steps = max((x[-1] for x, _ in run.metrics.values()), default=None)
+    for number, (label, runs) in enumerate(curves.items()):
+        for run in runs:
+            steps = max((int(x[-1]) for x, _ in run.metrics.values()), default=None)
+            returns = run.metrics.get("rollout/ep_return_mean") or run.metrics.get("rollout/ep_rew_mean")
+            evaluations = run.metrics.get("eval/mean_reward")
             cells = [
-                f'<td><i class="dot c{number % 8}"></i>{html.escape(curve.label)}</td>',
+                f'<td><i class="dot c{number % 8}"></i>{html.escape(label)}</td>',
                 f"<td>{html.escape(run.name)}</td>",
                 f'<td class="{html.escape(run.state.split(" ")[0])}">{html.escape(run.state or run.source)}</td>',
                 _cell(run.config.get("seed")),
-                _cell(None if steps is None else f"{int(steps):,}"),
-                _cell(_last_of(run, "rollout/ep_return_mean", "rollout/ep_rew_mean")),
-                _cell(_best_evaluation(run)),
+                _cell(None if steps is None else f"{steps:,}"),
+                _cell(None if returns is None else float(returns[1][-1])),
+                _cell(None if evaluations is None else float(np.nanmax(evaluations[1]))),
             ]
             rows.append(f"<tr>{''.join(cells)}</tr>")
     return "".join(rows)
@@ -130,15 +126,58 @@ def _cell(value: Any) -> str:
     return f"<td class=number>{html.escape(text)}</td>"
 
 
-def _last_of(run: LoggedRun, *keys: str) -> float | None:
-    return next((float(run.metrics[key][1][-1]) for key in keys if key in run.metrics), None)
+def as_dict(run: LoggedRun) -> dict[str, Any]:
+    """:return: state, config, summary and last values of a run, as plain values"""
+    last = {key: {"step": float(steps[-1]), "value": values[-1].tolist()} for key, (steps, values) in run.metrics.items()}
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "source": run.source,
+        "state": run.state,
+        "group": run.group,
+        "config": run.config,
+        "summary": _summary(run),
+        "last": last,
+        "artifacts": run.artifacts,
+    }
 
 
-def _best_evaluation(run: LoggedRun) -> float | None:
-    return float(np.nanmax(run.metrics["eval/mean_reward"][1])) if "eval/mean_reward" in run.metrics else None
+def as_text(run: LoggedRun) -> str:
+    """:return: the same, as lines of text"""
+    state = f", {run.state}" if run.state else ""
+    lines = [f"{run.name} ({run.source}{state})", f"  {run.path}"]
+    if run.group and run.source == "wandb":
+        lines.append(f"  group {run.group}")
+    for title, values in (("config", run.config), ("summary", _summary(run))):
+        lines += _table(title, {key: _short(value) for key, value in sorted(values.items())})
+    last = {key: f"{_last(y[-1])}  at step {int(x[-1])}" for key, (x, y) in sorted(run.metrics.items())}
+    lines += _table("last values", last)
+    lines += _table("artifacts", {name: ", ".join(paths) for name, paths in run.artifacts.items()})
+    return "\n".join(printable(line) for line in lines)
 
 
-def _details(runs: list[LoggedRun]) -> str:
-    return "".join(
-        f"<details><summary>{html.escape(run.name)}</summary><pre>{html.escape(as_text(run))}</pre></details>" for run in runs
-    )
+def printable(text: str) -> str:
+    """:return: the text without control characters, which a terminal would obey"""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _summary(run: LoggedRun) -> dict[str, Any]:
+    # W&B's summary repeats the last value of each metric; those are shown with their steps
+    hidden = {STEP_KEY, *run.metrics}
+    return {key: value for key, value in run.summary.items() if key not in hidden and isinstance(value, int | float | str)}
+
+
+def _table(title: str, rows: dict[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [f"  {title}", *(f"    {name:<{width}}  {text}" for name, text in rows.items())] if rows else []
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _last(value: np.ndarray | float) -> str:
+    if np.ndim(value) == 0:
+        return f"{value:.6g}"
+    low, median, high = np.asarray(value)
+    return f"{median:.6g} (median; 10 %: {low:.6g}, 90 %: {high:.6g})"

@@ -6,8 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,28 +70,17 @@ def resolve_mode(mode: Mode, warn: Warner) -> str:
 
 
 def start_run(
-    mode: Mode,
-    warn: Warner,
-    resumed_id: str | None,
-    init_timeout: float,
-    finish_timeout: float,
-    verbose: int,
-    **arguments: Any,
+    mode: Mode, warn: Warner, init_timeout: float, finish_timeout: float, verbose: int, arguments: dict[str, Any]
 ) -> "wandb.Run | None":
     """
     Start a W&B run; if that fails online, start it offline.
 
-    :param mode: the mode asked for
-    :param warn: called for each failure
-    :param resumed_id: the id of a run to resume; None starts a new one
-    :param init_timeout: seconds to wait for the server now
-    :param finish_timeout: seconds to wait for the server at the end
-    :param verbose: 0 is silent, 1 shows where the run is kept, 2 all that W&B prints
-    :param arguments: of ``wandb.init``
+    :param arguments: of ``wandb.init``; an ``id`` is that of a run to resume. For the others see :class:`WandbCallback`
     :return: the run; None if none could be started
     """
     import wandb
 
+    original_argv = sys.argv
     # W&B's crash reports look up a host even offline, and the first run of a process starts them. This must be set before W&B
     # reads its variables, which it does to find the key.
     reports = os.environ.get("WANDB_ERROR_REPORTING")
@@ -101,10 +89,8 @@ def start_run(
     if chosen == "online" and reports is None:
         del os.environ["WANDB_ERROR_REPORTING"]
     for attempt in ("online", "offline") if chosen == "online" else (chosen,):
-        if resumed_id is not None:
-            arguments["id"] = resumed_id
-            # offline, W&B does not look for the earlier rows, and would warn about that
-            arguments["resume"] = "allow" if attempt == "online" else None
+        # offline, W&B does not look for the earlier rows, and would warn about that
+        resume: Any = "allow" if arguments["id"] is not None and attempt == "online" else None
         try:
             # made for each attempt, because wandb.init changes the Settings that it is given
             settings = wandb.Settings(
@@ -120,30 +106,19 @@ def start_run(
                 quiet=verbose < 2,
             )
             flush_every(settings, seconds=2.0)
-            with _masked_argv():
-                return wandb.init(mode=attempt, settings=settings, **arguments)  # type: ignore[arg-type]
+            sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts
+            return wandb.init(mode=attempt, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
         except Exception as error:
             next_step = "the run is kept offline" if attempt == "online" else "this training is not tracked"
             warn(f"could not start {attempt}, {next_step}", error, about=f"start {attempt}")
+        finally:
+            sys.argv = original_argv
     return None
-
-
-@contextmanager
-def _masked_argv() -> Iterator[None]:
-    """W&B records the command line when a run starts."""
-    original = sys.argv
-    sys.argv = masked_command(original)
-    try:
-        yield
-    finally:
-        sys.argv = original
 
 
 class ProcessEnd:
     """
-    Finishes a run when the process ends first.
-
-    At exit ``finish`` is called with the exit code, None if it is not known, before W&B's own handler, which waits without
+    Calls ``finish`` with the exit code (None: not known) if the process ends, before W&B's own handler, which waits without
     limit. SIGTERM, which clusters send before they kill, becomes a ``SystemExit``, unless the program handles it already.
     """
 
@@ -151,12 +126,10 @@ class ProcessEnd:
         self._finish = finish
         self._terminated = False
         atexit.register(self._at_exit)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def forget(self) -> None:
-        """Stop watching."""
         atexit.unregister(self._at_exit)
         # `==`, because each look-up of a method makes another object
         if signal.getsignal(signal.SIGTERM) == self._terminate and threading.current_thread() is threading.main_thread():
@@ -176,27 +149,20 @@ class OpenRun:
     """
     A run that training logs to. Only ``end`` waits for W&B, and nothing here raises.
 
-    :param run: W&B's run
     :param owned: whether ``end`` finishes it; a run that the user started is left open
-    :param first_row: W&B's number of the first row, above 0 if an earlier process wrote rows of the same run
-    :param warn: called for each failure
-    :param finish: called with the exit code (None if it is not known) when the process ends before an owned run does
+    :param first_row: see :class:`BackgroundRun`
+    :param finish: see :class:`ProcessEnd`, for an owned run
     """
 
     def __init__(
         self, run: "wandb.Run", owned: bool, first_row: int, warn: Warner, finish: Callable[[int | None], None]
     ) -> None:
-        self.run = run
-        self.owned = owned
-        self.warn = warn
+        self.run, self.owned, self.warn = run, owned, warn
         self.background = BackgroundRun(run, first_row)
-        #: whether training has come to its end
         self.training_ended = False
-        #: the thread that trains
-        self.thread = threading.get_ident()
-        #: the run's folder and page; None if there is none
+        self.thread = threading.get_ident()  # that trains
         self.folder: Path | None = None
-        self.url: str | None = None
+        self.url: str | None = None  # of the run's page
         try:
             if not run.disabled:
                 # `dir` is the folder's subfolder for files

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sb3_reinforce.tracking.metrics import STEP_KEY
 from sb3_reinforce.tracking.wandb_internals import record_parser
@@ -19,35 +20,24 @@ from sb3_reinforce.tracking.wandb_internals import record_parser
 # The x-axis of a row: the first of these that it has
 STEP_KEYS = (STEP_KEY, "time/total_timesteps")
 QUANTILES = (0.1, 0.5, 0.9)
+# Steps and values of a metric, shape [n] each; values of histograms have shape [n, 3], their quantiles
+Series = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
 class LoggedRun:
-    """
-    One training run, read from its files.
+    """One training run, read from its files."""
 
-    :param name: unique within its folder
-    :param path: where it was read from
-    :param source: ``"wandb"``, ``"tensorboard"`` or ``"csv"``
-    :param config: settings by name
-    :param summary: single numbers by name
-    :param state: ``"finished"``, ``"failed"``, ``"killed"``, ``"killed or running"``, or ``""`` if the file does not say
-    :param group: what runs of one study have in common; None: not known
-    :param metrics: for each metric steps and values, shape [n] each; histograms have values of shape [n, 3], their quantiles
-    :param artifacts: files of models by name and aliases
-    :param problems: what could not be read, one line each
-    """
-
-    name: str
+    name: str  # unique within its folder
     path: Path
-    source: str
+    source: str  # "wandb", "tensorboard" or "csv"
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    state: str = ""
-    group: str | None = None
-    metrics: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    artifacts: dict[str, list[str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    state: str = ""  # "finished", "failed", "killed", "killed or running"; "": the file does not say
+    group: str | None = None  # shared by the runs of one study
+    metrics: dict[str, Series] = field(default_factory=dict)
+    artifacts: dict[str, list[str]] = field(default_factory=dict)  # files by name and aliases
+    problems: list[str] = field(default_factory=list)  # what could not be read, one line each
 
 
 class NoRunsError(ValueError):
@@ -58,7 +48,6 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
     """
     All runs below some folders: W&B's in the order of their starts, then the others in the order of their paths.
 
-    :param paths: folders of runs, a run's own folder, or a file of one
     :return: the runs; the parts of a W&B run that was stopped and resumed are one run
     :raises NoRunsError: if a path does not exist, or no run is below any of them
     """
@@ -67,13 +56,14 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
         raise NoRunsError(f"no such file or folder: {', '.join(missing)}")
     runs, parts = [], []
     for path in paths:
-        # W&B has a link to the newest run beside the runs
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if not _below_a_link(p, path))
+        # rglob does not enter W&B's link to the newest run, which is beside the runs
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not file.is_symlink())
         parts += [file for file in files if file.suffix == ".wandb"]
         events = {file.parent for file in files if file.name.startswith("events.out.tfevents.")}
         runs += [_read_tensorboard(folder, path) for folder in sorted(events)]
         runs += [_read_csv(file, path) for file in files if file.name == "progress.csv"]
-    runs = _read_wandb(list(dict.fromkeys(parts))) + runs
+    if parts:
+        runs = _read_wandb(list(dict.fromkeys(parts))) + runs
     if not runs:
         where = ", ".join(str(path) for path in paths)
         raise NoRunsError(
@@ -83,21 +73,12 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
     return runs
 
 
-def _below_a_link(path: Path, top: Path) -> bool:
-    return any(part.is_symlink() for part in (path, *path.parents) if part != top and top in part.parents)
-
-
-# ------------------------------------------------------------------------------------------------ W&B
-
-
 def _read_wandb(files: list[Path]) -> list[LoggedRun]:
-    """:param files: ``.wandb`` files; those with the same run id are parts of one run, in the order of their folders' times"""
+    """Files with the same run id are parts of one run, in the order of their folders' times."""
     try:
         parse = record_parser()
     except ImportError:
-        if files:
-            raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
-        return []
+        raise NoRunsError('W&B runs need wandb: pip install "sb3-reinforce[wandb]"') from None
     found: dict[str, LoggedRun] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     starts: dict[str, tuple[str, int]] = {}
@@ -134,7 +115,6 @@ def read_records(file: Path) -> tuple[list[bytes], str | None]:
     It is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB (the header is part of the first) of chunks with checksum,
     length and type; type 1 is a whole record, 2, 3 and 4 are a record's first, middle and last part.
 
-    :param file: the file
     :return: the records before the first damaged one, and what is wrong with that one, if there is one
     """
     data = file.read_bytes()
@@ -201,12 +181,8 @@ def _nested(items: Any) -> dict[str, Any]:
     return values
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """
-    Steps and values of each metric, by increasing step.
-
-    Of two rows with the same step the last one counts: a resumed run repeats the rows logged after its checkpoint.
-    """
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
+    """Of two rows with the same step the last one counts: a resumed run repeats the rows logged after its checkpoint."""
     points: dict[str, dict[float, Any]] = {}
     for row in rows:
         step = next((row[key] for key in STEP_KEYS if _is_number(row.get(key))), None)
@@ -221,19 +197,16 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarr
                 quantiles = _quantiles(value)
                 if quantiles is not None:
                     points.setdefault(key, {})[step] = quantiles
-    return {key: _series(_of_one_kind(at)) for key, at in points.items()}
+    return {key: _series(at) for key, at in points.items()}
 
 
-def _series(points: dict[float, Any]) -> tuple[np.ndarray, np.ndarray]:
-    steps = sorted(points)
-    return np.array(steps), np.array([points[step] for step in steps], dtype=np.float64)
-
-
-def _of_one_kind(points: dict[float, Any]) -> dict[float, Any]:
-    """Numbers or histograms, whichever are more: an array of one number was logged as a number, longer ones as histograms."""
-    numbers = {step: value for step, value in points.items() if isinstance(value, float)}
-    histograms = {step: value for step, value in points.items() if not isinstance(value, float)}
-    return max(numbers, histograms, key=len)
+def _series(points: dict[float, Any]) -> Series:
+    """Sort by step. Keep numbers or histograms, whichever are more: an array of one number was logged as a number."""
+    histograms = {step: value for step, value in points.items() if isinstance(value, list)}
+    numbers = {step: value for step, value in points.items() if step not in histograms}
+    chosen = max(numbers, histograms, key=len)
+    steps = sorted(chosen)
+    return np.array(steps), np.array([chosen[step] for step in steps], dtype=np.float64)
 
 
 def _is_number(value: Any) -> bool:
@@ -256,9 +229,6 @@ def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
         return np.interp(QUANTILES, np.concatenate([[0.0], counts.cumsum() / total]), edges).tolist()
     except (KeyError, TypeError, ValueError):
         return None
-
-
-# ------------------------------------------------------------------------------------------------ TensorBoard and CSV
 
 
 def _run_of(folder: Path, top: Path, source: str) -> LoggedRun:
@@ -288,8 +258,6 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
 
 
 def _read_csv(file: Path, top: Path) -> LoggedRun:
-    import pandas as pd
-
     run = _run_of(file.parent, top, "csv")
     try:
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")

@@ -6,19 +6,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_reinforce.running.normalization import wrappers
 
 MASK = "***"
-
 # Arguments of the constructor that are objects, or do not affect the result
 _NOT_IN_CONFIG = {"self", "policy", "env", "verbose", "tensorboard_log", "_init_setup_model"}
-_LIBRARIES = ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy")
-
 # Words in the name of a secret (`key` alone and `api_key`, but not `keyboard` or `monkey`)
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-zA-Z0-9])(?:key|apikey|token|secret|password|passwd|pwd|credentials?|auth|bearer)(?:$|[^a-zA-Z0-9])", re.I
@@ -49,12 +49,7 @@ def has_secret_name(name: str) -> bool:
 
 
 def masked_command(arguments: Sequence[str]) -> list[str]:
-    """
-    Mask the secrets of a command line.
-
-    :param arguments: its words
-    :return: the same, with ``***`` for what looks like a key, or follows an option with the name of a secret
-    """
+    """:return: a command line's words, with ``***`` for what looks like a key, or follows an option named like a secret"""
     shown: list[str] = []
     mask_next = False
     for word in arguments:
@@ -72,32 +67,21 @@ def masked_command(arguments: Sequence[str]) -> list[str]:
 
 
 def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
-    """
-    The settings that decide a result: the algorithm's arguments, the environment, the versions, the command.
-
-    :param model: the algorithm about to train
-    :return: numbers, strings, lists and dicts of them by name, secrets masked
-    """
+    """:return: the settings that decide a result: arguments, environment, versions, git commit, command; secrets masked"""
     arguments = {
         name: getattr(model, name)
         for name in inspect.signature(type(model)).parameters
         if name not in _NOT_IN_CONFIG and hasattr(model, name)
     }
-    return {
-        **as_setting(
-            {
-                "algo": type(model).__name__,
-                "policy": model.policy_class.__name__,
-                **arguments,
-                "device": str(model.device),
-                **_environment(model),
-                "n_envs": model.n_envs,
-            }
-        ),
-        "versions": _versions(),
-        "git_commit": _git_commit(),
-        "command": command_line(),
+    settings = {
+        "algo": type(model).__name__,
+        "policy": model.policy_class.__name__,
+        **arguments,
+        "device": str(model.device),
+        **_environment(model),
+        "n_envs": model.n_envs,
     }
+    return {**as_setting(settings), "versions": _versions(), "git_commit": _git_commit(), "command": command_line()}
 
 
 def command_line() -> str:
@@ -109,12 +93,7 @@ def command_line() -> str:
 
 
 def as_setting(value: Any) -> Any:
-    """
-    A setting as W&B can keep it.
-
-    :param value: an argument of an algorithm
-    :return: numbers and None unchanged, strings with keys masked, containers of them; anything else by its name or repr
-    """
+    """A setting as W&B can keep it: numbers, None, strings with keys masked, containers of them; else its name or repr."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
@@ -134,8 +113,8 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     """:return: ``env_id`` and ``env_kwargs`` if known, else the spaces; the wrappers' classes, the outermost first"""
     if model.env is None:
         return {}
-    found: dict[str, Any] = {"vec_env": _vec_env_classes(model.env)}
     env = model.env.unwrapped
+    found: dict[str, Any] = {"vec_env": [type(each).__name__ for each in (*wrappers(model.env), env)]}
     # of environments in this process only: a worker of SubprocVecEnv would die of a spec that cannot be pickled
     spec = env.envs[0].spec if isinstance(env, DummyVecEnv) else None
     if spec is not None:
@@ -149,18 +128,11 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     return found
 
 
-def _vec_env_classes(env: VecEnv) -> list[str]:
-    inner = _vec_env_classes(env.venv) if isinstance(env, VecEnvWrapper) else []
-    return [type(env).__name__, *inner]
-
-
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
+    for library in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy"):
+        with suppress(PackageNotFoundError):  # run from a checkout that was not installed
             versions[library] = version(library)
-        except PackageNotFoundError:  # run from a checkout that was not installed
-            continue
     return versions
 
 

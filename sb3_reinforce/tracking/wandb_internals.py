@@ -1,8 +1,4 @@
-"""
-The only module that uses private parts of wandb.
-
-Written for wandb 0.31.0. Each function says what happens when a later version has changed them.
-"""
+"""The only module that uses private parts of wandb (0.31.0). Functions say what happens when a later version differs."""
 
 import subprocess
 import threading
@@ -17,8 +13,8 @@ def mode_and_key() -> tuple[str, bool]:
     """
     The mode and the credentials that W&B would use, from environment variables, its settings files and netrc.
 
-    This is the look-up beneath ``wandb.login(prompt=False)``. ``login`` itself rewrites the user's settings file and asks the
-    server about the key, which takes up to several seconds.
+    ``wandb.login(prompt=False)`` would also rewrite the user's settings file and ask the server about the key, which takes
+    seconds.
 
     :return: online, offline or disabled; and whether there are credentials for the configured server
     :raises Exception: if the key cannot be read, or wandb has changed
@@ -36,11 +32,7 @@ def mode_and_key() -> tuple[str, bool]:
 
 
 def flush_every(settings: "wandb.Settings", seconds: float) -> None:
-    """
-    Let the run about to start write its file this often: a killed process loses the rows since the last time.
-
-    If wandb has changed, its default stays (15 s in 0.31).
-    """
+    """How often a run writes its file: a killed process loses the rows since. If wandb has changed, every 15 s (0.31)."""
     with suppress(Exception):
         settings.x_transaction_log_flush_interval = seconds
 
@@ -57,12 +49,10 @@ def service_process() -> "subprocess.Popen[bytes] | None":
 
 def end_service(patience: float = 0.0) -> None:
     """
-    End W&B's process, by force if it takes too long; the interpreter would wait for it without limit when it exits.
+    End W&B's process, by force after ``patience`` seconds. If wandb has changed, nothing happens.
 
-    About one process in ten never ends by itself after requests that no server answered (wandb 0.31). If wandb has changed,
-    nothing happens.
-
-    :param patience: seconds before it is killed; 0: at once
+    The interpreter would wait for it without limit when it exits, and after requests that no server answered it sometimes
+    never ends by itself.
     """
     process = service_process()
     if process is None:

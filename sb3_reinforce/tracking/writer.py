@@ -19,11 +19,9 @@ class WandbOutputFormat(KVWriter):
     """
     Writes what SB3's logger records to a W&B run, under the same names, with the time step as the x-axis.
 
-    The step is an ordinary metric, ``global_step``. W&B's own row number cannot serve, because it may not go backwards
-    (``learn`` called again restarts at 0). Images, figures, videos and arrays become W&B's types. Strings and ``HParam`` are
-    left out: W&B keeps settings in its config.
-
-    Nothing here raises, so that tracking never stops training. After a row that could not be logged the writer stays quiet.
+    The step is an ordinary metric, ``global_step``, because W&B's own row number cannot decrease (``learn`` called again
+    restarts at 0). Images, figures, videos and arrays become W&B's types. Strings and ``HParam`` are left out: W&B keeps
+    settings in its config. Nothing here raises. After a row that could not be logged the writer logs nothing more.
 
     :param run: the run to write to, started and finished by the caller
     :param add_to_row: called with each row before it is logged, to read it or add to it
