@@ -1,11 +1,10 @@
 """
 Checks of what users pass. Each error names the argument, the rule, the value received and a cure.
 
-The rules of an algorithm take its arguments as a mapping, ``vars(model)``.
+The rules of an algorithm read its constructor's arguments off the attributes of the same names.
 """
 
 import math
-from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -67,72 +66,72 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
-def check_episodic(given: Mapping[str, Any]) -> None:
+def check_episodic(given: Any) -> None:
     """
-    :param given: the arguments of an EpisodicAlgorithm
+    :param given: an EpisodicAlgorithm
     :raises ValueError: for arguments that cannot be right, whatever the environment
     """
-    check_choice("unfinished", given["unfinished"], ("finish", "bootstrap"))
+    check_choice("unfinished", given.unfinished, ("finish", "bootstrap"))
     for name in ("n_steps", "max_episode_steps"):
-        check_count(name, given[name])
+        check_count(name, getattr(given, name))
     for name in ("n_episodes", "freeze_normalization_after"):
-        check_count(name, given[name], optional=True)
-    seed = given["seed"]
+        check_count(name, getattr(given, name), optional=True)
+    seed = given.seed
     if seed is not None and (not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32):
         raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {seed!r}")
-    check_fraction("gamma", given["gamma"])
-    make_schedule("learning_rate", given["learning_rate"])
-    if given["unfinished"] == "bootstrap" and given["n_episodes"] is not None:
+    check_fraction("gamma", given.gamma)
+    make_schedule("learning_rate", given.learning_rate)
+    if given.unfinished == "bootstrap" and given.n_episodes is not None:
         raise ValueError(
-            f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={given["n_episodes"]}: '
+            f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={given.n_episodes}: '
             "leave one of them out"
         )
 
 
-def check_reinforce(given: Mapping[str, Any]) -> None:
+def check_reinforce(given: Any) -> None:
     """
-    :param given: the arguments of REINFORCE
+    :param given: a REINFORCE
     :raises ValueError: for arguments that cannot be right, whatever the environment
     """
-    check_choice("returns", given["returns"], ("reward_to_go", "episode"))
-    check_choice("loss_reduction", given["loss_reduction"], ("episode", "step", None))
-    check_choice("truncation", given["truncation"], ("terminal", "bootstrap", None))
+    check_choice("returns", given.returns, ("reward_to_go", "episode"))
+    check_choice("loss_reduction", given.loss_reduction, ("episode", "step", None))
+    check_choice("truncation", given.truncation, ("terminal", "bootstrap", None))
     for name in ("discount_state", "normalize_advantage", "natural_gradient"):
-        check_flag(name, given[name])
+        check_flag(name, getattr(given, name))
     for name in ("n_epochs", "n_value_epochs", "cg_max_steps"):
-        check_count(name, given[name])
+        check_count(name, getattr(given, name))
     for name in ("batch_size", "chunk_size", "value_batch_size"):
-        check_count(name, given[name], optional=True)
-    check_positive("max_grad_norm", given["max_grad_norm"])
-    check_positive("cg_damping", given["cg_damping"], optional=False)
+        check_count(name, getattr(given, name), optional=True)
+    check_positive("max_grad_norm", given.max_grad_norm)
+    check_positive("cg_damping", given.cg_damping, optional=False)
     for name in ("ent_coef", "value_learning_rate", "clip_range"):
-        make_schedule(name, given[name])
-    if make_schedule("target_kl", given["target_kl"])(1.0) == 0.0:
-        raise ValueError(f"target_kl must be > 0 at the start of training, got {given['target_kl']!r}")
-    if given["natural_gradient"] and (given["n_epochs"] > 1 or given["batch_size"] is not None):
+        make_schedule(name, getattr(given, name))
+    if make_schedule("target_kl", given.target_kl)(1.0) == 0.0:
+        raise ValueError(f"target_kl must be > 0 at the start of training, got {given.target_kl!r}")
+    if given.natural_gradient and (given.n_epochs > 1 or given.batch_size is not None):
         raise ValueError(
             "natural_gradient=True takes one step on the whole batch, as long as target_kl says, so n_epochs must be 1 and "
-            f"batch_size None, got n_epochs={given['n_epochs']} and batch_size={given['batch_size']}"
+            f"batch_size None, got n_epochs={given.n_epochs} and batch_size={given.batch_size}"
         )
 
-    baseline = given["baseline"]
+    baseline = given.baseline
     needs = make_baseline(baseline).needs
-    if "greedy" in needs and given["n_episodes"] is None:
+    if "greedy" in needs and given.n_episodes is None:
         raise ValueError(
             f"baseline={baseline!r} plays each reset twice, so it needs n_episodes equal to the number of environments, "
             "got n_episodes=None: give n_episodes"
         )
     for name in ("truncation", "unfinished"):
-        if given[name] == "bootstrap" and "values" not in needs:
+        if getattr(given, name) == "bootstrap" and "values" not in needs:
             raise ValueError(
                 f'{name}="bootstrap" needs a learned value function: choose baseline="value", got baseline={baseline!r}'
             )
-        if given[name] == "bootstrap" and given["returns"] == "episode":
+        if getattr(given, name) == "bootstrap" and given.returns == "episode":
             raise ValueError(
                 f'{name}="bootstrap" needs returns="reward_to_go": the value of a later state is a reward-to-go, '
                 'got returns="episode"'
             )
-    if given["discount_state"] and given["returns"] == "episode":
+    if given.discount_state and given.returns == "episode":
         raise ValueError(
             'discount_state=True is for returns="reward_to_go": the whole-episode return is discounted from the '
             'start already, and would count gamma twice; got returns="episode"'
@@ -186,25 +185,25 @@ def _starts_above_zero(space: spaces.Space) -> bool:
     return isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and bool(np.any(space.start != 0))
 
 
-def check_env(env: VecEnv, given: Mapping[str, Any]) -> None:
+def check_env(env: VecEnv, given: Any) -> None:
     """
     :param env: the training environments
-    :param given: the arguments of an EpisodicAlgorithm
+    :param given: an EpisodicAlgorithm
     :raises ValueError: for arguments that the environments cannot be trained with
     """
     check_spaces(env.observation_space, env.action_space)
-    n_episodes = given["n_episodes"]
+    n_episodes = given.n_episodes
     if n_episodes is not None and n_episodes % env.num_envs != 0:
         raise ValueError(
             f"n_episodes must be a multiple of the number of environments, so that each plays an equal share (the "
             f"first to finish would be the short ones), got n_episodes={n_episodes} and n_envs={env.num_envs}"
         )
-    if given["freeze_normalization_after"] is not None and not normalizing(env):
+    if given.freeze_normalization_after is not None and not normalizing(env):
         raise ValueError(
             "freeze_normalization_after is for an environment in VecNormalize, got "
-            f"{given['freeze_normalization_after']} and none: wrap the environment, or leave the argument out"
+            f"{given.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
         )
-    if given["unfinished"] == "finish":
+    if given.unfinished == "finish":
         monitored = [index for index, is_monitor in enumerate(env.env_is_wrapped(Monitor)) if is_monitor]
         if monitored and not all(env.get_attr("allow_early_resets", indices=monitored)):
             raise ValueError(

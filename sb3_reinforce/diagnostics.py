@@ -6,7 +6,12 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.arguments import check_count, check_fraction
-from sb3_reinforce.compare import compare_baselines as compare_baselines  # its place until 0.1
+
+# the second names: what this module had until 0.1
+from sb3_reinforce.compare import BaselineComparison as BaselineComparison
+from sb3_reinforce.compare import BaselineVariance as BaselineVariance
+from sb3_reinforce.compare import compare_baselines as compare_baselines
+from sb3_reinforce.episode_gradients import EpisodeGradients as EpisodeGradients
 from sb3_reinforce.episode_gradients import actions_of, episode_gradients
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.scores import Scores

@@ -132,12 +132,12 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     # ------------------------------------------------------------------------------------- what subclasses override
 
     def _check_arguments(self) -> None:
-        check_episodic(vars(self))
+        check_episodic(self)
 
     def _check_env(self) -> None:
         super()._check_env()
         assert self.env is not None, "checked above"
-        check_env(self.env, vars(self))
+        check_env(self.env, self)
 
     def _shared_settings(self) -> dict[str, Any]:
         return {**super()._shared_settings(), "n_episodes is None": self.n_episodes is None}
@@ -257,11 +257,12 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if normalized is not None:
             check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
         n_steps = 0
+        n_played = lambda: (self.num_timesteps - before[0]) // env.num_envs  # noqa: E731
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
         try:
-            with explained_failures(env, recording, lambda: self._last_obs), self._normalization():
+            with explained_failures(env, recording, lambda: (self._last_obs, n_played())), self._normalization():
                 while spans.continues(n_steps):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
@@ -386,6 +387,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             self._steps_into_episode = None
             self._next_rollout(self.env)
             self._has_just_been_reset = True
+
+    def _on_learning_started(self) -> None:
         if self.verbose >= 1:
             reason = needs_torch(self.policy)
             print("Sampling actions with NumPy" if reason is None else f"Sampling actions with torch: {reason}")

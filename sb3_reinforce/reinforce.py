@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_reinforce.arguments import NotFiniteError, check_baseline, check_clip_range, check_reinforce
 from sb3_reinforce.baselines import Baseline, BaselineName, full_name, make_baseline, needed_by_other_ranks
@@ -194,7 +195,7 @@ class REINFORCE(EpisodicAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_reinforce(vars(self))
+        check_reinforce(self)
 
     def _check_env(self) -> None:
         super()._check_env()
@@ -205,12 +206,12 @@ class REINFORCE(EpisodicAlgorithm):
         if self.natural_gradient:
             check_policy(self.policy)
         self._baseline = make_baseline(self.baseline)
-        # the second name: that of models saved before December 2026
-        self._set_extra_state(self._saved_state or getattr(self, "_baseline_state", {}))
+        # its name in models saved before December 2026
+        self._saved_state = vars(self).pop("_baseline_state", self._saved_state)
         self._value_fit: ValueFit | None = None
         if "values" in self._baseline.needs:
-            self._value_fit = ValueFit(self.policy, self._value_lr_schedule(1.0))
-            self.value_optimizer = self._value_fit.optimizer
+            self._value_fit = ValueFit(self.policy, self.baseline)
+            self.value_optimizer = self._value_fit.make_optimizer(self._value_lr_schedule(1.0))
 
     def _check_training(self) -> None:
         super()._check_training()
@@ -232,7 +233,7 @@ class REINFORCE(EpisodicAlgorithm):
             self._baseline.load_state_dict(state["state"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_baseline", "_baseline_state", "_value_fit", "batch"]
+        return [*super()._excluded_save_params(), "_baseline", "_value_fit", "batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         value_optimizer = [] if self._value_fit is None else ["value_optimizer"]
@@ -269,12 +270,13 @@ class REINFORCE(EpisodicAlgorithm):
         """The greedy policy's episodes from the rollout's resets; their steps count in ``num_timesteps``."""
         assert self.env is not None, "it has played"
         assert self._environment_seed is not None, "see _seeds_resets"
-        greedy = play_greedy(
-            self.env, self.policy, sampler, self._environment_seed, rollout.first_observations, self.max_episode_steps
-        )
-        n_steps = greedy.n_rows * self.n_envs
-        self.num_timesteps += n_steps
-        callbacks.advance_progress_bars(callback, n_steps)
+
+        def count() -> None:
+            self.num_timesteps += self.n_envs
+
+        seed, first, longest = self._environment_seed, rollout.first_observations, self.max_episode_steps
+        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count)
+        callbacks.advance_progress_bars(callback, greedy.n_rows * self.n_envs)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):
             self._warned_of_other_starts = True
@@ -303,7 +305,7 @@ class REINFORCE(EpisodicAlgorithm):
         if several_steps:
             buffer.log_probs[:, 0] = log_probs_of(self.policy, rows)
 
-        optimizers = [self.policy.optimizer, *([] if fit is None else [fit.optimizer])]
+        optimizers = [self.policy.optimizer, *([] if fit is None else [self.value_optimizer])]
         rates = ["target_kl" if self.natural_gradient else "learning_rate", *([] if fit is None else ["value_learning_rate"])]
         with undone_on_failure(self, optimizers, baseline, rates):
             self.policy.set_training_mode(True)
@@ -320,8 +322,8 @@ class REINFORCE(EpisodicAlgorithm):
             (_, approx_kl, _), of_returns, of_errors = moments(kl, buffer.returns, buffer.returns - buffer.values)
             value_loss = None
             if fit is not None:
-                learning_rate = self._value_lr_schedule(self._current_progress_remaining)
-                value_loss = fit.fit(rows, rng, of_errors[1], learning_rate, self.n_value_epochs, self.value_batch_size)
+                update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
+                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, self.value_batch_size)
             baseline.update(self.batch.all_episodes)
             if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
                 raise NotFiniteError("a parameter of the policy has become NaN or infinite")

@@ -11,9 +11,11 @@ from sb3_reinforce.rollout.recording import Recording
 
 
 @contextmanager
-def explained_failures(env: VecEnv, recording: Recording, last_observations: Callable[[], Any]) -> Iterator[None]:
+def explained_failures(env: VecEnv, recording: Recording, now: Callable[[], tuple[Any, int]]) -> Iterator[None]:
     """
     Errors raised inside name the environment and the step.
+
+    :param now: returns the last observations, for which no action was recorded, and the number of steps played
 
     :raises ValueError: instead, where a NaN or an infinite number was recorded: that is the likely cause
     :raises RuntimeError: instead, if the process of an environment has ended
@@ -21,12 +23,13 @@ def explained_failures(env: VecEnv, recording: Recording, last_observations: Cal
     try:
         yield
     except Exception as error:
-        recording.check_finite(last_observations())
+        last_observations, n_steps = now()
+        recording.check_finite(last_observations)
         if dead := _dead_workers(env):
             named = ", ".join(f"environment {index} died (exit code {code})" for index, code in dead.items())
-            raise RuntimeError(f"{named} in step {recording.n_rows} of the rollout: what it printed tells why") from error
+            raise RuntimeError(f"{named} in step {n_steps} of the rollout: what it printed tells why") from error
         for index in _failed_environments(error):
-            error.add_note(f"raised by environment {index} in step {recording.n_rows} of the rollout")
+            error.add_note(f"raised by environment {index} in step {n_steps} of the rollout")
         raise
 
 

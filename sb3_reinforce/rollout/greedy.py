@@ -1,6 +1,7 @@
 """One episode of the greedy policy per environment, from the resets of a rollout, for the greedy baseline."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ def play_greedy(
     seed: int,
     first_observations: dict[Any, np.ndarray],
     max_episode_steps: int,
+    on_step: Callable[[], None],
 ) -> GreedyEpisodes:
     """
     Play one deterministic episode per environment, from the resets that the rollout began with.
@@ -47,6 +49,7 @@ def play_greedy(
 
     :param seed: what the environments were seeded with before the rollout's reset
     :param first_observations: what they then began with, by key (None for a space without keys)
+    :param on_step: called after each step
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
     spans = Spans(1, env.num_envs, True, False, max_episode_steps, np.zeros(env.num_envs, np.int64))
@@ -60,6 +63,7 @@ def play_greedy(
             while spans.continues(len(rewards)):
                 observations, reward, dones, infos = env.step(within_bounds(policy, sampler.greedy(observations)))
                 rewards.append(np.array(reward))
+                on_step()
                 spans.end_episodes(len(rewards), dones, infos)
         except Exception as error:
             error.add_note(f"raised in step {len(rewards) + 1} of the greedy episodes")

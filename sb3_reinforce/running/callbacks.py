@@ -19,7 +19,7 @@ RANK_ZERO_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
 
 @runtime_checkable
 class UpdateListener(Protocol):
-    """A callback that ``learn`` calls around each update, when all random numbers of the update are drawn; for checkpoints."""
+    """A callback that ``learn`` calls between updates as well, when no rollout has begun: for checkpoints."""
 
     def begin(self, root: BaseCallback) -> None:
         """All callbacks, which are within ``root``, have started, and no rollout has begun."""
@@ -94,8 +94,8 @@ def needs_steps(callback: BaseCallback) -> bool:
 def set_num_timesteps(callback: BaseCallback, num_timesteps: int) -> None:
     """Tell callbacks at the end of a rollout the number of steps, which each step would have told them."""
     callback.num_timesteps = num_timesteps
-    for each in flatten(callback):
-        each.num_timesteps = num_timesteps
+    for child in callback.callbacks if isinstance(callback, CallbackList) else []:
+        set_num_timesteps(child, num_timesteps)
 
 
 def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:

@@ -35,7 +35,7 @@ class TrainingCheckpoint(BaseCallback):
 
     Callbacks are saved with it: what ``state_dict()`` of a callback returns, for its ``load_state_dict``, or, where it has
     none, those of its attributes that are numbers, texts, arrays or collections of them and have changed since training
-    started (counters, best scores, but not its settings). In a ``state_dict`` a deque comes back as a list.
+    started (counters, best scores, but not its settings).
 
     :param path: folder of this run's checkpoints, made if it is not there; another run needs another one
     :param every_n_updates: number of updates from one checkpoint to the next

@@ -1,6 +1,8 @@
 """
 A checkpoint is one zip file: a model file of Stable-Baselines3, which ``load`` reads as any other, and beside its parts
-``training.pt`` (numbers, texts and arrays: nothing that runs code) and ``manifest.json`` with a checksum of each part.
+``training.json`` and ``training.npz`` (numbers, texts and arrays: no pickle) and ``manifest.json`` with a checksum of each
+part. Not ``torch.save``: to read NumPy's arrays, torch's ``weights_only`` reader must be allowed NumPy's own constructors, by
+which a forged file can corrupt memory.
 """
 
 import hashlib
@@ -26,20 +28,14 @@ from sb3_reinforce.running.training_state import plain
 from sb3_reinforce.version import __version__
 
 # Raised whenever an older checkpoint could be misread.
-FORMAT = 3
-MANIFEST, TRAINING = "manifest.json", "training.pt"
+FORMAT = 2
+MANIFEST, TRAINING, ARRAYS = "manifest.json", "training.json", "training.npz"
 LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
 # Attributes that resume makes anew or reads from TRAINING: left out, they need not be pickled.
 NOT_SAVED = (
     "_last_obs", "_last_original_obs", "_last_episode_starts", "_steps_into_episode", "ep_info_buffer", "ep_success_buffer",
 )  # fmt: skip
 ROLLOUT_BUFFERS: dict[str, type[RolloutBuffer]] = {"RolloutBuffer": RolloutBuffer, "DictRolloutBuffer": DictRolloutBuffer}
-# What arrays and NumPy's numbers are pickled with, and no code: torch's reader knows none of it by itself. Arrays of objects
-# are not among them.
-NUMPY_GLOBALS: list[Any] = [
-    np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0], bytes,
-    *{type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"},
-]  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -67,12 +63,15 @@ def checkpoint_bytes(model: OnPolicyAlgorithm, state: dict[str, Any]) -> bytes:
     :param state: plain values, to be saved beside them
     :return: a checkpoint file
     """
-    file, training = io.BytesIO(), io.BytesIO()
-    schedules = [name for name, value in vars(model).items() if name.endswith("_schedule") and callable(value)]
-    model.save(file, exclude=[*NOT_SAVED, *schedules])
-    th.save(state, training)
+    file, packed = io.BytesIO(), io.BytesIO()
+    schedules: Mapping[str, str] = getattr(model, "schedules", {})
+    model.save(file, exclude=[*NOT_SAVED, *schedules.values()])
+    arrays: dict[str, np.ndarray] = {}
+    training = json.dumps(_to_json(state, arrays))
+    np.savez(packed, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(TRAINING, training.getvalue())
+        archive.writestr(TRAINING, training)
+        archive.writestr(ARRAYS, packed.getvalue())
         sums = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
         archive.writestr(MANIFEST, json.dumps({**_description(model), "sha256": sums}, indent=1))
     return file.getvalue()
@@ -93,32 +92,38 @@ def read_parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
             if MANIFEST not in names:
                 raise CheckpointError(f"it has no {MANIFEST}: torn, or a model file, which load() reads")
             manifest = json.loads(archive.read(MANIFEST))
-            if manifest.get("format") not in (2, FORMAT):
-                raise CheckpointError(f"it has the format {manifest.get('format')}, this version reads 2 and {FORMAT}")
+            if manifest.get("format") != FORMAT:
+                raise CheckpointError(f"it has the format {manifest.get('format')}, this version reads {FORMAT}")
             sums = manifest["sha256"]
             if sorted(names) != sorted([*sums, MANIFEST]):
                 raise CheckpointError("its parts are not those of its manifest")
             for name, expected in sums.items():
                 if hashlib.sha256(archive.read(name)).hexdigest() != expected:
                     raise CheckpointError(f"its part {name} is damaged")
-            state = _read_format_2(archive) if manifest["format"] == 2 else _read_training(archive.read(TRAINING))
+            with np.load(io.BytesIO(archive.read(ARRAYS)), allow_pickle=False) as arrays:
+                state = _from_json(json.loads(archive.read(TRAINING)), dict(arrays))
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no checkpoint to resume from: {error}") from None
-    except Exception as error:  # zipfile, json and torch raise what the damaged byte leads to
+    except Exception as error:  # zipfile, json and numpy raise what the damaged byte leads to
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} is no checkpoint to resume from: it is torn or damaged ({reason})") from error
     return data, manifest, state
 
 
-def _read_training(data: bytes) -> dict[str, Any]:
-    with th.serialization.safe_globals(NUMPY_GLOBALS):
-        return th.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _read_format_2(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The training state of 0.1.0 until November 2026: JSON with its arrays set apart."""
-    with np.load(io.BytesIO(archive.read("training.npz")), allow_pickle=False) as arrays:
-        return _from_json(json.loads(archive.read("training.json")), dict(arrays))
+def _to_json(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """A plain value as JSON, which alone keeps neither tuples nor deques; its arrays go to ``arrays`` under new names."""
+    if isinstance(value, (np.ndarray, np.generic, th.Tensor)):
+        name = str(len(arrays))
+        arrays[name] = value.numpy() if isinstance(value, th.Tensor) else np.asarray(value)
+        return {"is": "tensor" if isinstance(value, th.Tensor) else "array", "name": name}
+    if isinstance(value, dict):
+        return {"is": "dict", "items": [[key, _to_json(item, arrays)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple, deque)):
+        items = [_to_json(item, arrays) for item in value]
+        if isinstance(value, list):
+            return items
+        return {"is": "tuple", "items": items} | ({"is": "deque", "maxlen": value.maxlen} if isinstance(value, deque) else {})
+    return value
 
 
 def _from_json(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:

@@ -70,6 +70,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param reset_num_timesteps: as ``learn`` was given it
         """
 
+    def _on_learning_started(self) -> None:
+        """Called when all callbacks have started, before the first rollout."""
+
     def _normalization(self) -> AbstractContextManager[None]:
         """Around all that plays the environments."""
         return nullcontext()
@@ -89,7 +92,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         return {}
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
-        """:param state: what :meth:`_extra_state` returned"""
+        """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
 
     # --------------------------------------------------------------------------------------------------- schedules
 
@@ -139,12 +142,13 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         check_number("total_timesteps", total_timesteps)
         check_count("log_interval", log_interval, optional=True)
         self._renew_schedules()
+        tb_log_name = tb_log_name or type(self).__name__
         if reset_num_timesteps:
             self._resumed = self.newest_checkpoint = None
         # an environment that is new is reset in here
         with nullcontext() if reset_num_timesteps else self._normalization():
             total_timesteps, callback = self._setup_learn(
-                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
         callback.on_training_start(locals(), globals())
         for listener in callbacks.update_listeners(callback):
@@ -152,6 +156,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         resumed, self._resumed = self._resumed, None
         iteration = 0 if resumed is None else resumed.restore(self, callback, total_timesteps)
         assert self.env is not None, "checked above"
+        self._on_learning_started()
 
         try:
             while self.num_timesteps < total_timesteps:
@@ -260,7 +265,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: if the file is torn or is no saved model
         """
         check_model_file(path)
-        return super().load(path, *args, **kwargs)
+        model = super().load(path, *args, **kwargs)
+        if model._saved_state is not None:
+            model._set_extra_state(model._saved_state)
+        return model
 
     @classmethod
     def resume(cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None) -> Self:

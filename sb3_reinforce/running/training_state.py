@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
 
     :param value: None, a number, a text, an array, a tensor, or a list, tuple, deque or dict (keys: texts or whole
         numbers) of such
-    :return: the copy; a deque becomes a list
+    :return: the copy
     :raises NotPlainError: for anything else
     """
     kind = type(value)
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
     if kind in (list, tuple):
         return kind(plain(item) for item in value)
     if kind is deque:
-        return [plain(item) for item in value]
+        return deque((plain(item) for item in value), maxlen=value.maxlen)
     if kind is dict and all(type(key) in (str, int) for key in value):
         return {key: plain(item) for key, item in value.items()}
     raise NotPlainError(kind.__name__)
@@ -54,7 +54,7 @@ def equal(a: Any, b: Any) -> bool:
         a, b = a.numpy(), b.numpy()
     if isinstance(a, (np.ndarray, np.generic)):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, (list, tuple)):
+    if isinstance(a, (list, tuple, deque)):
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
@@ -177,10 +177,8 @@ def set_callback_state(callback: BaseCallback, state: Mapping[str, Any]) -> None
     """:param state: names and plain values that :func:`callback_state` returned, or some of them"""
     if hasattr(callback, "load_state_dict"):
         callback.load_state_dict(dict(state))
-        return
-    for name, value in state.items():
-        now = getattr(callback, name, None)
-        setattr(callback, name, deque(value, maxlen=now.maxlen) if isinstance(now, deque) else plain(value))
+    else:
+        vars(callback).update({name: plain(value) for name, value in state.items()})
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

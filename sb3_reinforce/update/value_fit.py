@@ -3,7 +3,6 @@
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,33 +20,33 @@ class ValueFit:
     What V shares with the policy gets no gradient and stays in evaluation mode.
 
     :param policy: whose class of optimiser and its arguments are used
-    :param learning_rate: of the optimiser's first step
+    :param baseline: what V is for, for the message
     :raises ValueError: if no parameter belongs to V alone
     """
 
-    def __init__(self, policy: ActorCriticPolicy, learning_rate: float):
+    def __init__(self, policy: ActorCriticPolicy, baseline: object):
         self.policy = policy
         self.parameters = value_only_parameters(policy)
         if not self.parameters:
             raise ValueError(
-                f"a value baseline needs a value network, but in {policy_class(policy).__name__} no parameter belongs to the "
-                "value alone: give the policy a value head of its own, or choose another baseline"
+                f"baseline={baseline!r} needs a value network, but in {policy_class(policy).__name__} no parameter "
+                "belongs to the value alone: give the policy a value head of its own, or choose another baseline"
             )
         own = set(self.parameters)
         # Modules with parameters of V alone. A shared extractor stays as the policy left it: batch norm keeps its statistics.
         self.modules = [m for m in policy.modules() if 0 < len({*m.parameters()}) == len({*m.parameters()} & own)]
-        self.optimizer = policy.optimizer_class(
-            self.parameters,
-            lr=learning_rate,
-            **policy.optimizer_kwargs,  # type: ignore[call-arg]
-        )
+
+    def make_optimizer(self, learning_rate: float) -> th.optim.Optimizer:
+        """:return: an optimiser of the policy's class over V's own parameters"""
+        kwargs = self.policy.optimizer_kwargs
+        return self.policy.optimizer_class(self.parameters, lr=learning_rate, **kwargs)  # type: ignore[call-arg]
 
     def fit(
         self,
         rows: Rows,
         rng: np.random.Generator,
+        optimizer: th.optim.Optimizer,
         residual: float,
-        learning_rate: float,
         n_epochs: int,
         batch_size: int | None,
     ) -> float | None:
@@ -64,7 +63,6 @@ class ValueFit:
         self.policy.set_training_mode(False)
         for module in self.modules:
             module.train()
-        update_learning_rate(self.optimizer, learning_rate)
         # First the mean, at once and exactly: until V has crept to where the returns are, the policy takes full steps (of
         # Adam) along noise, which may cost it its entropy.
         head = getattr(self.policy, "value_net", None)
@@ -76,7 +74,7 @@ class ValueFit:
         whole = rows.samples(rows.all) if in_one_piece else None
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):
-                self.optimizer.zero_grad()
+                optimizer.zero_grad()
                 loss_sum = 0.0
                 for chunk in rows.chunks(minibatch):
                     data = whole or rows.samples(chunk)
@@ -87,6 +85,6 @@ class ValueFit:
                 (loss_sum,) = sum_gradients(parameters, (loss_sum,))
                 if not np.isfinite(loss_sum):
                     raise NotFiniteError(f"the loss of the value network is {loss_sum}")
-                self.optimizer.step()
+                optimizer.step()
                 losses.append(loss_sum)
         return float(np.mean(losses))
