@@ -186,7 +186,7 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
         (Recording, "add", "storing the step"),
         (Recording, "pack", "rollout buffer"),
         (sb3_reinforce.reinforce, "make_episodes", "returns, values"),
-        (sb3_reinforce.reinforce, "make_batch", "baseline, advantages"),
+        (REINFORCE, "_finish_rollout", "baseline, advantages"),
         (REINFORCE, "_policy_step", "policy step"),
         (sb3_reinforce.reinforce, "log_probs_of", "approx_kl"),
         (ValueFit, "fit", "fit of the value network"),

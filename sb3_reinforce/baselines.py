@@ -8,7 +8,6 @@ as long as their *number* does not depend on its own one (see :attr:`Episodes.gr
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch as th
@@ -311,18 +310,6 @@ BASELINES: dict[str, type[Baseline]] = {
 def full_name(baseline: Baseline) -> str:
     """:return: module and class, which tell whose state was saved"""
     return f"{type(baseline).__module__}.{type(baseline).__qualname__}"
-
-
-def needed_by_other_ranks(baseline: Baseline, episodes: Episodes) -> Episodes | None:
-    """
-    :param baseline: the baseline in use
-    :param episodes: this rank's
-    :return: what of them the other ranks need for their b; None if b depends on its own step alone
-    """
-    # By exact type, because a subclass may look at all episodes.
-    if type(baseline) in (NoBaseline, ValueBaseline, GreedyBaseline):
-        return None
-    return replace(episodes, observations=None) if type(baseline) in BASELINES.values() else episodes
 
 
 def make_baseline(baseline: "str | Baseline") -> Baseline:

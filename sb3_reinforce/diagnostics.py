@@ -54,7 +54,7 @@ class GradientDiagnostics(BaseCallback):
             raise ValueError("decay must be below 1, got 1: nothing new would enter the averages")
         self.every_n_updates, self.decay = every_n_updates, decay
         self.n_rollouts = 0
-        # Averages of trS and G2: only their quotient counts, so what they start from need not be made up for
+        # Averages of trS and G2. They start at 0; only their quotient is used, where that cancels.
         self._variance = self._mean_square = 0.0
         self._direction: th.Tensor | None = None
         self._warned = False

@@ -344,7 +344,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if ranks.world_size() > 1:
             report.infos = used_infos[-self._stats_window_size :]
             report.statistics = statistics_of(self._vec_normalize_env)
-        totals = Totals(exchange.gather(report))
+        totals = Totals(exchange.gather(report), ranks.rank())
         if len(totals.reports) > 1:
             num_timesteps, *info_buffers = before
             own_steps = self.num_timesteps - num_timesteps

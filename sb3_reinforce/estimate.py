@@ -1,27 +1,24 @@
 """
 From a rollout to the estimator's terms: returns R, baseline b, and the advantages gamma^(c t) (R - b) that weight the scores.
 
-In two steps, because a baseline may use all ranks' episodes: :func:`make_episodes` from what this rank has played, and
-:func:`make_batch` when the ranks have exchanged them.
+``REINFORCE._finish_rollout`` puts them together; a baseline may use the episodes of all ranks.
 """
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_reinforce.baselines import Baseline, at_same_step, checked_prediction
+from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
 from sb3_reinforce.returns import RETURNS
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
-from sb3_reinforce.running import ranks
-from sb3_reinforce.running.exchange import moments
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
 
@@ -130,25 +127,30 @@ def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episo
     return replace(episodes, score_squares=products[:, 0], score_products=products[:, 1])
 
 
-def make_batch(
-    episodes: Episodes, totals: Totals, baseline: Baseline, weights: th.Tensor, divisor: float, normalize_advantage: bool
-) -> Batch:
+def needed_by_other_ranks(baseline: Baseline, episodes: Episodes) -> Episodes | None:
     """
-    The advantages of this rank's steps.
+    :param baseline: the baseline in use
+    :param episodes: this rank's
+    :return: what of them the other ranks need for their b; None if b depends on its own step alone
+    """
+    # By exact type, because a subclass may look at all episodes.
+    if type(baseline) in (NoBaseline, ValueBaseline, GreedyBaseline):
+        return None
+    return replace(episodes, observations=None) if type(baseline) in BASELINES.values() else episodes
 
+
+def join_ranks(episodes: Episodes, totals: Totals) -> tuple[Episodes, slice]:
+    """
     :param episodes: this rank's
     :param totals: of all ranks; the results in it are their episodes, or None where b needs no others
-    :param weights: gamma^(c t) of each step of this rank, shape [S]
-    :raises ValueError: if the baseline does not return one finite number per step
+    :return: what the baseline predicts from, and which of its steps are this rank's
     """
-    parts: list[Any] = [report.result for report in totals.reports if report.result is not None]
-    everyones, first = episodes, 0
-    if len(parts) > 1:
-        everyones, first = join_episodes(parts, totals.n_envs), sum(totals.sizes[: ranks.rank()])
-    b = checked_prediction(baseline, everyones)[first : first + len(weights)]
-    advantages = episodes.returns - b
-    if normalize_advantage:
-        [(n, mean, squares)] = moments(advantages)
-        if n > 1:
-            advantages = (advantages - mean) / (math.sqrt(squares / (n - 1)) + 1e-8)
-    return Batch(episodes, everyones, b, weights, weights * advantages, divisor, totals.sizes)
+    parts: list[Episodes] = [report.result for report in totals.reports if report.result is not None]
+    if len(parts) < 2:
+        return episodes, slice(None)
+    return join_episodes(parts, totals.n_envs), totals.own_steps
+
+
+def normalized(advantages: th.Tensor, n: int, mean: float, squares: float) -> th.Tensor:
+    """:return: (A - mean(A)) / std(A), for n values with this mean and sum of squared deviations; as they are for n = 1"""
+    return advantages if n == 1 else (advantages - mean) / (math.sqrt(squares / (n - 1)) + 1e-8)

@@ -10,11 +10,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_reinforce import estimate
 from sb3_reinforce.arguments import NotFiniteError, check_baseline, check_clip_range, check_reinforce
-from sb3_reinforce.baselines import Baseline, BaselineName, full_name, make_baseline, needed_by_other_ranks
+from sb3_reinforce.baselines import Baseline, BaselineName, checked_prediction, full_name, make_baseline
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
-from sb3_reinforce.estimate import Batch, divisor_of, make_batch, make_episodes, state_weights
 from sb3_reinforce.losses import clipped_loss, count_clipped, entropy_loss, importance_ratio, score_loss
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.rollout.greedy import GreedyEpisodes, play_greedy, warn_of_other_starts
@@ -50,8 +50,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
         as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``
-    :param n_steps: at least so many steps per environment and update; then the episodes in flight are finished.
-        Not used with ``n_episodes``
+    :param n_steps: at least so many steps per environment and update, then the episodes in flight are finished
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
     :param gamma: discount factor, in [0, 1]
     :param returns: ``"reward_to_go"``: R_t = sum_{k>=t} gamma^(k-t) r_k; ``"episode"``: the textbook formula
@@ -119,7 +118,6 @@ class REINFORCE(EpisodicAlgorithm):
         "learning_rate": "lr_schedule", "value_learning_rate": "_value_lr_schedule", "ent_coef": "_ent_coef_schedule",
         "clip_range": "_clip_range_schedule", "target_kl": "_target_kl_schedule",
     }  # fmt: skip
-    # batch_size is each rank's own.
     same_on_all_ranks = (
         *EpisodicAlgorithm.same_on_all_ranks, "returns", "discount_state", "normalize_advantage", "loss_reduction",
         "truncation", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
@@ -130,7 +128,7 @@ class REINFORCE(EpisodicAlgorithm):
     _clip_range_schedule: Schedule
     _target_kl_schedule: Schedule
     #: the terms of the formula, of the last rollout
-    batch: Batch
+    batch: estimate.Batch
 
     def __init__(
         self,
@@ -236,8 +234,7 @@ class REINFORCE(EpisodicAlgorithm):
         return [*super()._excluded_save_params(), "_baseline", "_value_fit", "batch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        value_optimizer = [] if self._value_fit is None else ["value_optimizer"]
-        return ["policy", *value_optimizer, "policy.optimizer"], []
+        return ["policy", *(["value_optimizer"] if self._value_fit else []), "policy.optimizer"], []
 
     # --------------------------------------------------------------------------------------------------- estimate
 
@@ -254,16 +251,21 @@ class REINFORCE(EpisodicAlgorithm):
         self, rollout: Rollout, sampler: Sampler, callback: BaseCallback
     ) -> tuple[Episodes, Episodes | None]:
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
-        episodes = make_episodes(
+        episodes = estimate.make_episodes(
             rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
             self.n_episodes is not None, self.chunk_size, greedy,
         )  # fmt: skip
-        return episodes, needed_by_other_ranks(self._baseline, episodes)
+        return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
     def _finish_rollout(self, result: Episodes, totals: Totals) -> None:
-        weights = state_weights(result, self.gamma, self.discount_state)
-        divisor = divisor_of(totals, self.loss_reduction, self.n_episodes)
-        self.batch = make_batch(result, totals, self._baseline, weights, divisor, self.normalize_advantage)
+        all_episodes, own_steps = estimate.join_ranks(result, totals)
+        b = checked_prediction(self._baseline, all_episodes)[own_steps]
+        advantages = result.returns - b
+        if self.normalize_advantage:
+            advantages = estimate.normalized(advantages, *moments(advantages)[0])
+        weights = estimate.state_weights(result, self.gamma, self.discount_state)
+        divisor = estimate.divisor_of(totals, self.loss_reduction, self.n_episodes)
+        self.batch = estimate.Batch(result, all_episodes, b, weights, weights * advantages, divisor, totals.sizes)
         self.rollout.buffer.advantages[:, 0] = self.batch.advantages.numpy()
 
     def _play_greedy(self, rollout: Rollout, sampler: Sampler, callback: BaseCallback) -> GreedyEpisodes:
@@ -348,9 +350,7 @@ class REINFORCE(EpisodicAlgorithm):
         """
         One optimiser step on the given rows of the rollout buffer: -1/D sum (A log pi) - ent_coef/D sum H.
 
-        :param rows: the steps of the update
-        :param minibatch: those of this step
-        :param n_rows: their number, all ranks' rows together
+        :param n_rows: number of rows in the minibatches of all ranks together
         :param several_steps: whether the parameters may have left those that sampled: then A log pi becomes PPO's
             min(A r, A clip(r)) with the importance ratio r = pi / pi_old
         :return: losses, gradient norm before clipping and fraction of clipped ratios

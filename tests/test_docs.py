@@ -38,7 +38,7 @@ def places() -> list[str]:
 def test_the_formula_is_where_readme_says(place):
     module, _, names = place.rpartition(".")
     owner = None
-    if names == "train" or module.endswith("EpisodicAlgorithm"):
+    if module.rpartition(".")[2][0].isupper():  # a method
         module, _, owner = module.rpartition(".")
     found = importlib.import_module(f"sb3_reinforce.{module}")
     assert callable(getattr(getattr(found, owner) if owner else found, names))

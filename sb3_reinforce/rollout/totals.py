@@ -62,14 +62,22 @@ class Totals:
     The rollout of all ranks together.
 
     :param reports: one per rank, in the order of the ranks; a plain run has a single one
+    :param rank: this one's
     """
 
     reports: Sequence[Report]
+    rank: int
 
     @cached_property
     def sizes(self) -> list[int]:
         """Steps used, of each rank."""
         return [report.n_steps for report in self.reports]
+
+    @property
+    def own_steps(self) -> slice:
+        """Which of the steps of all ranks, laid end to end, are this one's."""
+        first = sum(self.sizes[: self.rank])
+        return slice(first, first + self.sizes[self.rank])
 
     @property
     def n_envs(self) -> list[int]:
