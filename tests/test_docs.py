@@ -47,3 +47,13 @@ def test_the_formula_is_where_readme_says(place):
 def test_places_are_found():
     assert "losses.score_loss" in places()
     assert len(places()) > 12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_functions_are_in_the_files_named(page):
+    """`name` in `file.py`: the file has such a function or class."""
+    for names, file in re.findall(r"((?:`\w+`(?:, | and )?)+) in `([\w/]+\.py)`", page.read_text()):
+        found = [path for path in (CHECKOUT / "sb3_reinforce").rglob("*.py") if str(path).endswith(f"/{file}")]
+        text = min(found, key=lambda path: len(path.parts)).read_text()  # compare.py, and not zoo/compare.py
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:(?:def|class) )?{name}\b", text, re.M), f"{name} is not in {file}"
