@@ -3,6 +3,7 @@
 import warnings
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -257,12 +258,12 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if normalized is not None:
             check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
         n_steps = 0
-        n_played = lambda: (self.num_timesteps - before[0]) // env.num_envs  # noqa: E731
+        now = partial(self._now, self.num_timesteps)  # no closure: it would slow the loop's own variables
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
         try:
-            with explained_failures(env, recording, lambda: (self._last_obs, n_played())), self._normalization():
+            with explained_failures(env, recording, now), self._normalization():
                 while spans.continues(n_steps):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
@@ -314,6 +315,10 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         callbacks.set_num_timesteps(callback, self.num_timesteps)
         callback.on_rollout_end()
         return True
+
+    def _now(self, num_timesteps: int) -> tuple[Any, int]:
+        """:return: the last observations, and the steps that each environment has played since ``num_timesteps``"""
+        return self._last_obs, (self.num_timesteps - num_timesteps) // self.n_envs
 
     def _abandon_rollout(self) -> None:
         """Start at a reset next time: where environments run on across rollouts, the steps of a dropped one are missing."""
