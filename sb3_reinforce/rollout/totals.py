@@ -58,11 +58,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Totals:
-    """
-    The rollout of all ranks together.
-
-    :param reports: one per rank, in the order of the ranks; a plain run has a single one
-    """
+    """The rollout of all ranks together: one report per rank, in their order. A plain run has one."""
 
     reports: Sequence[Report]
 
@@ -102,7 +98,7 @@ class Totals:
         return self.sum("played_steps") - self.sum("n_steps")
 
     def record(self, logger: Logger) -> None:
-        """:param logger: gets mean, std, min and max of the returns, the number of episodes, and shares of steps and limits"""
+        """Record mean, std, min and max of the returns, the number of episodes, and shares of steps and time limits."""
         returns, n_complete = self.total_rewards, self.sum("n_complete")
         if returns:
             logger.record("rollout/ep_return_mean", np.mean(returns))
