@@ -67,10 +67,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_episodic(given: Any) -> None:
-    """
-    :param given: an EpisodicAlgorithm
-    :raises ValueError: for arguments that cannot be right, whatever the environment
-    """
+    """:raises ValueError: for arguments of an EpisodicAlgorithm that cannot be right, whatever the environment"""
     check_choice("unfinished", given.unfinished, ("finish", "bootstrap"))
     for name in ("n_steps", "max_episode_steps"):
         check_count(name, getattr(given, name))
@@ -89,10 +86,7 @@ def check_episodic(given: Any) -> None:
 
 
 def check_reinforce(given: Any) -> None:
-    """
-    :param given: a REINFORCE
-    :raises ValueError: for arguments that cannot be right, whatever the environment
-    """
+    """:raises ValueError: for arguments of a REINFORCE that cannot be right, whatever the environment"""
     check_choice("returns", given.returns, ("reward_to_go", "episode"))
     check_choice("loss_reduction", given.loss_reduction, ("episode", "step", None))
     check_choice("truncation", given.truncation, ("terminal", "bootstrap", None))
@@ -142,7 +136,6 @@ def check_clip_range(clip_range: Any) -> None:
     """
     For training only: RL Zoo's enjoy puts a clip range of 0 into the model that it loads.
 
-    :param clip_range: number, schedule or string
     :raises ValueError: for a clip range that would undo the first update
     """
     if make_schedule("clip_range", clip_range)(1.0) == 0.0:
@@ -186,11 +179,7 @@ def _starts_above_zero(space: spaces.Space) -> bool:
 
 
 def check_env(env: VecEnv, given: Any) -> None:
-    """
-    :param env: the training environments
-    :param given: an EpisodicAlgorithm
-    :raises ValueError: for arguments that the environments cannot be trained with
-    """
+    """:raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with"""
     check_spaces(env.observation_space, env.action_space)
     n_episodes = given.n_episodes
     if n_episodes is not None and n_episodes % env.num_envs != 0:
@@ -213,13 +202,7 @@ def check_env(env: VecEnv, given: Any) -> None:
 
 
 def check_baseline(baseline: str | Baseline, n_episodes: int | None, n_envs: int, world_size: int) -> None:
-    """
-    :param baseline: the argument
-    :param n_episodes: the argument
-    :param n_envs: number of environments
-    :param world_size: number of ranks: other ranks have other episodes
-    :raises ValueError: for a baseline that these batches do not serve
-    """
+    """:raises ValueError: for a baseline that such batches do not serve. Other ranks have other episodes."""
     made = make_baseline(baseline)
     if "greedy" in made.needs and n_episodes != n_envs:
         raise ValueError(

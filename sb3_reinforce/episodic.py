@@ -251,7 +251,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         shared = ranks.world_size() > 1
         before = (self.num_timesteps, list(self.ep_info_buffer or ()), list(self.ep_success_buffer or ()))
         used_infos: list[tuple[int, dict[str, Any]]] = []
-        # Without a listener the callback's step would cost time for nothing.
+        # Calling callbacks at each step costs time.
         listening = callbacks.needs_steps(callback)
         is_box = isinstance(self.action_space, spaces.Box)
         normalized = self._vec_normalize_env
@@ -335,10 +335,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         told: Any = None,
     ) -> Totals:
         """
-        Merge the rollout's counts, episodes' infos and ``VecNormalize`` statistics of all ranks. With one process this
-        changes nothing.
+        Merge counts, episodes' infos and ``VecNormalize`` statistics of all ranks. With one process this changes nothing.
 
-        :param used_infos: step and Monitor's info of each episode that is used
         :param before: ``num_timesteps``, ``ep_info_buffer`` and ``ep_success_buffer`` from before the rollout
         :param rollout: the episodes that are used; None: a callback has asked to stop
         :param told: what :meth:`_evaluate_rollout` returned for the other ranks

@@ -49,7 +49,6 @@ class Scores:
     scores come from ``torch.func.vmap``, which is compared with plain autograd at first use; a policy that vmap cannot
     serve gets a loop.
 
-    :param policy: the policy
     :param observations: as the policy gets them, first axis S; a dict of tensors for Dict spaces
     :param actions: as the rollout buffer has them, float, shape [S, action dimensions]
     :param chunk_size: steps at a time, at most; None: as many as :data:`PIECE` allows
@@ -106,21 +105,13 @@ class Scores:
         parameters = list(self._parameters.values())
         sums = []
         for k, weight in enumerate(weights):
-            scores = th.autograd.grad(
-                log_prob,
-                parameters,
-                weight.to(log_prob),
-                retain_graph=k < len(weights) - 1,
-                materialize_grads=True,
-            )
+            more = k < len(weights) - 1
+            scores = th.autograd.grad(log_prob, parameters, weight.to(log_prob), retain_graph=more, materialize_grads=True)
             sums.append(th.cat([score.flatten() for score in scores]))
         return th.stack(sums)
 
     def of_steps(self, rows: slice | th.Tensor) -> th.Tensor:
-        """
-        :param rows: indices of n steps
-        :return: grad log pi(a|s) of each, shape [n, P], on the policy's device
-        """
+        """:return: grad log pi(a|s) of each of the n steps, shape [n, P], on the policy's device"""
         if self._by_single_steps:
             return self._by_vmap(rows)
         indices = th.arange(self.n_steps)[rows]
@@ -172,8 +163,6 @@ class Scores:
         The mean over the steps of abs(grad log pi(a|s))^2, an estimate of the trace of the Fisher information.
 
         Over all steps, if they have no more than 2^20 numbers together; else over evenly spaced ones, 16 at least.
-
-        :return: the mean
         """
         n = min(self.n_steps, max(16, NORMS // max(self.n_parameters, 1)))
         rows = th.linspace(0, self.n_steps - 1, n).round().long()

@@ -16,7 +16,6 @@ def explained_failures(env: VecEnv, recording: Recording, now: Callable[[], tupl
     Errors raised inside name the environment and the step.
 
     :param now: returns the last observations, for which no action was recorded, and the number of steps played
-
     :raises ValueError: instead, where a NaN or an infinite number was recorded: that is the likely cause
     :raises RuntimeError: instead, if the process of an environment has ended
     """

@@ -49,7 +49,6 @@ def play_greedy(
 
     :param seed: what the environments were seeded with before the rollout's reset
     :param first_observations: what they then began with, by key (None for a space without keys)
-    :param on_step: called after each step
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
     spans = Spans(1, env.num_envs, True, False, max_episode_steps, np.zeros(env.num_envs, np.int64))

@@ -72,9 +72,6 @@ class Recording:
 
     The memory is kept from one rollout to the next.
 
-    :param observation_space: as the rollout buffer's
-    :param action_space: as the rollout buffer's
-    :param n_envs: number of environments
     :param observations: the first ones; VecNormalize makes floats of what its space still has as integers
     """
 
@@ -100,9 +97,8 @@ class Recording:
 
     def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
         """
-        :param observations: what the actions were drawn for, first axis ``n_envs``
-        :param actions: what the policy drew, shape [n_envs, *action_space.shape]
-        :param rewards: what they earned, shape [n_envs]
+        Add a step: observations [n_envs, ...], the actions as drawn for them [n_envs, *action_space.shape], and the
+        rewards that they earned [n_envs].
         """
         row = self.n_rows
         if row == len(self.rewards):
@@ -137,10 +133,8 @@ class Recording:
         What is not known yet stays NaN in the buffer: ``values`` without a value baseline, ``log_probs`` for an update
         of one step, whose log-probabilities are computed with their gradient.
 
-        :param buffer: the buffer to fill
         :param spans: the episodes to keep; of each environment the first ones, without gaps
         :param sum_rewards: whether the sum of the rewards stands in for a missing Monitor's return; not so for normalised ones
-        :return: the rollout, whose episodes are in the order of the buffer
         :raises ValueError: if the observation behind a time limit is NaN or infinite
         """
         for span in spans:

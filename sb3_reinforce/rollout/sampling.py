@@ -45,12 +45,7 @@ def overrides(policy: nn.Module, method: str) -> bool:
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
-    """
-    :param policy: the policy to act with; a sampler is made for one rollout and not kept
-    :param n_envs: number of environments
-    :param rng: source of the noise; distributions that NumPy does not know take torch's global generator
-    :return: the NumPy sampler where it is exact, else the torch sampler
-    """
+    """:return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler"""
     return TorchSampler(policy, rng) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
 
 
@@ -58,7 +53,6 @@ def needs_torch(policy: nn.Module) -> str | None:
     """
     NumPy is used only for SB3's own classes. Any subclass uses torch, since it may override something.
 
-    :param policy: any policy
     :return: why actions must be sampled by torch, in a few words; None if NumPy computes the same
     """
     if type(policy) is not ActorCriticPolicy:
@@ -109,8 +103,7 @@ class Sampler(ABC):
     argmax_k(logit_k + G_k) is distributed as softmax(logits). One bit of MultiBinary likewise: logit + logistic noise > 0.
     Box actions: mean + std * normal noise.
 
-    :param policy: the policy to act with
-    :param rng: source of the noise
+    :param rng: source of the noise; distributions that NumPy does not know take torch's global generator
     """
 
     def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
@@ -136,23 +129,14 @@ class Sampler(ABC):
 
     @abstractmethod
     def distribution_parameters(self, observations: Any) -> np.ndarray:
-        """
-        :param observations: as the VecEnv gives them, first axis ``n_envs``
-        :return: the policy's logits (means for Box, whose ``std`` it sets), shape [n_envs, n]; valid until the next call
-        """
+        """:return: the policy's logits (means for Box, whose ``std`` it sets), shape [n_envs, n]; valid until the next call"""
 
     def __call__(self, observations: Any) -> np.ndarray:
-        """
-        :param observations: as the VecEnv gives them, first axis ``n_envs``
-        :return: actions as the policy draws them (not yet clipped to the bounds), shape [n_envs, *action_space.shape]
-        """
+        """:return: actions as the policy draws them, not yet clipped to the bounds, shape [n_envs, *action_space.shape]"""
         return self._draw(self.distribution_parameters(observations))
 
     def greedy(self, observations: Any) -> np.ndarray:
-        """
-        :param observations: as the VecEnv gives them, first axis ``n_envs``
-        :return: the policy's deterministic actions, its mode, shape [n_envs, *action_space.shape]
-        """
+        """:return: the policy's deterministic actions, its mode, shape [n_envs, *action_space.shape]"""
         return self._to_actions(self.distribution_parameters(observations), np.zeros(()))
 
     def _draw(self, parameters: np.ndarray) -> np.ndarray:
@@ -240,10 +224,6 @@ class NumpySampler(Sampler):
     Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
 
     Weights and biases are seen through views; the standard deviation is that of the moment it is made: one per rollout.
-
-    :param policy: the policy to act with
-    :param n_envs: number of environments
-    :param rng: source of the noise
     """
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
@@ -270,7 +250,6 @@ Layer = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray] | None,
 def _layers(modules: tuple[nn.Module, ...], n_envs: int) -> list[Layer]:
     """
     :param modules: Linear layers and activations in order, the last one Linear
-    :param n_envs: rows of the outputs
     :return: per Linear layer: transposed weight and bias (views of the parameters), the activations behind it (None
         for none), and memory for its output
     """

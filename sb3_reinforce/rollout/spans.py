@@ -77,8 +77,8 @@ class Spans:
 
     def continues(self, row: int) -> bool:
         """
-        :param row: steps played so far in this rollout
-        :return: whether another one is to be played
+        Whether another step is to be played after the first ``row`` steps of this rollout.
+
         :raises ValueError: if an episode has become longer than ``max_episode_steps``
         """
         if not self.finish:

@@ -110,7 +110,7 @@ class Totals:
         return self.sum("played_steps") - self.sum("n_steps")
 
     def record(self, logger: Logger) -> None:
-        """:param logger: gets mean, std, min and max of the returns, the number of episodes, and shares of steps and limits"""
+        """Record mean, std, min and max of the returns, the number of episodes, and shares of steps and time limits."""
         returns, n_complete = self.total_rewards, self.sum("n_complete")
         if returns:
             logger.record("rollout/ep_return_mean", np.mean(returns))

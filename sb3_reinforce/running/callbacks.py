@@ -25,12 +25,7 @@ class UpdateListener(Protocol):
         """All callbacks, which are within ``root``, have started, and no rollout has begun."""
 
     def update_ended(self, iteration: int) -> bool:
-        """
-        An update and its log row are done.
-
-        :param iteration: number of updates of this run
-        :return: False if training is to stop here
-        """
+        """An update, the run's ``iteration``-th, and its log row are done. Returns False to stop training here."""
 
     def failed(self, iteration: int) -> None:
         """An error ends ``learn`` in or after this update."""
@@ -50,10 +45,7 @@ def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
     A callback and those inside it, each under a name that it has in every run.
 
     The name has its class and its number among equal ones at the same place, and no lists:
-    ``EvalCallback0``, ``EvalCallback0/StopTrainingOnNoModelImprovement0``.
-
-    :param callback: the callback that ``learn`` calls
-    :return: all of them, a callback before those inside it
+    ``EvalCallback0``, ``EvalCallback0/StopTrainingOnNoModelImprovement0``. A callback comes before those inside it.
     """
     found: dict[str, BaseCallback] = {}
     seen: set[int] = set()
@@ -110,10 +102,7 @@ def callbacks_of_other_ranks(callback: MaybeCallback) -> Any:
     What of a callback, a list or a tree of them runs on ranks other than 0.
 
     Not evaluation, checkpoints, the progress bar, and what has an attribute ``rank_zero_only`` that is True. Event
-    callbacks and lists stay, without such children.
-
-    :param callback: as given to ``learn``; lists and event callbacks are changed in place
-    :return: what is left; None for nothing
+    callbacks and lists stay, without such children: they are changed in place. None if nothing is left.
     """
     if isinstance(callback, list):
         return [child for child in callback if callbacks_of_other_ranks(child) is not None]

@@ -43,10 +43,7 @@ class CheckpointError(ValueError):
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
-    """
-    :param folder: of a :class:`~sb3_reinforce.TrainingCheckpoint`
-    :return: the checkpoints in it, the newest first, whole or damaged
-    """
+    """:return: the checkpoints in a folder, the newest first, whole or damaged"""
     found = (path for path in Path(folder).glob("checkpoint_*_steps.zip") if re.fullmatch(r"checkpoint_\d+_steps", path.stem))
     return sorted(found, key=steps_of, reverse=True)
 
@@ -58,11 +55,7 @@ def steps_of(path: Path) -> int:
 
 
 def checkpoint_bytes(model: OnPolicyAlgorithm, state: dict[str, Any]) -> bytes:
-    """
-    :param model: the model, whose networks and optimisers are saved
-    :param state: plain values, to be saved beside them
-    :return: a checkpoint file
-    """
+    """:return: a checkpoint file of the model's networks and optimisers, and of plain values beside them"""
     file, packed = io.BytesIO(), io.BytesIO()
     schedules: Mapping[str, str] = getattr(model, "schedules", {})
     model.save(file, exclude=[*NOT_SAVED, *schedules.values()])
@@ -81,7 +74,6 @@ def read_parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
     """
     Read a checkpoint and check it against its manifest. Nothing in it is executed.
 
-    :param path: the file
     :return: the whole file, its manifest, and the plain values that were saved beside the networks
     :raises CheckpointError: if it is torn, damaged, no checkpoint, or of an unknown format
     """
@@ -141,9 +133,6 @@ def _from_json(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return deque(items, maxlen=value["maxlen"]) if value["is"] == "deque" else tuple(items)
 
 
-# -------------------------------------------------------------------------------------------------- what run it is of
-
-
 def _description(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes."""
     names = {policy: name for name, policy in model.policy_aliases.items()}
@@ -165,10 +154,7 @@ def installed_libraries() -> dict[str, str]:
 
 
 def describe_env(env: VecEnv | None) -> dict[str, Any]:
-    """
-    :param env: an environment as a model has it
-    :return: what can be told about it from outside, in plain values
-    """
+    """:return: what can be told about a model's environment from outside, in plain values"""
     assert env is not None, "a model that is trained has an environment"
     inside = getattr(env.unwrapped, "envs", None)  # of SubprocVecEnv: in other processes
     spec = getattr(inside[0] if inside else env.unwrapped, "spec", None)

@@ -31,10 +31,7 @@ MOST_GATHERED = 100_000
 
 
 def gather(value: T) -> list[T]:
-    """
-    :param value: anything that can be pickled, with tensors on the CPU
-    :return: the values of all ranks, in their order, on every rank
-    """
+    """:return: on every rank the values of all, in their order; any that can be pickled, with tensors on the CPU"""
     if world_size() == 1:
         return [value]
     message = _pickled(value)
@@ -104,7 +101,6 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
     A parameter without a gradient on any rank keeps none: an optimiser treats that differently from 0.
 
     :param parameters: in the same order on all ranks; their ``grad`` is replaced by the sum
-    :param numbers: to be added up, too
     :return: the sums of the numbers, in the gradients' precision
     """
     if world_size() == 1:
@@ -122,10 +118,7 @@ def sum_gradients(parameters: Iterable[th.nn.Parameter], numbers: Sequence[float
 
 
 def sum_over_ranks(tensor: th.Tensor) -> th.Tensor:
-    """
-    :param tensor: of one shape on all ranks; it may be overwritten
-    :return: the sum of the tensors of all ranks, equal to the bit on each
-    """
+    """:return: the sum of all ranks' tensors of one shape, equal to the bit on each. It may overwrite its argument."""
     if world_size() > 1 and tensor.numel() * world_size() > MOST_GATHERED:
         with lost_ranks_named():
             dist.all_reduce(tensor)

@@ -39,10 +39,8 @@ def parameters_to_load(given: str | dict[str, Any], own: dict[str, Any], device:
     Parameters for ``set_parameters``, where they may come from another algorithm.
 
     :param given: a file, or what ``get_parameters`` of some algorithm returned
-    :param own: what ``get_parameters`` of the model returns
-    :param device: where to load them
-    :return: the given parameters; the model's own state of an optimiser that the other algorithm lacks, or has of another
-        class (a warning says so)
+    :param own: what ``get_parameters`` of the model returns: its state of an optimiser is kept if the other algorithm has
+        none, or has one of another class (a warning says so)
     """
     if isinstance(given, dict):
         params = dict(given)
@@ -75,9 +73,7 @@ def write_atomically(path: pathlib.Path, data: bytes, mode: int = 0o666) -> None
 
     Its bytes are on the disk before its name, so that after a power cut, too, either this file or the one before is whole.
 
-    :param path: the file, replaced if it is there
-    :param data: its bytes
-    :param mode: its permissions, of which the umask is taken away
+    :param mode: permissions, less the umask
     :raises OSError: if it cannot be written; what was there before is then still there
     """
     aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")

@@ -51,19 +51,14 @@ def _output_format(name: str, folder: Path) -> KVWriter:
 
 
 class AppendingCSV(CSVOutputFormat):
-    """
-    Appends to ``progress.csv``: new columns are added at the right, as SB3 does, but the file is whole at any moment.
-
-    :param path: the file
-    """
+    """Appends to ``progress.csv``: new columns are added at the right, as SB3 does, but the file is whole at any moment."""
 
     def __init__(self, path: Path):
         _remove_torn_row(path)
         self.path = path
         self.separator, self.quotechar = ",", '"'
         self._open()
-        header = next(csv.reader(self.file), [])
-        self.keys: list[str] = header
+        self.keys: list[str] = next(csv.reader(self.file), [])
         self.file.seek(0, os.SEEK_END)
 
     def _open(self) -> None:
@@ -71,13 +66,7 @@ class AppendingCSV(CSVOutputFormat):
         self.file = self.path.open("r+", newline="\n")
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """
-        Write one row.
-
-        :param key_values: what was recorded since the last one
-        :param key_excluded: for each key the formats that it is not meant for
-        :param step: unused, as in SB3
-        """
+        """Write one row, as SB3's ``CSVOutputFormat`` does."""
         written = {key for key in key_values if "csv" not in (key_excluded.get(key) or ())}
         if new := sorted(written - set(self.keys)):
             self.keys += new
@@ -91,11 +80,7 @@ class AppendingCSV(CSVOutputFormat):
 
 
 class AppendingJSON(JSONOutputFormat):
-    """
-    Appends to ``progress.json``.
-
-    :param path: the file
-    """
+    """Appends to ``progress.json``."""
 
     def __init__(self, path: Path):
         _remove_torn_row(path)

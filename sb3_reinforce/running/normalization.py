@@ -71,9 +71,7 @@ def merged_statistics(before: Statistics, parts: Sequence[Statistics]) -> Statis
     A rank's contribution is what its statistics have beyond the start, in terms of counts, sums and sums of squares
     about the mean of the start. Source: Chan, Golub and LeVeque (1983).
 
-    :param before: the start, which all ranks had
     :param parts: what each rank has now, including the start
-    :return: the start and all contributions together
     """
     count, mean, variance = before
     if all(part[0] == count for part in parts):

@@ -23,11 +23,7 @@ COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_
 
 
 class ResumableAlgorithm(OnPolicyAlgorithm):
-    """
-    An on-policy algorithm whose runs can be stopped, resumed, and spread over ranks; the base of ``EpisodicAlgorithm``.
-
-    Arguments are those of ``OnPolicyAlgorithm``.
-    """
+    """An on-policy algorithm whose runs can be stopped, resumed, and spread over ranks; the base of ``EpisodicAlgorithm``."""
 
     # Arguments that may change with the progress of training, and the attributes that hold their schedules
     schedules: ClassVar[dict[str, str]] = {"learning_rate": "lr_schedule"}
@@ -48,7 +44,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     _last_obs: Any
     lr_schedule: Schedule
 
-    # ------------------------------------------------------------------------------------- what subclasses override
+    # Methods that subclasses override
 
     def _check_arguments(self) -> None:
         """:raises ValueError: for arguments that cannot be right, whatever the environment"""
@@ -64,11 +60,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         self._check_env()
 
     def _prepare_reset(self, reset_num_timesteps: bool) -> None:
-        """
-        Called by ``learn`` before SB3 resets the environments, if it does.
-
-        :param reset_num_timesteps: as ``learn`` was given it
-        """
+        """Called by ``learn`` before SB3 resets the environments, if it does."""
 
     def _on_learning_started(self) -> None:
         """Called when all callbacks have started, before the first rollout."""
@@ -94,8 +86,6 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
 
-    # --------------------------------------------------------------------------------------------------- schedules
-
     def _setup_lr_schedule(self) -> None:
         """Make the schedules of all arguments, also of those that ``load`` has replaced."""
         self._scheduled: dict[str, Any] = {}
@@ -113,8 +103,6 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last episodes run beyond total_timesteps; a schedule such as `lambda p: 1e-3 * p` must not turn negative.
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
-    # ------------------------------------------------------------------------------------------------------- learn
 
     @ranks.fails_for_all
     def learn(
@@ -225,8 +213,6 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             for name, value in state["counters"].items():
                 setattr(self, name, value)
             self._set_extra_state(state["extra"])
-
-    # ------------------------------------------------------------------------------------------------ save and load
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics"]

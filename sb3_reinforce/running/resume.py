@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,16 +37,12 @@ from sb3_reinforce.version import __version__
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
 
 
+@dataclass(frozen=True)
 class ResumedState:
-    """
-    The training state that ``learn`` restores when its callbacks have started.
+    """The training state that ``learn`` restores when its callbacks have started, and the checkpoint that it was read from."""
 
-    :param path: the checkpoint that it was read from
-    :param state: as ``TrainingCheckpoint`` took it
-    """
-
-    def __init__(self, path: Path, state: Mapping[str, Any]):
-        self.path, self.state = path, state
+    path: Path
+    state: Mapping[str, Any]
 
     def restore(self, model: OnPolicyAlgorithm, callback: BaseCallback, total_timesteps: int) -> int:
         """
@@ -81,10 +78,8 @@ def resume(
     cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None
 ) -> tuple[Algorithm, ResumedState]:
     """
-    :param cls: the algorithm's class
-    :param path: a folder, whose newest whole checkpoint is taken, or a checkpoint
-    :param env: the environment, made and wrapped as in the first run
-    :param device: None: that of the first run
+    See :meth:`ResumableAlgorithm.resume`.
+
     :return: the model, and what ``learn`` is to restore
     :raises CheckpointError: if there is no checkpoint, none can be read, or it is of another run
     """

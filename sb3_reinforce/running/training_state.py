@@ -23,11 +23,9 @@ class NotPlainError(TypeError):
 
 def plain(value: Any) -> Any:
     """
-    A copy of a value that a file can hold without code.
+    A copy of a value that a file can hold without code: None, a number, a text, an array, a tensor, or a list, tuple, deque
+    or dict (keys: texts or whole numbers) of such.
 
-    :param value: None, a number, a text, an array, a tensor, or a list, tuple, deque or dict (keys: texts or whole
-        numbers) of such
-    :return: the copy
     :raises NotPlainError: for anything else
     """
     kind = type(value)
@@ -73,13 +71,8 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------------- the model
-
-
 def model_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
-    """
-    :return: copies of what its networks and optimisers do not hold: all its numbers, statistics, recorded values
-    """
+    """:return: copies of what its networks and optimisers do not hold: all its numbers, statistics, recorded values"""
     about_the_process = {"start_time", "verbose", *model._excluded_save_params()}
     return {
         "attributes": {
@@ -124,9 +117,6 @@ def set_logger_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
         model.logger.name_to_excluded[key] = excluded
 
 
-# ------------------------------------------------------------------------------------------------- random numbers
-
-
 def random_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """:return: the state of every generator that training may draw from and that no rollout seeds"""
     version, words, gauss = random.getstate()
@@ -152,14 +142,10 @@ def set_random_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None
         th.cuda.set_rng_state(state["cuda"], model.device)
 
 
-# ------------------------------------------------------------------------------------------------------- callbacks
-
-
 def callback_state(callback: BaseCallback) -> dict[str, Any]:
     """
     What ``state_dict`` of a callback returns, or its plain attributes where it has none.
 
-    :return: names and plain values
     :raises ValueError: if its ``state_dict`` returns what is not plain
     """
     if hasattr(callback, "state_dict"):

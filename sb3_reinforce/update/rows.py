@@ -67,7 +67,6 @@ class Rows:
         rank's steps weigh more than another's; of a rank with very few steps, some minibatches are then empty.
 
         :param batch_size: rows per minibatch of this rank; None: all
-        :param rng: for the order
         :return: the rows of each minibatch, and the number of rows that all ranks together have in theirs
         """
         n_minibatches = self.count_minibatches(batch_size)

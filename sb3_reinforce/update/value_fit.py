@@ -19,7 +19,6 @@ class ValueFit:
 
     What V shares with the policy gets no gradient and stays in evaluation mode.
 
-    :param policy: whose class of optimiser and its arguments are used
     :param baseline: what V is for, for the message
     :raises ValueError: if no parameter belongs to V alone
     """
