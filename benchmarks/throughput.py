@@ -36,6 +36,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+import sb3_reinforce.estimate
 import sb3_reinforce.reinforce
 from sb3_reinforce import REINFORCE, VectorEnvAdapter
 from sb3_reinforce.rollout.recording import Recording
@@ -185,7 +186,7 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
         (NumpySampler, "__call__", "actions"),
         (Recording, "add", "storing the step"),
         (Recording, "pack", "rollout buffer"),
-        (sb3_reinforce.reinforce, "make_episodes", "returns, values"),
+        (sb3_reinforce.estimate, "make_episodes", "returns, values"),
         (REINFORCE, "_finish_rollout", "baseline, advantages"),
         (REINFORCE, "_policy_step", "policy step"),
         (sb3_reinforce.reinforce, "log_probs_of", "approx_kl"),
