@@ -7,13 +7,15 @@ import pytest
 
 from sb3_reinforce.update import rows
 
-# Rows only makes the buffer flatten its arrays, by a first get().
-BUFFER = SimpleNamespace(get=lambda batch_size: iter([None]))
+
+def buffer(size: int) -> SimpleNamespace:
+    """Rows asks for the number of rows, and makes the buffer flatten its arrays by a first get()."""
+    return SimpleNamespace(buffer_size=size, get=lambda batch_size: iter([None]))
 
 
 def test_minibatches():
     """Without a size all rows at once and in order; else each row once, shuffled, and the last minibatch has the rest."""
-    all_rows = rows.Rows(BUFFER, [7], None)
+    all_rows = rows.Rows(buffer(7), [7], None)
     assert list(all_rows.minibatches(None, np.random.default_rng(0))) == [(slice(0, 7), 7)]
     assert list(all_rows.minibatches(7, np.random.default_rng(0))) == [(slice(0, 7), 7)]
     minibatches = list(all_rows.minibatches(3, np.random.default_rng(0)))
@@ -29,12 +31,11 @@ def test_chunks():
 
 
 @pytest.mark.parametrize("sizes", [[10, 3, 1], [8, 8], [1, 9]])
-def test_minibatches_of_ranks(monkeypatch, sizes: list[int]):
+def test_minibatches_of_ranks(sizes: list[int]):
     """All ranks make as many as the largest needs, none above batch_size, each row once; all ranks know the sum."""
     of_ranks = []
-    for rank, size in enumerate(sizes):
-        monkeypatch.setattr(rows, "rank", lambda rank=rank: rank)
-        of_ranks.append(list(rows.Rows(BUFFER, sizes, None).minibatches(4, np.random.default_rng(0))))
+    for size in sizes:
+        of_ranks.append(list(rows.Rows(buffer(size), sizes, None).minibatches(4, np.random.default_rng(0))))
         assert sorted(np.concatenate([part for part, _ in of_ranks[-1]])) == list(range(size))
     assert {len(minibatches) for minibatches in of_ranks} == {-(-max(sizes) // 4)}
     for minibatch in zip(*of_ranks, strict=True):

@@ -1,4 +1,4 @@
-"""Callbacks: one walk over them all, and what each part of a run asks of them."""
+"""Callbacks: walks over them, and what each part of a run asks of them."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -31,13 +31,11 @@ class UpdateListener(Protocol):
         """An error ends ``learn`` in or after this update."""
 
 
-def flatten(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """:return: the callbacks in a list and in lists within it; any other callback is the only one"""
-    if isinstance(callback, CallbackList):
-        for child in callback.callbacks:
-            yield from flatten(child)
-    else:
-        yield callback
+def with_lists(callback: BaseCallback) -> Iterator[BaseCallback]:
+    """:return: the callback, and if it is a list all that is in it, lists within it included"""
+    yield callback
+    for child in callback.callbacks if isinstance(callback, CallbackList) else []:
+        yield from with_lists(child)
 
 
 def callbacks_by_name(callback: BaseCallback) -> dict[str, BaseCallback]:
@@ -85,14 +83,13 @@ def needs_steps(callback: BaseCallback) -> bool:
 
 def set_num_timesteps(callback: BaseCallback, num_timesteps: int) -> None:
     """Tell callbacks at the end of a rollout the number of steps, which each step would have told them."""
-    callback.num_timesteps = num_timesteps
-    for child in callback.callbacks if isinstance(callback, CallbackList) else []:
-        set_num_timesteps(child, num_timesteps)
+    for each in with_lists(callback):
+        each.num_timesteps = num_timesteps
 
 
 def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:
     """Count environment steps that the progress bar has not seen: other ranks', or the greedy policy's."""
-    for each in flatten(callback):
+    for each in with_lists(callback):
         if isinstance(each, ProgressBarCallback):
             each.pbar.update(n_steps)
 

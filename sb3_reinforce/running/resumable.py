@@ -139,7 +139,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
         callback.on_training_start(locals(), globals())
-        for listener in callbacks.update_listeners(callback):
+        listeners = callbacks.update_listeners(callback)
+        for listener in listeners:
             listener.begin(callback)
         resumed, self._resumed = self._resumed, None
         iteration = 0 if resumed is None else resumed.restore(self, callback, total_timesteps)
@@ -156,11 +157,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
                 # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
-                goes_on = [listener.update_ended(iteration) for listener in callbacks.update_listeners(callback)]
+                goes_on = [listener.update_ended(iteration) for listener in listeners]
                 if exchange.any_rank(not all(goes_on)):
                     break
         except BaseException:
-            for listener in callbacks.update_listeners(callback):
+            for listener in listeners:
                 listener.failed(iteration)
             raise
 

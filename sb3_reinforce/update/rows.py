@@ -6,8 +6,6 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_reinforce.running.ranks import rank
-
 Selection = slice | np.ndarray
 """Some rows: a range of them, or their indices."""
 
@@ -37,7 +35,7 @@ class Rows:
 
     def __init__(self, buffer: RolloutBuffer, sizes: Sequence[int], chunk_size: int | None):
         self.buffer, self.sizes, self.chunk_size = buffer, sizes, chunk_size
-        self.n_rows = sizes[rank()] if len(sizes) > 1 else sizes[0]
+        self.n_rows = buffer.buffer_size
         #: rows of all ranks
         self.n_total = sum(sizes)
         next(buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
