@@ -157,10 +157,16 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         problem = ("observation_space", f"must be {supported}, or a Dict of them", observation_space)
     elif any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
         problem = ("observation_space", "must have at least one axis", observation_space)
+    elif not parts or any(0 in (part.shape or ()) for part in parts):
+        problem = ("observation_space", "must have at least one element", observation_space)
+    elif any(isinstance(part, spaces.MultiDiscrete) and len(part.shape) != 1 for part in parts):
+        problem = ("observation_space", "must have one axis where it is MultiDiscrete", observation_space)
     elif any(_starts_above_zero(part) for part in parts):
         problem = ("observation_space", "must count from 0 (start=0)", observation_space)
     elif not isinstance(action_space, SPACES):
         problem = ("action_space", f"must be {supported}", action_space)
+    elif 0 in (action_space.shape or ()):
+        problem = ("action_space", "must have at least one element", action_space)
     elif isinstance(action_space, spaces.Box) and not (np.isfinite(action_space.low) & np.isfinite(action_space.high)).all():
         problem = ("action_space", "must have a finite lower and upper bound", action_space)
     elif isinstance(action_space, spaces.Box) and action_space.dtype.kind != "f":

@@ -3,7 +3,6 @@
 import warnings
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ from sb3_reinforce.arguments import check_count, check_env, check_episodic, chec
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
+from sb3_reinforce.rollout.infos import logged, returns_are_sums
 from sb3_reinforce.rollout.recording import Recording, Rollout
 from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
@@ -29,6 +29,7 @@ from sb3_reinforce.rollout.totals import Report, Totals
 from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.normalization import frozen_statistics, merged_statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resumable import ResumableAlgorithm
+from sb3_reinforce.vec_env.dummy import quicken
 
 
 class EpisodicAlgorithm(ResumableAlgorithm):
@@ -202,6 +203,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
         :return: random numbers of the actor
         """
+        quicken(env)
         if self.unfinished == "bootstrap" and not self._has_just_been_reset:
             self._n_rollouts += 1
         elif not self._has_just_been_reset:
@@ -258,12 +260,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if normalized is not None:
             check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
         n_steps = 0
-        now = partial(self._now, self.num_timesteps)  # no closure: it would slow the loop's own variables
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
         try:
-            with explained_failures(env, recording, now), self._normalization():
+            with explained_failures(self, recording), self._normalization():
                 while spans.continues(n_steps):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
@@ -271,7 +272,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     actions = sampler(self._last_obs)
                     clipped_actions = within_bounds(self.policy, actions) if is_box else actions
 
+                    recording.begin_step(self._last_obs, actions)
                     new_obs, rewards, dones, infos = env.step(clipped_actions)
+                    dones = np.asarray(dones, dtype=bool)  # a VecEnv of one's own may have numbers
                     self.num_timesteps += env.num_envs
                     n_steps += 1
                     if normalized is not None:
@@ -284,15 +287,13 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                             self._exchange(n_steps, used_infos, before, callback)
                             return False
 
-                    recording.add(self._last_obs, actions, rewards)
-                    self._last_obs = new_obs
-                    self._last_episode_starts = dones
+                    recording.end_step(rewards, dones)
+                    self._last_obs, self._last_episode_starts = new_obs, dones
                     if np.count_nonzero(dones):
                         for index in spans.end_episodes(n_steps, dones, infos):
                             self._update_info_buffer([infos[index]], dones[[index]])
                             if shared:
-                                kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
-                                used_infos.append((n_steps, kept))
+                                used_infos.append((n_steps, logged(infos[index])))
         except BaseException as error:
             self._abandon_rollout()
             if isinstance(error, Exception) and self.logger.name_to_value:  # not Ctrl-C
@@ -300,8 +301,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             raise
 
         spans.cut_episodes(n_steps, self._last_obs)
-        recording.check_finite(self._last_obs)
-        rollout = recording.pack(rollout_buffer, spans.ended, normalized is None or not normalized.norm_reward)
+        recording.check(self._last_obs)
+        rollout = recording.pack(rollout_buffer, spans.ended, returns_are_sums(env))
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
         totals = self._exchange(n_steps, used_infos, before, callback, rollout, told)
@@ -315,10 +316,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         callbacks.set_num_timesteps(callback, self.num_timesteps)
         callback.on_rollout_end()
         return True
-
-    def _now(self, num_timesteps: int) -> tuple[Any, int]:
-        """:return: the last observations, and the steps that each environment has played since ``num_timesteps``"""
-        return self._last_obs, (self.num_timesteps - num_timesteps) // self.n_envs
 
     def _abandon_rollout(self) -> None:
         """Start at a reset next time: where environments run on across rollouts, the steps of a dropped one are missing."""
