@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -17,8 +16,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_env, check_episodic, check_spaces
+from sb3_reinforce.arguments import check_count, check_env, check_episodic
 from sb3_reinforce.observations import by_key
+from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
 from sb3_reinforce.rollout.recording import Recording, Rollout
@@ -106,12 +106,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         # Before the environment is made: what can be refused without it is refused without its cost.
         self._check_arguments()
         check_count("stats_window_size", stats_window_size)
+        check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
         device = ranks.start(device)
         if ranks.rank() > 0:  # rank 0 alone prints and logs
             verbose, tensorboard_log = 0, None
-        if isinstance(env, (gym.Env, VecEnv)):
-            check_spaces(env.observation_space, env.action_space)
-        elif env is None and _init_setup_model:
+        if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")
 
         super().__init__(
@@ -123,7 +122,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             tensorboard_log=tensorboard_log, policy_kwargs=dict(policy_kwargs or {}), verbose=verbose, _init_setup_model=False,
         )  # fmt: skip
         self._steps_into_episode: np.ndarray | None = None
-        self._warned_of_discarded_steps = False
+        self._warned_of_discarded_steps = self._warned_of_masks = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
         self._environment_seed: int | None = None
         if _init_setup_model:
@@ -173,7 +172,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self._check_arguments()  # once more: load() may have brought others
         self._recording: Recording | None = None
         self._has_just_been_reset = False
-        super()._setup_model()
+        with explained_policy_errors(self):
+            super()._setup_model()
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """

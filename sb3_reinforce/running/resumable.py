@@ -11,8 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_number
+from sb3_reinforce.arguments import check_count, check_new_env, check_number
 from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.files import check_model_file, parameters_to_load, with_value_optimizer_inside
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
@@ -85,6 +86,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_new_env(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_lr_schedule(self) -> None:
         """Make the schedules of all arguments, also of those that ``load`` has replaced."""
