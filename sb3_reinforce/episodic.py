@@ -24,6 +24,7 @@ from sb3_reinforce.rollout.finite import check_before_normalization
 from sb3_reinforce.rollout.recording import Recording, Rollout
 from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
+from sb3_reinforce.rollout.squashed import keep_before_tanh
 from sb3_reinforce.rollout.streams import ACTOR, ENVIRONMENTS, seed_torch, stream_seed
 from sb3_reinforce.rollout.totals import Report, Totals
 from sb3_reinforce.running import callbacks, exchange, ranks
@@ -99,17 +100,15 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.n_steps, self.n_episodes, self.gamma, self.seed = n_steps, n_episodes, gamma, seed
-        self.unfinished, self.max_episode_steps = unfinished, max_episode_steps
-        self.freeze_normalization_after = freeze_normalization_after
+        self.unfinished, self.freeze_normalization_after = unfinished, freeze_normalization_after
+        self.max_episode_steps, self.max_grad_norm = max_episode_steps, max_grad_norm  # type: ignore[assignment]
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
-        self.max_grad_norm = max_grad_norm  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         self._check_arguments()
         check_count("stats_window_size", stats_window_size)
         check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
         device = ranks.start(device)
-        if ranks.rank() > 0:  # rank 0 alone prints and logs
-            verbose, tensorboard_log = 0, None
+        verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")
 
@@ -302,6 +301,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         spans.cut_episodes(n_steps, self._last_obs)
         recording.check_finite(self._last_obs)
         rollout = recording.pack(rollout_buffer, spans.ended, normalized is None or not normalized.norm_reward)
+        keep_before_tanh(rollout, sampler)
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
         totals = self._exchange(n_steps, used_infos, before, callback, rollout, told)

@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
-from sb3_reinforce import REINFORCE, compare_baselines
+from sb3_reinforce import REINFORCE, VectorEnvAdapter, compare_baselines
 from sb3_reinforce.running.env_queries import env_name, forbids_early_resets, offers_action_masks
 from sb3_reinforce.running.training_state import evaluation_random_state, set_evaluation_random_state
 from tests.envs import RewardListEnv
@@ -99,7 +99,16 @@ def test_the_random_state_of_an_evaluation_that_cannot_be_set():
 
 class Masks(gym.Wrapper):
     def action_masks(self):
-        return np.array([True, False])
+        raise RuntimeError("not before the first reset")
+
+
+def test_masks_are_recognised_but_not_asked_for():
+    """AsyncVectorEnv would call the method, and its workers would end."""
+    env = VectorEnvAdapter(gym.vector.AsyncVectorEnv([lambda: Masks(RewardListEnv([1.0]))] * 2))
+    assert offers_action_masks(env)
+    assert env.reset().shape == (2, 2)
+    env.close()
+    assert not offers_action_masks(VectorEnvAdapter(gym.vector.SyncVectorEnv([lambda: RewardListEnv([1.0])])))
 
 
 def test_action_masks_are_not_used_without_a_word(tmp_path):

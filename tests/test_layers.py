@@ -16,7 +16,7 @@ LAYERS = {
         "score_function",
     ],
     "processes": [
-        "arguments", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
+        "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
         "running.callbacks", "running.files", "running.logs", "running.training_state", "running.env_queries",
     ],
     "checkpoints": ["running.checkpoint_file", "running.checkpoint", "running.resume", "running.resumable"],

@@ -11,6 +11,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_reinforce import REINFORCE, VectorEnvAdapter, compare_baselines
+from sb3_reinforce.zoo.cli import main
 from tests.envs import Random
 from tests.vector_envs import CountingEnv, FakeEnvPool
 
@@ -161,6 +162,16 @@ def test_text_observations(use):
     cure = r"minigrid.wrappers.ImgObsWrapper \(MiniGrid\) or gymnasium.wrappers.FilterObservation\(env, \['image'\]\)"
     with pytest.raises(ValueError, match=rf"observation_space must be Box.* or a Dict of them, got Dict.*by {cure}"):
         use()
+
+
+@pytest.mark.parametrize("verb", ["train", "compare-baselines"])
+def test_text_observations_on_the_command_line(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, "--env", "TextGrid-v0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sb3-reinforce {verb}: error: observation_space must be Box")
+    assert "minigrid.wrappers.ImgObsWrapper" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_text_observations_filtered():

@@ -221,6 +221,10 @@ class VectorEnvAdapter(VecEnv):
             return [True] * len(selected)
         return self._single.get(attr_name, selected)
 
+    def has_attr(self, attr_name: str) -> bool:
+        """:return: whether all environments have it. It is not read where possible: AsyncVectorEnv would call a method"""
+        return self._single.has(attr_name) or super().has_attr(attr_name)
+
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
         Set an attribute where it exists, at the outermost wrapper otherwise.
