@@ -5,7 +5,6 @@ from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -16,14 +15,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_env, check_episodic, check_spaces
+from sb3_reinforce.arguments import check_count, check_env, check_episodic
 from sb3_reinforce.observations import by_key
+from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
 from sb3_reinforce.rollout.infos import logged, returns_are_sums
 from sb3_reinforce.rollout.recording import Recording, Rollout
 from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
+from sb3_reinforce.rollout.squashed import keep_before_tanh
 from sb3_reinforce.rollout.streams import ACTOR, ENVIRONMENTS, seed_torch, stream_seed
 from sb3_reinforce.rollout.totals import Report, Totals
 from sb3_reinforce.running import callbacks, exchange, ranks
@@ -100,19 +101,16 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.n_steps, self.n_episodes, self.gamma, self.seed = n_steps, n_episodes, gamma, seed
-        self.unfinished, self.max_episode_steps = unfinished, max_episode_steps
-        self.freeze_normalization_after = freeze_normalization_after
+        self.unfinished, self.freeze_normalization_after = unfinished, freeze_normalization_after
+        self.max_episode_steps, self.max_grad_norm = max_episode_steps, max_grad_norm  # type: ignore[assignment]
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
-        self.max_grad_norm = max_grad_norm  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         self._check_arguments()
         check_count("stats_window_size", stats_window_size)
+        check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
         device = ranks.start(device)
-        if ranks.rank() > 0:  # rank 0 alone prints and logs
-            verbose, tensorboard_log = 0, None
-        if isinstance(env, (gym.Env, VecEnv)):
-            check_spaces(env.observation_space, env.action_space)
-        elif env is None and _init_setup_model:
+        verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes
+        if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")
 
         super().__init__(
@@ -124,7 +122,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             tensorboard_log=tensorboard_log, policy_kwargs=dict(policy_kwargs or {}), verbose=verbose, _init_setup_model=False,
         )  # fmt: skip
         self._steps_into_episode: np.ndarray | None = None
-        self._warned_of_discarded_steps = False
+        self._warned_of_discarded_steps = self._warned_of_masks = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
         self._environment_seed: int | None = None
         if _init_setup_model:
@@ -174,7 +172,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self._check_arguments()  # once more: load() may have brought others
         self._recording: Recording | None = None
         self._has_just_been_reset = False
-        super()._setup_model()
+        with explained_policy_errors(self):
+            super()._setup_model()
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -303,6 +302,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         spans.cut_episodes(n_steps, self._last_obs)
         recording.check(self._last_obs)
         rollout = recording.pack(rollout_buffer, spans.ended, returns_are_sums(env))
+        keep_before_tanh(rollout, sampler)
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
         totals = self._exchange(n_steps, used_infos, before, callback, rollout, told)

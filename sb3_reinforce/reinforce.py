@@ -16,6 +16,7 @@ from sb3_reinforce.baselines import Baseline, BaselineName, checked_prediction, 
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.losses import clipped_loss, count_clipped, entropy_loss, importance_ratio, score_loss
+from sb3_reinforce.migration import explains_missing_arguments
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.rollout.greedy import GreedyEpisodes, play_greedy, warn_of_other_starts
 from sb3_reinforce.rollout.recording import Rollout
@@ -130,6 +131,7 @@ class REINFORCE(EpisodicAlgorithm):
     #: the terms of the formula, of the last rollout
     batch: estimate.Batch
 
+    @explains_missing_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -374,9 +376,7 @@ class REINFORCE(EpisodicAlgorithm):
                 ratio = None
                 rows.buffer.log_probs[chunk, 0] = log_prob.detach().cpu().numpy()
                 policy_loss = score_loss(log_prob, data.advantages)
-            loss = policy_loss
-            if ent_coef:
-                loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio)
+            loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio) if ent_coef else policy_loss
             (scale * loss).backward()
             policy_sum += policy_loss.item()
             entropy_sum += (-log_prob if entropy is None else entropy).detach().sum().item()

@@ -63,7 +63,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (HEAD + "  n_timesteps: 0\n", "mine.yml: n_timesteps must be a whole number >= 1, got 0"),
         (HEAD, "mine.yml: n_timesteps is missing"),
         ("CartPole-v1:\n  n_timesteps: 300\n", "mine.yml: policy is missing"),
-        ("CartPole-v1:\n  n_timesteps: 300\n  policy: MlpPolcy\n", "Policy MlpPolcy unknown (hyperparameters from mine.yml)"),
+        ("CartPole-v1:\n  n_timesteps: 300\n  policy: MlpPolcy\n", "got 'MlpPolcy' (hyperparameters from mine.yml)"),
         (
             "CartPole-v1:\n  n_timesteps: 300\n  policy: my.Policy\n",
             "mine.yml: policy must be the dotted path of what can be imported, got 'my.Policy' (No module named 'my')",
@@ -105,6 +105,9 @@ def test_a_bad_config_is_one_line(config: str, words: str, capsys: pytest.Captur
         (["--conf-file", "json"], "--conf-file json defines no dict `hyperparams`"),
         (["-params", "gamma:7"], "gamma must be a number in [0, 1], got 7 (hyperparameters from"),
         (["-params", "gama:0.9"], "-params: reinforce has no hyperparameter 'gama', did you mean 'gamma'?"),
+        (["-params", "vf_coef:0.5"], "-params: reinforce has no hyperparameter 'vf_coef': the value network has an optimiser"),
+        (["-params", "policy:'CnnPolicy'"], "CnnPolicy is for images, got Box"),
+        (["-params", "policy_kwargs:dict(net_arc=[8])"], "MlpPolicy has no 'net_arc', did you mean 'net_arch'?"),
         (["-params", "callback:'no.where'"], "-params: callback must be the dotted path"),
     ],
 )

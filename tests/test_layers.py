@@ -16,8 +16,8 @@ LAYERS = {
         "score_function",
     ],
     "processes": [
-        "arguments", "running", "running.normalization", "running.ranks", "running.exchange", "running.callbacks",
-        "running.files", "running.logs", "running.training_state",
+        "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
+        "running.callbacks", "running.files", "running.logs", "running.training_state", "running.env_queries",
     ],
     "checkpoints": ["running.checkpoint_file", "running.checkpoint", "running.resume", "running.resumable"],
     "vector environments": ["vec_env*"],

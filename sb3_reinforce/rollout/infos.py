@@ -4,10 +4,10 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
 from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.running.env_queries import monitored_envs
 
 # What SB3 takes the mean of
 _NUMBERS = (Real, np.bool_, np.ndarray, type(None))
@@ -16,12 +16,8 @@ _NUMBERS = (Real, np.bool_, np.ndarray, type(None))
 def returns_are_sums(env: VecEnv) -> bool:
     """Whether an episode's return is the sum of its rewards: no Monitor counts whole games, no VecNormalize scales rewards."""
     normalize = unwrap_vec_normalize(env)
-    if (normalize is not None and normalize.norm_reward) or is_vecenv_wrapped(env, VecMonitor):
-        return False
-    try:
-        return not any(env.env_is_wrapped(Monitor))
-    except (NotImplementedError, AttributeError):  # a VecEnv that cannot say
-        return True
+    scaled = normalize is not None and normalize.norm_reward
+    return not (scaled or is_vecenv_wrapped(env, VecMonitor) or monitored_envs(env))
 
 
 def logged(info: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_number
+from sb3_reinforce.arguments import check_count, check_new_env, check_number
 from sb3_reinforce.running import callbacks, exchange, ranks
-from sb3_reinforce.running.files import check_model_file, parameters_to_load
+from sb3_reinforce.running.files import check_model_file, parameters_to_load, with_value_optimizer_inside
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
 from sb3_reinforce.schedules import make_schedule, plain_schedule
@@ -85,6 +86,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_new_env(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_lr_schedule(self) -> None:
         """Make the schedules of all arguments, also of those that ``load`` has replaced."""
@@ -209,7 +215,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         self._statistics = state["statistics"]
         if ranks.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None  # once more: load() may have brought others
-            super().set_parameters(state["parameters"], device=self.device)
+            self.set_parameters(state["parameters"], device=self.device)
             set_statistics(self._vec_normalize_env, state["statistics"])
             for name, value in state["counters"].items():
                 setattr(self, name, value)
@@ -277,6 +283,14 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         model._resumed, model.newest_checkpoint = state, state.path
         return model
 
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        Return the parameters of the agent, as every Stable-Baselines3 algorithm does: A2C and PPO can load them, too.
+
+        :return: Mapping from names of the objects to PyTorch state-dicts.
+        """
+        return with_value_optimizer_inside(super().get_parameters())
+
     def set_parameters(
         self,
         load_path_or_dict: str | dict[str, Any],
@@ -294,5 +308,5 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param exact_match: whether each module and each of its parameters must be there
         :param device: Device on which the code should run.
         """
-        params = parameters_to_load(load_path_or_dict, self.get_parameters(), device)
+        params = parameters_to_load(load_path_or_dict, super().get_parameters(), device)
         super().set_parameters(params, exact_match=exact_match, device=device)

@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def evaluation_random_state(callback: BaseCallback) -> dict[str, Any]:
         try:
             generators = env.get_attr("np_random")
             found[name] = (list(env.unwrapped._seeds), [generator.bit_generator.state for generator in generators])
-        except (AttributeError, NotImplementedError):  # no gymnasium.Env inside: its evaluations start afresh
+        except Exception:  # no gymnasium.Env inside, or the VecEnv cannot tell: its evaluations start afresh
             continue
     return plain(found)
 
@@ -200,8 +201,9 @@ def set_evaluation_random_state(callback: BaseCallback, state: Mapping[str, Any]
         generators = env.get_attr("np_random")
         for generator, saved in zip(generators, states, strict=True):
             generator.bit_generator.state = saved
-        if all(generator is generators[0] for generator in generators):  # a vector environment has one for all
-            env.set_attr("np_random", generators[0])
-            continue
-        for index, generator in enumerate(generators):
-            env.set_attr("np_random", generator, indices=index)
+        with suppress(NotImplementedError, AttributeError):  # needed where these are copies, from other processes
+            if all(generator is generators[0] for generator in generators):  # a vector environment has one for all
+                env.set_attr("np_random", generators[0])
+                continue
+            for index, generator in enumerate(generators):
+                env.set_attr("np_random", generator, indices=index)

@@ -6,6 +6,8 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
+from sb3_reinforce.rollout.squashed import before_tanh
+
 Selection = slice | np.ndarray
 """Some rows: a range of them, or their indices."""
 
@@ -36,6 +38,7 @@ class Rows:
     def __init__(self, buffer: RolloutBuffer, sizes: Sequence[int], chunk_size: int | None):
         self.buffer, self.sizes, self.chunk_size = buffer, sizes, chunk_size
         self.n_rows = buffer.buffer_size
+        self._before_tanh = before_tanh(buffer)
         #: rows of all ranks
         self.n_total = sum(sizes)
         next(buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
@@ -46,8 +49,11 @@ class Rows:
         return slice(0, self.n_rows)
 
     def samples(self, rows: Selection) -> RolloutBufferSamples:
-        """:return: the rows as tensors on the buffer's device"""
-        return self.buffer._get_samples(rows)  # type: ignore[arg-type]
+        """:return: the rows as tensors on the buffer's device; squashed actions are those before tanh"""
+        samples = self.buffer._get_samples(rows)  # type: ignore[arg-type]
+        if self._before_tanh is None:
+            return samples
+        return samples._replace(actions=self.buffer.to_torch(self._before_tanh[rows]))
 
     def chunks(self, rows: Selection | None = None) -> Iterator[Selection]:
         """:return: the given rows, by default all, at most ``chunk_size`` of them at a time"""

@@ -7,6 +7,7 @@ from pathlib import Path
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_reinforce.arguments import with_checked_spaces
 from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.usage import refuse
@@ -36,7 +37,7 @@ def compare(arguments: Sequence[str]) -> int:
     try:
         if options.model is not None and not options.model.is_file():
             raise FileNotFoundError(f"--model {options.model}: there is no such file")
-        env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)))
+        env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)), wrapper_class=with_checked_spaces)
         statistics = options.vecnormalize
         if statistics is None and options.model is not None:
             folder = options.model.parent

@@ -11,7 +11,9 @@ import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.utils import get_class_by_name
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import check_count
+from sb3_reinforce.migration import INSTEAD
 from sb3_reinforce.schedules import is_number, make_schedule
 from sb3_reinforce.zoo.usage import UsageError
 
@@ -83,6 +85,8 @@ def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str
         try:
             if key in missing:
                 raise ValueError(f"{key} is missing")
+            if key not in known and key in INSTEAD and issubclass(ALGOS[algo], REINFORCE):
+                raise ValueError(f"{algo} has no hyperparameter {key!r}: {INSTEAD[key]}")
             if key not in known:
                 nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"{algo} has no hyperparameter {key!r}, did you mean {nearest!r}?")

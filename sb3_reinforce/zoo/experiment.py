@@ -3,20 +3,24 @@
 import argparse
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pprint import pprint
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import optuna
 import yaml
 from gymnasium import spaces
-from rl_zoo3 import exp_manager
+from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.arguments import with_checked_spaces
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.config import check_entry, read_entry
@@ -36,6 +40,11 @@ class Plan:
     finished: "Experiment | None" = None
 
 
+def _wrapped_and_checked(wrap: Callable[[gym.Env], gym.Env] | None, env: gym.Env) -> gym.Env:
+    """:raises UnsupportedSpaceError: before DummyVecEnv, which fails with spaces that it cannot store"""
+    return with_checked_spaces(env if wrap is None else wrap(env))
+
+
 class Experiment(exp_manager.ExperimentManager):
     """RL Zoo's experiment, whose errors name where a hyperparameter comes from."""
 
@@ -52,6 +61,12 @@ class Experiment(exp_manager.ExperimentManager):
             raise
         except ValueError as error:  # from a constructor
             raise UsageError(f"{error} (hyperparameters from {self._source()})") from error
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
+        hyperparams, wrap, *others = super()._preprocess_hyperparams(hyperparams)
+        if self.vec_env_class is DummyVecEnv and issubclass(ALGOS[self.algo], REINFORCE):
+            wrap = partial(_wrapped_and_checked, wrap)
+        return hyperparams, wrap, *others
 
     def _source(self) -> str:
         """:return: where the hyperparameters come from"""

@@ -86,7 +86,8 @@ class Training(Experiment):
             env = super().create_envs(n_envs, eval_env, no_log)
         # Monitor counts seconds from the start that its file names
         for index, file in enumerate(there):
-            env.env_method("set_wrapper_attr", "t_start", checkpoints.started_at(file), indices=index)
+            with suppress(NotImplementedError, AttributeError):  # a vec_env_wrapper may not pass this on
+                env.env_method("set_wrapper_attr", "t_start", checkpoints.started_at(file), indices=index)
         return env
 
     def create_callbacks(self) -> None:
