@@ -19,7 +19,9 @@ LAYERS = {
         "arguments", "running", "running.normalization", "running.ranks", "running.exchange", "running.callbacks",
         "running.files", "running.logs", "running.training_state",
     ],
-    "checkpoints": ["running.checkpoint_file", "running.checkpoint", "running.resume", "running.resumable"],
+    "checkpoints": [
+        "running.checkpoint_file", "running.settings", "running.checkpoint", "running.resume", "running.resumable",
+    ],
     "rollout": ["rollout*"],
     "update": ["update*"],
     "estimator": ["scores", "episode_gradients", "estimate", "natural_gradient"],

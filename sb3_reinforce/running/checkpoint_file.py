@@ -161,8 +161,8 @@ def describe_env(env: VecEnv | None) -> dict[str, Any]:
     return {
         "id": None if spec is None else spec.id,
         "n_envs": env.num_envs,
-        "observation_space": _describe_space(env.observation_space),
-        "action_space": _describe_space(env.action_space),
+        "observation_space": describe_space(env.observation_space),
+        "action_space": describe_space(env.action_space),
         "wrappers": [type(wrapper).__name__ for wrapper in wrappers(env)],
         "VecNormalize": [
             {name: _as_json(getattr(wrapper, name)) for name in VEC_NORMALIZE_SETTINGS}
@@ -177,9 +177,10 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else plain(value)
 
 
-def _describe_space(space: spaces.Space) -> str:
+def describe_space(space: spaces.Space) -> str:
+    """:return: a text that two spaces share only if they are equal"""
     if isinstance(space, spaces.Dict):
-        return str({key: _describe_space(part) for key, part in space.spaces.items()})
+        return str({key: describe_space(part) for key, part in space.spaces.items()})
     if isinstance(space, spaces.Box):  # its text leaves out the middle of long bounds
         bounds = hashlib.sha256(space.low.tobytes() + space.high.tobytes()).hexdigest()[:8]
         return f"{space} (bounds {bounds})"

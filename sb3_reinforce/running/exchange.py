@@ -10,7 +10,7 @@ The result is computed from the same numbers in the same order everywhere, so th
 import copyreg
 import io
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,12 +160,16 @@ def any_rank(flag: bool) -> bool:
     return bool(value > 0)
 
 
-def check_equal(settings: dict[str, Any]) -> None:
-    """:raises ValueError: on all ranks, if a setting is not the same on all"""
-    described = {name: repr(value) for name, value in settings.items()}
-    of_ranks = gather(described)
-    for name in described:
-        values = [others.get(name) for others in of_ranks]
-        if len(set(values)) > 1:
-            listed = ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))
+def check_equal(settings: Mapping[str, str]) -> None:
+    """
+    :param settings: a text for each, by name
+    :raises ValueError: on all ranks, if a setting is not the same on all: it names the first one
+    """
+    of_ranks = gather(dict(settings))
+    for name in dict.fromkeys(name for others in of_ranks for name in others):
+        ranks_with: dict[str, list[str]] = {}
+        for number, others in enumerate(of_ranks):
+            ranks_with.setdefault(others.get(name, "nothing"), []).append(str(number))
+        if len(ranks_with) > 1:
+            listed = ", ".join(f"{text} on rank {' and '.join(numbers)}" for text, numbers in ranks_with.items())
             raise ValueError(f"{name} must be the same on all ranks, got {listed}")

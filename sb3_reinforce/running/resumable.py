@@ -17,6 +17,7 @@ from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.files import check_model_file, parameters_to_load
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
+from sb3_reinforce.running.settings import described, shared_settings
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
@@ -27,8 +28,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     # Arguments that may change with the progress of training, and the attributes that hold their schedules
     schedules: ClassVar[dict[str, str]] = {"learning_rate": "lr_schedule"}
-    # Arguments, besides schedules and spaces, that must be the same on all ranks, so that they make the same updates
-    same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "gamma", "use_sde")
+    # Arguments that may differ from rank to rank; all others must be the same, so that all ranks make the same updates
+    own_of_each_rank: ClassVar[tuple[str, ...]] = ("n_steps", "seed")
+    # Attributes that are no arguments and must be the same, too
+    same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "observation_space", "action_space")
 
     # Rollouts begun so far: this number and the seed give the random streams of a rollout.
     _n_rollouts: int = 0
@@ -40,6 +43,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     _resumed: ResumedState | None = None
     # VecNormalize's statistics at the last rollout's end, which all ranks had then
     _statistics: dict[str, Statistics]
+    # What _own_settings() was on each rank at the last rollout's end
+    _settings_of_ranks: list[dict[str, Any]]
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -69,15 +74,19 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """Around all that plays the environments."""
         return nullcontext()
 
-    def _shared_settings(self) -> dict[str, Any]:
-        """:return: what must be the same on all ranks, by name"""
-        functions = {name: getattr(self, attribute) for name, attribute in self.schedules.items()}
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            **{name: getattr(self, name) for name in self.same_on_all_ranks},
-            **{f"{name} at start and end": (schedule(1.0), schedule(0.0)) for name, schedule in functions.items()},
-        }
+    def _shared_settings(self) -> dict[str, str]:
+        """:return: a text for each setting that must be the same on all ranks, by name"""
+        named = {name: described(getattr(self, name)) for name in self.same_on_all_ranks}
+        return named | shared_settings(self, self.own_of_each_rank, self.schedules)
+
+    def _own_settings(self) -> dict[str, Any]:
+        """:return: what may differ from rank to rank: a checkpoint keeps it for each"""
+        return {"n_envs": self.n_envs, **{name: getattr(self, name) for name in self.own_of_each_rank}}
+
+    def _of_ranks(self, name: str) -> list[Any]:
+        """:return: the value of an argument that may differ, on each rank; in a plain run as it is now"""
+        shared = ranks.world_size() > 1
+        return [settings[name] for settings in self._settings_of_ranks] if shared else [getattr(self, name)]
 
     def _extra_state(self) -> dict[str, Any]:
         """:return: state besides networks, optimisers and counters: it is saved, and broadcast to all ranks"""
@@ -196,7 +205,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
         :raises ValueError: if arguments that must be the same are not
         """
-        settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
+        settings = {"total_timesteps": str(total_timesteps), "reset_num_timesteps": str(reset_num_timesteps)}
         exchange.check_equal(settings | self._shared_settings())
         state: dict[str, Any] = exchange.broadcast(
             {
@@ -216,7 +225,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             self._set_extra_state(state["extra"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics"]
+        of_a_run = ["_scheduled", "_resumed", "newest_checkpoint", "_statistics", "_settings_of_ranks"]
+        return [*super()._excluded_save_params(), *of_a_run]
 
     def save(
         self,
