@@ -133,9 +133,9 @@ def training(folder: Path) -> dict[str, Any]:
         n_steps=100 + 50 * rank,
         seed=3,
         policy_kwargs=dict(net_arch=[8]),
-        batch_size=64,
+        batch_size=64 if rank == 0 else 32,
         n_epochs=2,
-        value_batch_size=32,
+        value_batch_size=None if rank == 0 else 16,
         normalize_advantage=True,
         verbose=1,
     )
