@@ -221,12 +221,14 @@ def asked_to_stop(folder: Path) -> dict[str, Any]:
 
     saving = TrainingCheckpoint(folder / "checkpoints")
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
-    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0).learn(10_000, callback=[saving, Signal()])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0, chunk_size=8 + ranks.rank())
+    model.learn(10_000, callback=[saving, Signal()])
     again = REINFORCE.resume(folder / "checkpoints", env)
     return {
         "num_timesteps": (model.num_timesteps, again.num_timesteps),
         "n_updates": model._n_updates,
         "newest": str(saving.newest),
+        "chunk_size": again.chunk_size,
     }
 
 

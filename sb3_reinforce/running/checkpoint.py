@@ -15,7 +15,14 @@ from sb3_reinforce.running import ranks
 from sb3_reinforce.running.callbacks import callbacks_by_name
 from sb3_reinforce.running.checkpoint_file import ModelParts, checkpoint_bytes, checkpoints_in, steps_of
 from sb3_reinforce.running.files import write_atomically
-from sb3_reinforce.running.training_state import callback_state, changed, evaluation_random_state, model_state, random_state
+from sb3_reinforce.running.training_state import (
+    callback_state,
+    changed,
+    evaluation_random_state,
+    model_state,
+    plain,
+    random_state,
+)
 
 
 class TrainingCheckpoint(BaseCallback):
@@ -161,6 +168,7 @@ class TrainingCheckpoint(BaseCallback):
         random_states = {name: evaluation_random_state(each) for name, each in callbacks.items()}
         state = {
             "iteration": iteration,
+            "ranks": plain(self._algorithm._settings_of_ranks),  # type: ignore[attr-defined]
             "model": model_state(self._algorithm),
             "random": random_state(self._algorithm),
             "callbacks": {name: state for name, state in states.items() if state},

@@ -268,7 +268,13 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         return model
 
     @classmethod
-    def resume(cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None) -> Self:
+    def resume(
+        cls,
+        path: str | pathlib.Path,
+        env: GymEnv | str,
+        device: th.device | str | None = None,
+        other_ranks: bool = False,
+    ) -> Self:
         """
         Resume from a checkpoint of :class:`~sb3_reinforce.TrainingCheckpoint`, as if training had never stopped.
 
@@ -280,10 +286,13 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param path: the folder, whose newest whole checkpoint is taken (a warning names damaged ones), or one file
         :param env: the environment, made and wrapped as in the first run; ``VecNormalize`` gets the saved statistics
         :param device: None: that of the first run
+        :param other_ranks: whether the numbers of ranks and environments may differ from the first run's. Batch and random
+            numbers are then others; change ``n_steps`` or ``n_episodes`` of the model for a batch of the same size
         :return: the model
-        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version or environment
+        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version, environment or
+            number of ranks
         """
-        model, state = resume(cls, path, env, device)
+        model, state = resume(cls, path, env, device, other_ranks)
         model._resumed, model.newest_checkpoint = state, state.path
         return model
 
