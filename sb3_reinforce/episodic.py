@@ -140,7 +140,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         check_env(self.env, self)
 
     def _shared_settings(self) -> dict[str, str]:
-        return {**super()._shared_settings(), "n_episodes is None": str(self.n_episodes is None)}
+        return {**super()._shared_settings(), "n_steps or n_episodes": "n_steps" if self.n_episodes is None else "n_episodes"}
 
     def _keeps_last_observations(self) -> bool:
         """Whether the spans of episodes that a time limit has ended keep the observation behind their last step."""

@@ -166,6 +166,19 @@ def test_a_checkpoint_of_two_ranks_on_one(two_ranks):
     assert model.num_timesteps == 120 + 2 * 20
 
 
+def test_a_callback_that_changes_one_rank_alone(found):
+    """Rank 0's bias rises by 1 in rollout 2: from the next one on all play with its policy, and a warning says so once."""
+    first, second = (both["meddling"] for both in found)
+    assert len(first["parameters"]) == 5
+    assert first["parameters"] == second["parameters"]
+    bias = first["bias"]
+    assert abs(bias[1] - bias[0]) < 0.1  # what an update makes of it
+    assert 0.9 < bias[2] - bias[1] < 1.1
+    assert second["warnings"] == []
+    (warning,) = first["warnings"]
+    assert warning.startswith("after update 2 the policy is not the same on all ranks, and all continue with rank 0's (said")
+
+
 def test_steps_of_the_greedy_baseline_are_global(found):
     # two updates of 2 ranks * 2 environments * 20 steps
     assert [both["greedy"] for both in found] == [160, 160]

@@ -54,7 +54,7 @@ class OwnBaseline(Baseline):
         (dict(gamma=0.5), "gamma", ("0.99", "0.5")),
         (dict(max_grad_norm=None), "max_grad_norm", ("0.5", "None")),
         (dict(sde_sample_freq=4), "sde_sample_freq", ("-1", "4")),
-        (dict(n_episodes=2), "n_episodes is None", ("True", "False")),
+        (dict(n_episodes=2), "n_steps or n_episodes", ("n_steps", "n_episodes")),
         # equal at the start and at the end, 2 p^2 - 2 p + 1 = 1/2 in the middle
         (dict(learning_rate=lambda p: 3e-3 * (2 * p * p - 2 * p + 1)), "learning_rate", None),
         (dict(baseline="mean"), "baseline", None),

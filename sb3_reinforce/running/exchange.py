@@ -10,6 +10,7 @@ The result is computed from the same numbers in the same order everywhere, so th
 import copyreg
 import io
 import pickle
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -150,14 +151,18 @@ def moments(*samples: th.Tensor | np.ndarray) -> list[Moments]:
     return list(zip(n.long().tolist(), mean.tolist(), total.tolist(), strict=True))
 
 
-def any_rank(flag: bool) -> bool:
-    """:return: whether the flag is True on any rank"""
+def agree(flag: bool, parameters: Iterable[th.nn.Parameter] = ()) -> tuple[bool, bool]:
+    """:return: whether the flag is True on any rank, and whether the parameters are equal, bit for bit, on all"""
     if world_size() == 1:
-        return flag
-    value = th.tensor([int(flag)])
+        return flag, True
+    checksum = 0
+    for parameter in parameters:
+        checksum = zlib.crc32(parameter.detach().cpu().flatten().view(th.uint8).numpy().data, checksum)
+    largest = th.tensor([int(flag), checksum, -checksum])
     with lost_ranks_named():
-        dist.all_reduce(value)
-    return bool(value > 0)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    any_flag, highest, lowest = largest.tolist()
+    return bool(any_flag), highest == -lowest
 
 
 def check_equal(settings: Mapping[str, str]) -> None:

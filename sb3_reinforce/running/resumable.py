@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
@@ -45,6 +46,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     _statistics: dict[str, Statistics]
     # What _own_settings() was on each rank at the last rollout's end
     _settings_of_ranks: list[dict[str, Any]]
+    _warned_of_other_parameters = False
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -167,7 +169,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
                 goes_on = [listener.update_ended(iteration) for listener in listeners]
-                if exchange.any_rank(not all(goes_on)):
+                stops, alike = exchange.agree(not all(goes_on), self.policy.parameters())
+                if not alike:
+                    self._warn_of_other_parameters()
+                    self._follow_rank_0()
+                if stops:
                     break
         except BaseException:
             for listener in listeners:
@@ -175,7 +181,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             raise
 
         callback.on_training_end()
-        exchange.any_rank(False)  # what rank 0 has to write is there when learn() returns
+        exchange.agree(False)  # what rank 0 has to write is there when learn() returns
         return self
 
     def _setup_learn(
@@ -201,12 +207,16 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _meet(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
         """
-        All ranks begin alike: with rank 0's parameters, optimisers, ``VecNormalize`` statistics, counters and extra state.
+        All ranks begin alike.
 
-        :raises ValueError: if arguments that must be the same are not
+        :raises ValueError: if settings that must be the same are not
         """
         settings = {"total_timesteps": str(total_timesteps), "reset_num_timesteps": str(reset_num_timesteps)}
         exchange.check_equal(settings | self._shared_settings())
+        self._follow_rank_0()
+
+    def _follow_rank_0(self) -> None:
+        """Copy rank 0's parameters, optimisers, ``VecNormalize`` statistics, counters and extra state to all ranks."""
         state: dict[str, Any] = exchange.broadcast(
             {
                 "parameters": self.get_parameters(),
@@ -224,9 +234,20 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
                 setattr(self, name, value)
             self._set_extra_state(state["extra"])
 
+    def _warn_of_other_parameters(self) -> None:
+        if ranks.rank() == 0 and not self._warned_of_other_parameters:
+            self._warned_of_other_parameters = True
+            warnings.warn(
+                f"after update {self._n_updates} the policy is not the same on all ranks, and all continue with rank 0's "
+                "(said once): a callback changes it, or a setting, on one rank only, or their processors compute differently",
+                stacklevel=3,
+            )
+
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ["_scheduled", "_resumed", "newest_checkpoint", "_statistics", "_settings_of_ranks"]
-        return [*super()._excluded_save_params(), *of_a_run]
+        return [
+            *super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics",
+            "_settings_of_ranks", "_warned_of_other_parameters",
+        ]  # fmt: skip
 
     def save(
         self,
