@@ -72,7 +72,7 @@ def test_a_rank_that_does_not_come():
         waiting = [threads.submit(ranks._unused_part, store, rank, 3) for rank in (0, 2)]
         messages = [str(rank.exception(timeout=20)) for rank in waiting]
     assert messages[0] == messages[1]
-    assert messages[0].startswith("rank 1 did not come within 30 s: its own output may say why")
+    assert messages[0].startswith("rank 1 did not come within 30 s: its own output may say why.")
 
 
 def test_rank_0_does_not_come(monkeypatch: pytest.MonkeyPatch):
@@ -171,7 +171,8 @@ def test_without_a_launcher(kind: str, tmp_path: Path):
     if kind == "kill":
         assert codes == [1, -signal.SIGKILL]
         assert message == (
-            "LostRankError: the connection to rank 1 is lost: its process was killed, or its machine or network is gone"
+            "LostRankError: the connection to rank 1 is lost: its process has ended or was killed, or its machine or network "
+            "is gone"
         )
     else:
         assert codes == [1, 1]

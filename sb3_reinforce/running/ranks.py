@@ -131,8 +131,8 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 def _not_there(missing: list[int]) -> str:
     return (
-        f"rank {' and '.join(map(str, missing))} did not come within {JOINING.seconds} s: its own output may say why; if it "
-        'only starts slowly, call init_process_group("gloo", timeout=...) of torch.distributed before the model is made'
+        f"rank {' and '.join(map(str, missing))} did not come within {JOINING.seconds} s: its own output may say why. If it "
+        "only starts slowly, call torch.distributed.init_process_group(..., timeout=...) before the model is made"
     )
 
 
@@ -184,17 +184,17 @@ def _leave_at_exit() -> None:
     # The threads of the last exchange drop their tensors, which are Python objects, after it has ended: an interpreter that
     # ends in that moment aborts ("terminate called without an active exception", seen once in some dozen runs).
     time.sleep(0.1)
-    error = getattr(sys, "last_value", None)  # set by an error that has ended the program
-    reason = "ended: its own output may say why" if error is None else f"failed: {type(error).__name__}: {error}"
-    _tell_others(f"rank {rank()} has {reason}")
+    error = getattr(sys, "last_value", None)  # what has ended the program
+    if error is not None:
+        _tell_others(error)
     _leave()
 
 
-def _tell_others(message: str) -> None:
+def _tell_others(error: BaseException) -> None:
     """Leave a message for ranks that wait for this one, unless another rank has done so before."""
-    if _store is not None and dist.is_initialized():
+    if _store is not None and dist.is_initialized() and not isinstance(error, LostRankError):
         with suppress(RuntimeError):  # the store is gone with its process
-            _store.compare_set("failure", "", message)
+            _store.compare_set("failure", "", f"rank {rank()} has failed: {type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -212,20 +212,21 @@ def _what_happened() -> str:
         time.sleep(GRACE)
         return "the connection to another rank is lost: its process has ended"
     others = [other for other in range(world_size()) if other != rank()]
-    message, end = "", time.monotonic() + GRACE
+    silent, message, end = others, "", time.monotonic() + GRACE
     try:
         _store.set(f"alive/{rank()}", "")
         while time.monotonic() < end:
             if not message and _store.check(["failure"]):  # read at once: rank 0 may take the store with it
                 message = _store.get("failure").decode()
+            if not message:
+                silent = [other for other in silent if not _store.check([f"alive/{other}"])]
             time.sleep(0.1)
-        if message:
-            return message
-        silent = [other for other in others if not _store.check([f"alive/{other}"])]
-    except RuntimeError:  # the store was kept by the process or machine that is gone
-        silent = others if _by_torchrun() else [0]
+    except RuntimeError:  # the store is gone with the process or machine that kept it
+        silent = [0] if 0 in silent and not _by_torchrun() else silent
+    if message:
+        return message
     names = "rank " + " or ".join(map(str, silent or others))
-    return f"the connection to {names} is lost: its process was killed, or its machine or network is gone"
+    return f"the connection to {names} is lost: its process has ended or was killed, or its machine or network is gone"
 
 
 def fails_for_all(method: Callable[P, T]) -> Callable[P, T]:
@@ -242,8 +243,7 @@ def fails_for_all(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
         except Exception as error:
             if world_size() > 1:
-                if not isinstance(error, LostRankError):
-                    _tell_others(f"rank {rank()} has failed: {type(error).__name__}: {error}")
+                _tell_others(error)
                 _leave()
             raise
 
