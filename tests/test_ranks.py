@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,28 @@ def test_rank_0_does_not_come(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranks, "JOINING", timedelta(seconds=1))
     with pytest.raises(ranks.LostRankError, match="rank 0 did not come within 1 s"):
         ranks.start("cpu")
+
+
+def test_a_rank_that_does_not_begin_to_learn(monkeypatch: pytest.MonkeyPatch):
+    """Of three ranks, rank 2 is elsewhere: rank 0 says so, and waits on. When all are there, nothing is said."""
+    store = th.distributed.HashStore()
+    for name, value in {"_store": store, "_meetings": count(), "JOINING": timedelta(seconds=0.05), "rank": lambda: 0}.items():
+        monkeypatch.setattr(ranks, name, value)
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+
+    def wait() -> None:
+        with ranks.late_ranks_named():
+            time.sleep(0.2)
+
+    store.set("learn/0/1", "")
+    with pytest.warns(UserWarning, match=r"^rank 2 has not begun learn\(\) after 0 s: its own"):
+        wait()
+    store.set("learn/1/1", "")
+    store.set("learn/1/2", "")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wait()
+    assert not caught
 
 
 @pytest.mark.parametrize("local_rank", ["0", "3"])

@@ -6,11 +6,14 @@ Joining them, leaving them, and how an error of one ends all. A plain run is a w
 
 import atexit
 import functools
+import itertools
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -31,6 +34,7 @@ GRACE = 5.0
 
 _store: dist.Store | None = None
 _rank_before_leaving: int | None = None
+_meetings = itertools.count()  # calls of learn(), of which all ranks make as many
 
 
 class LostRankError(RuntimeError):
@@ -195,6 +199,38 @@ def _tell_others(error: BaseException) -> None:
     if _store is not None and dist.is_initialized() and not isinstance(error, LostRankError):
         with suppress(RuntimeError):  # the store is gone with its process
             _store.compare_set("failure", "", f"rank {rank()} has failed: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def late_ranks_named() -> Iterator[None]:
+    """
+    Around the exchange that ``learn`` begins with: after :data:`JOINING` seconds a warning names ranks that have not come.
+
+    No error: a rank may have more to do before than the others, such as an evaluation.
+    """
+    if _store is None or world_size() == 1:
+        yield
+        return
+    store, key, others = _store, f"learn/{next(_meetings)}", [other for other in range(world_size()) if other != rank()]
+
+    def warn() -> None:
+        missing = [str(other) for other in others if not store.check([f"{key}/{other}"])]
+        if missing:
+            warnings.warn(
+                f"rank {' and '.join(missing)} has not begun learn() after {JOINING.seconds} s: its own output may say why. "
+                f"Waiting for up to {TIMEOUT.seconds // 3600} hours",
+                stacklevel=2,
+            )
+
+    timer = threading.Timer(JOINING.total_seconds(), warn)
+    timer.daemon = True
+    with lost_ranks_named():
+        store.set(f"{key}/{rank()}", "")
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -212,7 +212,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: if settings that must be the same are not
         """
         settings = {"total_timesteps": str(total_timesteps), "reset_num_timesteps": str(reset_num_timesteps)}
-        exchange.check_equal(settings | self._shared_settings())
+        with ranks.late_ranks_named():
+            exchange.check_equal(settings | self._shared_settings())
         self._follow_rank_0()
 
     def _follow_rank_0(self) -> None:
