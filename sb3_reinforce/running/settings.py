@@ -45,9 +45,9 @@ def shared_settings(model: OnPolicyAlgorithm, own: Collection[str], schedules: M
             found[name] = described(values[0] if len(set(values)) == 1 else values)
         elif name not in NOT_COMPARED and name not in own:
             found[name] = described(value)
-    for wrapper in normalizing(model.env):
-        settings = {name: described(getattr(wrapper, name, None)) for name in VEC_NORMALIZE_SETTINGS}
-        found |= {f"{type(wrapper).__name__}.{name}": text for name, text in settings.items()}
+    for number, wrapper in enumerate(normalizing(model.env)):
+        kind = type(wrapper).__name__ + (f" {number + 1}" if number > 0 else "")
+        found |= {f"{kind}.{name}": described(getattr(wrapper, name, None)) for name in VEC_NORMALIZE_SETTINGS}
     found |= {f"policy{name}": text for name, text in _parts_of(model.policy)}
     for name in model._get_torch_save_params()[0]:
         optimizer = recursive_getattr(model, name)
@@ -65,8 +65,9 @@ def settings_of(name: str, value: Any, state: Collection[str]) -> dict[str, str]
     :param state: attributes that are no settings
     :return: the class and the attributes of an object, described by name
     """
-    attributes = {f"{name}.{key}": described(each) for key, each in vars(value).items() if key not in state}
-    return {name: described(type(value)), **attributes}
+    attributes = getattr(value, "__dict__", {})
+    settings = {f"{name}.{key}": described(each) for key, each in attributes.items() if key not in state}
+    return {name: described(type(value)), **settings}
 
 
 def _constructor_arguments(cls: type) -> list[str]:
@@ -79,7 +80,9 @@ def _parts_of(policy: BasePolicy) -> Iterator[tuple[str, str]]:
     """The modules and parameters of a policy and its distribution, and the settings among their attributes."""
     modules = {f".{name}" if name else "": module for name, module in policy.named_modules()}
     yield from ((name, f"{type(module).__qualname__}({module.extra_repr()})") for name, module in modules.items())
-    for name, part in {**modules, ".action_dist": getattr(policy, "action_dist", None)}.items():
+    distribution = getattr(policy, "action_dist", None)
+    yield ".action_dist", described(type(distribution))
+    for name, part in {**modules, ".action_dist": distribution}.items():
         # Not whole numbers, which may count calls
         for attribute, value in getattr(part, "__dict__", {}).items():
             if isinstance(value, (bool, float, str, type)) and attribute not in ("training", "device"):
