@@ -69,8 +69,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
-    # n_steps and n_episodes are each rank's own.
-    same_on_all_ranks = (*ResumableAlgorithm.same_on_all_ranks, "unfinished", "freeze_normalization_after")
+    own_of_each_rank = (*ResumableAlgorithm.own_of_each_rank, "n_episodes", "max_episode_steps")
 
     #: what this process has played last
     rollout: Rollout
@@ -139,8 +138,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         assert self.env is not None, "checked above"
         check_env(self.env, self)
 
-    def _shared_settings(self) -> dict[str, Any]:
-        return {**super()._shared_settings(), "n_episodes is None": self.n_episodes is None}
+    def _shared_settings(self) -> dict[str, str]:
+        return {**super()._shared_settings(), "n_steps or n_episodes": "n_steps" if self.n_episodes is None else "n_episodes"}
 
     def _keeps_last_observations(self) -> bool:
         """Whether the spans of episodes that a time limit has ended keep the observation behind their last step."""
@@ -338,13 +337,14 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         :param rollout: the episodes that are used; None: a callback has asked to stop
         :param told: what :meth:`_evaluate_rollout` returned for the other ranks
         """
-        report = Report(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, rollout is None)
+        report = Report(self._own_settings(), n_steps * self.n_envs, self.num_timesteps, rollout is None)
         if rollout is not None:
             report.add_rollout(rollout, told)
         if ranks.world_size() > 1:
             report.infos = used_infos[-self._stats_window_size :]
             report.statistics = statistics_of(self._vec_normalize_env)
         totals = Totals(exchange.gather(report), ranks.rank())
+        self._settings_of_ranks = [other.settings for other in totals.reports]
         if len(totals.reports) > 1:
             num_timesteps, *info_buffers = before
             own_steps = self.num_timesteps - num_timesteps

@@ -19,7 +19,9 @@ LAYERS = {
         "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
         "running.callbacks", "running.files", "running.logs", "running.training_state", "running.env_queries",
     ],
-    "checkpoints": ["running.checkpoint_file", "running.checkpoint", "running.resume", "running.resumable"],
+    "checkpoints": [
+        "running.checkpoint_file", "running.settings", "running.checkpoint", "running.resume", "running.resumable",
+    ],
     "vector environments": ["vec_env*"],
     "rollout": ["rollout*"],
     "update": ["update*"],

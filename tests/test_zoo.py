@@ -369,7 +369,7 @@ def test_killed_again_and_again(tmp_path: Path):
 def test_arguments_of_a_run_are_kept(tmp_path: Path):
     from sb3_reinforce.zoo.checkpoints import SavedRun, plain_hyperparams, read_run, without_resume, write_run
 
-    assert without_resume(["--resume", "a", "-n", "3", "--resume=b", "-P"]) == ["-n", "3", "-P"]
+    assert without_resume(["--resume", "a", "-n", "3", "--resume=b", "--other-ranks", "-P"]) == ["-n", "3", "-P"]
     hyperparams = {
         "n_timesteps": 1e5,
         "policy": "MlpPolicy",

@@ -34,7 +34,7 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        parser.set_defaults(eval_final=0, resume=None, checkpoint_every=0, wandb_video_freq=0, sampled=None)
+        parser.set_defaults(eval_final=0, resume=None, other_ranks=False, checkpoint_every=0, wandb_video_freq=0, sampled=None)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")
     parser.add_argument(
@@ -53,6 +53,11 @@ def make_parser(verb: str) -> Parser:
 def _add_options_of_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="FOLDER", help="resume the run in this folder, with its arguments and those given now"
+    )
+    parser.add_argument(
+        "--other-ranks",
+        action="store_true",
+        help="with --resume: also on another number of torchrun's processes, with other batches and random numbers",
     )
     parser.add_argument(
         "--sampled",

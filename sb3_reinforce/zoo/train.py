@@ -54,7 +54,9 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
             check_resumed(options, run, parser)
         # restarted by torchrun, the command line is the run's own
         arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
+        other_ranks = options.other_ranks
         options, zoo_arguments = parse(parser, arguments)
+        options.other_ranks = other_ranks
     check_options(options, run, parser)
     tracker = _tracker(options, parser) if options.track and ranks.rank() == 0 else None
     plan = Plan(arguments, options, run, tracker)

@@ -118,7 +118,8 @@ class Training(Experiment):
             if run is None:
                 model = super()._load_pretrained_agent(hyperparams, env)
             else:
-                model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
+                device = None if self.device == "auto" else self.device
+                model = REINFORCE.resume(run.checkpoints, env, device, self.plan.options.other_ranks)
         except ValueError as error:
             raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
         if run is None:
@@ -184,5 +185,6 @@ class Training(Experiment):
             return ["Stopped; nothing was saved to resume from."]
         return [
             f"Saved:   {relative(checkpoint.newest)}",
-            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}",
+            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}"
+            + (f" (on {ranks.world_size()} ranks again)" if ranks.world_size() > 1 else ""),
         ]
