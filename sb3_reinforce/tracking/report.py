@@ -14,7 +14,7 @@ import numpy as np
 
 from sb3_reinforce.tracking.curves import curves_of, panel_data
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric, Section, all_metrics
-from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs
+from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, Series, find_runs
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -51,7 +51,7 @@ def report(arguments: Sequence[str]) -> int:
     page = make_page(runs, options.title)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page, encoding="utf-8")
+        options.out.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold half of a character
     except OSError as error:
         print(f"sb3-reinforce: error: {options.out} cannot be written: {error}", file=sys.stderr)
         return 1
@@ -114,11 +114,16 @@ def _runs_table(curves: dict[str, list[LoggedRun]]) -> str:
                 f'<td class="{html.escape(run.state.split(" ")[0])}">{html.escape(run.state or run.source)}</td>',
                 _cell(run.config.get("seed")),
                 _cell(None if steps is None else f"{steps:,}"),
-                _cell(None if returns is None else float(returns[1][-1])),
-                _cell(None if evaluations is None else float(np.nanmax(evaluations[1]))),
+                _cell(None if returns is None else float(_numbers(returns)[-1])),
+                _cell(None if evaluations is None else float(np.fmax.reduce(_numbers(evaluations)))),
             ]
             rows.append(f"<tr>{''.join(cells)}</tr>")
     return "".join(rows)
+
+
+def _numbers(series: Series) -> np.ndarray:
+    """:return: the values of a metric, shape [n]; of histograms their medians"""
+    return series[1] if series[1].ndim == 1 else series[1][:, 1]
 
 
 def _cell(value: Any) -> str:
