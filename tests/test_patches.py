@@ -6,6 +6,7 @@ Each patch of RL Zoo: the release that it names is broken without it, and works 
 
 import importlib
 import os
+import pickle
 import runpy
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 pytest.importorskip("rl_zoo3")
@@ -315,3 +317,66 @@ def test_optional_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with patches.optional_statistics():
         the_zoo_alone("load_from_hub", [*MODEL, "-f", str(tmp_path)], monkeypatch)
     assert (tmp_path / "reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+# --- missing_runs_named, single_evaluations, single_runs ---
+
+
+def plot_alone(runs: dict[str, list], monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL Zoo's plot and table of evaluations by run."""
+    pytest.importorskip("seaborn")
+    for name, results in runs.items():
+        Path("logs", name).mkdir(parents=True)
+        np.savez(f"logs/{name}/evaluations.npz", timesteps=np.arange(1, len(results) + 1), results=results)
+    the_zoo_alone("plots.all_plots", ["-a", "ppo", "a2c", "-e", "X", "-f", "logs", "--no-display", "-o", "all"], monkeypatch)
+
+
+def last_evals() -> np.ndarray:
+    return pickle.loads(Path("all.pkl").read_bytes())["X"]["PPO-logs"]["last_evals"]
+
+
+def test_missing_runs_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    plot_alone({"ppo/X_1": [[1, 2], [3, 4]]}, monkeypatch)
+    assert "0.0 +/- 0.0" in capsys.readouterr().out, "delete missing_runs_named"
+
+
+def test_missing_runs_named(capsys: pytest.CaptureFixture[str]):
+    from pytablewriter import MarkdownTableWriter
+
+    cells = [["X", "0 +/- 0", "0.0 +/- 0.0"]]
+    with patches.missing_runs_named():
+        MarkdownTableWriter(headers=["a", "b", "c"], value_matrix=cells).write_table()
+    assert cells == [["X", "0 +/- 0", "no run"]]
+    assert "no run" in capsys.readouterr().out
+
+
+def test_single_evaluations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The mean of the last evaluations is taken over the runs."""
+    monkeypatch.chdir(tmp_path)
+    plot_alone({"ppo/X_1": [[1], [3]], "ppo/X_2": [[1], [9]]}, monkeypatch)
+    assert last_evals().tolist() == 6, "delete single_evaluations"
+
+
+def test_single_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with patches.single_evaluations():
+        plot_alone({"ppo/X_1": [[1], [3]], "ppo/X_2": [[1], [9]]}, monkeypatch)
+    assert last_evals().tolist() == [3, 9]
+
+
+def test_single_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    plot_alone({"ppo/X_1": [[1, 2], [3, 4]]}, monkeypatch)
+    assert np.ndim(last_evals()) == 0, "delete single_runs"
+
+
+def test_single_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also of files that were written before."""
+    monkeypatch.chdir(tmp_path)
+    with patches.single_runs():
+        plot_alone({"ppo/X_1": [[1, 2], [3, 4]]}, monkeypatch)
+        assert last_evals().tolist() == [3.5]
+        Path("old.pkl").write_bytes(pickle.dumps({"X": {"a": {"last_evals": np.float64(2)}}}))
+        with open("old.pkl", "rb") as file:
+            assert pickle.load(file)["X"]["a"]["last_evals"].tolist() == [2]

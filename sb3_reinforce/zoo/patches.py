@@ -8,6 +8,7 @@ that the release still fails without the patch. When that test fails, delete the
 import argparse
 import importlib
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
+
+import numpy as np
 
 # RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
 VERB_OF_SCRIPT = {
@@ -192,6 +195,53 @@ def optional_statistics() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def missing_runs_named() -> Iterator[None]:
+    """Write "no run" into the table of ``all_plots`` where an algorithm has none; RL Zoo writes "0.0 +/- 0.0"."""
+    from pytablewriter import MarkdownTableWriter  # comes with RL Zoo's plots
+
+    def write_table(writer: Any, *args: Any, **kwargs: Any) -> None:
+        for row in writer.value_matrix:  # in place: the zoo saves it, too
+            row[:] = ["no run" if cell == "0.0 +/- 0.0" else cell for cell in row]  # a result has no decimals
+        original(writer, *args, **kwargs)
+
+    original = MarkdownTableWriter.write_table
+    with replaced(MarkdownTableWriter, "write_table", write_table):
+        yield
+
+
+@contextmanager
+def single_evaluations() -> Iterator[None]:
+    """Let ``all_plots`` read evaluations of one episode each: it would average over runs, or fail. Read, they count twice."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if "results" not in found or found["results"].shape[1:] != (1,):
+            return found
+        return {name: np.repeat(found[name], found[name].ndim, axis=-1) for name in found}  # `timesteps` has one axis
+
+    original = np.load
+    with replaced(np, "load", load):
+        yield
+
+
+@contextmanager
+def single_runs() -> Iterator[None]:
+    """Let ``plot_from_file`` draw a curve of one run: ``all_plots`` saves its result as a number, not as a list of one."""
+
+    def as_arrays(results: Any) -> Any:
+        for curves in results.values() if isinstance(results, dict) else ():
+            for curve in curves.values():
+                if "last_evals" in curve:
+                    curve["last_evals"] = np.atleast_1d(curve["last_evals"])
+        return results
+
+    dump, load = pickle.dump, pickle.load
+    with replaced(pickle, "dump", lambda results, *args, **kwargs: dump(as_arrays(results), *args, **kwargs)):
+        with replaced(pickle, "load", lambda *args, **kwargs: as_arrays(load(*args, **kwargs))):
+            yield
+
+
 class Patch(NamedTuple):
     """A patch, and what it is for."""
 
@@ -209,6 +259,9 @@ PATCHES = (
     Patch(absolute_output_folder, "rl_zoo3==2.9.2"),
     Patch(hub_metadata, "sb3-team-hf-integration==3.2", ("push_to_hub",)),
     Patch(card_with_our_commands, "rl_zoo3==2.9.2", ("push_to_hub",)),
+    Patch(missing_runs_named, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
+    Patch(single_evaluations, "rl_zoo3==2.9.2", ("plots.all_plots",)),
+    Patch(single_runs, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
 )
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import itertools
 import os
 import pickle
 import sys
@@ -103,55 +104,67 @@ def check_benchmark(options: argparse.Namespace) -> None:
     if not os.path.isdir(options.log_dir):
         raise ValueError(rule)
     if options.no_hub and not get_trained_models(options.log_dir):
-        raise ValueError(f"{rule}, which has none")
+        raise ValueError(f"{rule}, which has none: looked for {Path(options.log_dir, 'ALGO', 'RUN', 'ENV', 'args.yml')}")
 
 
-def _runs(folder: str, algo: str, env: str, file: str) -> list[Path]:
-    """:return: the runs that the zoo's plots take as those of an environment, and that have a file"""
-    return sorted(path.parent for path in Path(folder, algo.lower()).glob(f"*/{file}") if env in path.parent.name)
+def _runs(folder: str, algo: str, env: str, file: str) -> tuple[list[Path], str]:
+    """:return: the runs that the zoo's plots take as those of an environment, and that have a file; what was looked for"""
+    top = Path(folder, algo.lower())
+    found = sorted({path.parent for path in top.glob(f"*/{file}") if env in path.parent.name})
+    return found, str(top / f"*{env}*" / file)
 
 
 def check_plot_train(options: argparse.Namespace) -> None:
     """Refuse an environment without runs, and runs with too few episodes."""
-    where = f"in {Path(options.exp_folder, options.algo)}"
     for env in options.env:
-        folders = {*_runs(options.exp_folder, options.algo, env, "*monitor.csv")}
+        folders, pattern = _runs(options.exp_folder, options.algo, env, "*monitor.csv")
         if not folders:
-            raise ValueError(f"no run of {env} {where}")
+            raise ValueError(f"no run of {env}: looked for {pattern}, which `sb3-reinforce train` writes")
         longest = max(len(load_results(str(folder))) for folder in folders)
         if longest < options.episode_window:
             raise ValueError(
                 f"a mean over --episode-window episodes needs that many, got {options.episode_window}, and no run of {env} "
-                f"{where} has more than {longest}: make it smaller"
+                f"in {pattern} has more than {longest}: make it smaller"
             )
 
 
 def check_all_plots(options: argparse.Namespace) -> None:
-    """Refuse an environment without evaluations; say which runs the zoo will leave out."""
+    """Refuse an environment without evaluations; say which algorithms have none, and which runs the zoo will leave out."""
     if not options.env:
         raise ValueError("-e must name at least one environment")
     for env in options.env:
-        drawn = False
-        for algo in options.algos:
-            for folder in options.exp_folders:
-                files = [run / "evaluations.npz" for run in _runs(folder, algo, env, "evaluations.npz")]
-                steps = [run for run in (np.load(file)["timesteps"] for file in files) if len(run) > 1]
-                drawn = drawn or bool(steps)
-                n_longest = sum(len(run) == max(map(len, steps)) for run in steps)
-                if n_longest < len(steps) and options.min_timesteps <= 0:
-                    print(
-                        f"{algo} on {env} in {folder}: runs with fewer evaluations than the longest are left out, "
-                        f"{n_longest} of {len(steps)} stay; -max {min(run[-1] for run in steps)} would keep all"
-                    )
-        if not drawn:
-            raise ValueError(
-                f"no run of {env} with two evaluations or more, for {' or '.join(options.algos)} in "
-                f"{' or '.join(options.exp_folders)}: `sb3-reinforce train --eval-freq N` evaluates every N steps"
-            )
+        empty = []
+        for algo, folder in itertools.product(options.algos, options.exp_folders):
+            runs, pattern = _runs(folder, algo, env, "evaluations.npz")
+            steps = [each for each in map(_evaluated_at, runs) if len(each) > 1]
+            if not steps:
+                empty.append(f"no run of {algo} on {env} with two evaluations or more: looked for {pattern}")
+                continue
+            n_longest = sum(len(each) == max(map(len, steps)) for each in steps)
+            if n_longest < len(steps) and options.min_timesteps <= 0:
+                print(
+                    f"{algo} on {env} in {folder}: runs with fewer evaluations than the longest are left out, "
+                    f"{n_longest} of {len(steps)} stay; -max {min(each[-1] for each in steps)} would keep all"
+                )
+        if len(empty) == len(options.algos) * len(options.exp_folders):
+            raise ValueError(f"{'; '.join(empty)}; `sb3-reinforce train --eval-freq N` evaluates every N steps")
+        for line in empty:
+            print(line)
+
+
+def _evaluated_at(run: Path) -> np.ndarray:
+    """:return: the steps at which a run was evaluated"""
+    file = run / "evaluations.npz"
+    try:
+        return np.load(file)["timesteps"]
+    except Exception as error:  # NumPy and zipfile raise what the damaged byte leads to
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): delete it to plot the other runs"
+        ) from error
 
 
 def check_plot_file(options: argparse.Namespace) -> None:
-    """Refuse a file that is not from all-plots, and comparisons of fewer than two runs."""
+    """Refuse a file that is not from all-plots, curves without runs, and intervals of fewer than two runs."""
     rule = "-i must name a file that `sb3-reinforce all-plots -o` has written"
     if not options.input:
         raise ValueError(rule)
@@ -168,10 +181,12 @@ def check_plot_file(options: argparse.Namespace) -> None:
 
     # the zoo uses the first environment's names for all
     keys = kept([*next(iter(n_runs.values()), ())], options.skip_keys, options.keep_keys)
+    needed = 2 if options.rliable else 1
     for env in kept([*n_runs], options.skip_envs, options.keep_envs):
         for key in keys:
-            if n_runs[env].get(key, 0) < 2:
+            if n_runs[env].get(key, 0) < needed:
                 raise ValueError(
-                    f"a comparison needs two runs on each environment, {key} has {n_runs[env].get(key, 0)} on {env}: "
-                    "train with more seeds, or leave it out by --skip-keys or --skip-envs"
+                    f"{'--rliable' if needed == 2 else 'a curve'} needs {needed} run{'s' * (needed - 1)} on each environment, "
+                    f"{key} has {n_runs[env].get(key, 0)} on {env}: train with more seeds, or leave it out by --skip-keys or "
+                    "--skip-envs"
                 )
