@@ -380,3 +380,56 @@ def test_single_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Path("old.pkl").write_bytes(pickle.dumps({"X": {"a": {"last_evals": np.float64(2)}}}))
         with open("old.pkl", "rb") as file:
             assert pickle.load(file)["X"]["a"]["last_evals"].tolist() == [2]
+
+
+# --- models_of_train ---
+
+UUIDS = ("3f0c1a52-8f6c-4d0e-9a53-0d4f0a3b1c2d", "1b4e28ba-2fa1-41d2-883f-0016d3cca427")
+
+
+def models(top: Path) -> Path:
+    """Runs 1 and 2, and two of ``--uuid``: the second is the newest, and has a checkpoint to resume from."""
+    for age, name in enumerate([f"X_2_{UUIDS[0]}", f"X_2_{UUIDS[1]}", "X_2", "X_1"]):
+        (top / "ppo" / name / "X").mkdir(parents=True)
+        (top / "ppo" / name / "X.zip").touch()
+        (top / "ppo" / name / "X/args.yml").touch()
+        os.utime(top / "ppo" / name / "X/args.yml", (1000 - (age - 1) ** 2, 1000 - (age - 1) ** 2))
+    newest = top / "ppo" / f"X_2_{UUIDS[1]}"
+    for steps in (5, 50):
+        (newest / "checkpoints").mkdir(exist_ok=True)
+        (newest / f"checkpoints/checkpoint_{steps}_steps.zip").touch()
+    return newest
+
+
+def test_models_of_train_alone(tmp_path: Path):
+    from rl_zoo3.utils import get_latest_run_id, get_model_path
+
+    newest = models(tmp_path)
+    assert get_latest_run_id(str(tmp_path / "ppo"), "X") == 2
+    with pytest.raises(ValueError, match="No checkpoint found"):
+        get_model_path(0, str(tmp_path), "ppo", "X", load_last_checkpoint=True)  # else: delete models_of_train
+    shutil.rmtree(newest.with_name("X_2"))
+    assert get_model_path(0, str(tmp_path), "ppo", "X")[2].endswith("X_1")
+
+
+def test_models_of_train(tmp_path: Path):
+    from rl_zoo3 import utils
+
+    newest, folder = models(tmp_path), str(tmp_path)
+    with patches.models_of_train():
+        run_id = utils.get_latest_run_id(str(newest.parent), "X")
+        assert (run_id + 1, f"{run_id}", str(run_id)) == (3, f"2_{UUIDS[1]}", f"2_{UUIDS[1]}")
+        assert utils.get_model_path(0, folder, "ppo", "X") == ("final-model-ppo-X", str(newest / "X.zip"), str(newest))
+        assert utils.get_model_path(patches.RunId(f"2_{UUIDS[0]}"), folder, "ppo", "X")[2].endswith(UUIDS[0])
+        assert utils.get_model_path(2, folder, "ppo", "X")[2].endswith("X_2")
+        last = ("checkpoint-50-ppo-X", str(newest / "checkpoints/checkpoint_50_steps.zip"), str(newest))
+        assert utils.get_model_path(0, folder, "ppo", "X", load_last_checkpoint=True) == last
+        assert utils.get_model_path(0, folder, "ppo", "X", load_checkpoint=5)[0] == "checkpoint-5-ppo-X"
+        for which in ({"load_checkpoint": 6}, {"load_best": True}):
+            with pytest.raises(ValueError, match=rf"No model found for ppo on X, path: {newest}"):
+                utils.get_model_path(0, folder, "ppo", "X", **which)
+        # a checkpoint of --save-freq comes first
+        (newest / "rl_model_7_steps.zip").touch()
+        assert utils.get_model_path(0, folder, "ppo", "X", load_last_checkpoint=True)[0] == "checkpoint-7-ppo-X"
+        with pytest.raises(AssertionError, match="Y_9 folder was not found"):
+            utils.get_model_path(9, folder, "ppo", "Y")

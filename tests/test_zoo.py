@@ -396,7 +396,7 @@ def test_what_was_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.Monke
     before, arguments = exp_manager.ExperimentManager, sys.argv
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--env", "CartPole-v9"]) == 2
-    assert "CartPole-v9 not found in gym registry, you maybe meant CartPole-v" in capsys.readouterr().err
+    assert "'CartPole-v9' is no registered environment, did you mean 'CartPole-v" in capsys.readouterr().err
     assert exp_manager.ExperimentManager is before
     assert sys.argv is arguments
 

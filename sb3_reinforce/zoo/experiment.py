@@ -96,6 +96,12 @@ class Experiment(exp_manager.ExperimentManager):
         pprint(self.entry)
         return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        processed = super()._preprocess_hyperparams(hyperparams)
+        # YAML has lists, and Monitor adds them to tuples
+        self.monitor_kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in self.monitor_kwargs.items()}
+        return processed
+
     def _study(self, create: bool) -> optuna.Study:
         return open_study(str(self.storage), str(self.study_name), create)  # train() gives both a default
 

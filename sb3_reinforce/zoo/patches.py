@@ -24,6 +24,9 @@ from unittest import mock
 
 import numpy as np
 
+from sb3_reinforce.running.checkpoint_file import checkpoints_in, steps_of
+from sb3_reinforce.zoo.checkpoints import FOLDER
+
 # RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
 VERB_OF_SCRIPT = {
     "enjoy.py": "enjoy",
@@ -242,6 +245,68 @@ def single_runs() -> Iterator[None]:
             yield
 
 
+class RunId(int):
+    """The number of a run, and what ``train --uuid`` adds to it in the name of the run's folder: ``2_1b4e28ba-2fa1-...``."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "RunId":
+        run_id = super().__new__(cls, text.partition("_")[0])
+        run_id.text = text
+        return run_id
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __format__(self, spec: str) -> str:
+        return self.text
+
+
+@contextmanager
+def models_of_train() -> Iterator[None]:
+    """
+    Find the runs of ``train --uuid``, and the checkpoints that ``train`` makes to resume from.
+
+    RL Zoo looks for folders that end in a number, and for checkpoints of ``--save-freq``.
+    """
+    import rl_zoo3.utils as zoo
+    from huggingface_sb3 import ModelName
+
+    def get_latest_run_id(log_path: str, env_name: str) -> int:
+        names = [folder.name.removeprefix(f"{env_name}_") for folder in Path(log_path).glob(f"{env_name}_*")]
+        found = [RunId(name) for name in names if re.fullmatch(r"\d+(_[0-9a-f-]{36})?", name)]
+
+        def when(run_id: RunId) -> tuple[int, float]:
+            file = Path(log_path, f"{env_name}_{run_id}", env_name, "args.yml")
+            return int(run_id), file.stat().st_mtime if file.is_file() else 0.0
+
+        return max(found, key=when, default=0)
+
+    def get_model_path(
+        exp_id: int,
+        folder: str,
+        algo: str,
+        env_name: str,
+        load_best: bool = False,
+        load_checkpoint: str | None = None,
+        load_last_checkpoint: bool = False,
+    ) -> tuple[str, str, str]:
+        try:
+            return find(exp_id, folder, algo, env_name, load_best, load_checkpoint, load_last_checkpoint)
+        except ValueError:
+            top = Path(folder, algo)
+            exp_id = exp_id or get_latest_run_id(str(top), env_name)
+            run = top / f"{env_name}_{exp_id}" if exp_id > 0 else top
+            for file in checkpoints_in(run / FOLDER) if not load_best else []:
+                if load_last_checkpoint or load_checkpoint == steps_of(file):
+                    return f"checkpoint-{steps_of(file)}-{ModelName(algo, env_name)}", str(file), str(run)
+            raise
+
+    find = zoo.get_model_path
+    with replaced(zoo, "get_model_path", get_model_path), replaced(zoo, "get_latest_run_id", get_latest_run_id):
+        yield
+
+
 class Patch(NamedTuple):
     """A patch, and what it is for."""
 
@@ -262,6 +327,7 @@ PATCHES = (
     Patch(missing_runs_named, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
     Patch(single_evaluations, "rl_zoo3==2.9.2", ("plots.all_plots",)),
     Patch(single_runs, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
+    Patch(models_of_train, "rl_zoo3==2.9.2", ("enjoy", "benchmark", "record_video", "record_training", "push_to_hub")),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
 )
 

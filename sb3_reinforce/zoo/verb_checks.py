@@ -1,8 +1,6 @@
 """``check_VERB`` completes the parsed arguments of one of RL Zoo's commands, or raises a ValueError that names the cure."""
 
 import argparse
-import difflib
-import importlib
 import itertools
 import os
 import pickle
@@ -13,12 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import rl_zoo3.import_envs  # noqa: F401  registers more environments
-from rl_zoo3.utils import get_model_path, get_trained_models
+import rl_zoo3.import_envs  # registers more environments
+import rl_zoo3.utils
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_trained_models
 from stable_baselines3.common.monitor import load_results
 
+from sb3_reinforce.zoo.environments import find_environment, import_packages
 from sb3_reinforce.zoo.patches import absolute_output_folder, add_config_env_kwargs
 
 
@@ -27,22 +27,14 @@ def has_display() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def check_env_id(env_id: str, packages: Sequence[str] = ()) -> None:
-    """Refuse an environment that is not registered, by itself or by one of the packages."""
-    module, _, name = env_id.rpartition(":")
-    for package in filter(None, [*packages, module]):
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{package}, which is to register environments, cannot be imported: {error}") from error
-    if name not in gym.registry:
-        nearest = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{name!r} is no registered environment, did you mean {nearest!r}?")
+def check_environment(options: argparse.Namespace) -> None:
+    """Refuse an environment that is not registered, by itself or by a package; of ``PACKAGE:ID`` the ID is left."""
+    options.env = EnvironmentName(find_environment(options.env.gym_id, options.gym_packages))
 
 
 def check_model(options: argparse.Namespace) -> None:
     """Refuse an unknown environment, or one without such a model."""
-    check_env_id(options.env.gym_id, getattr(options, "gym_packages", ()))
+    check_environment(options)
     if "rl-trained-agents" in options.folder and hasattr(options, "reward_log"):
         return  # enjoy downloads a model that is missing there
     run_folder = _run_folder(options, options.load_best, options.load_checkpoint, options.load_last_checkpoint)
@@ -53,13 +45,16 @@ def _run_folder(options: argparse.Namespace, *which: Any) -> str:
     """:raises ValueError: if there is no such model in it"""
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            return get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
+            # looked up now, as it is patched
+            return rl_zoo3.utils.get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
     except (AssertionError, ValueError) as error:
         train = f"sb3-reinforce train --algo {options.algo} --env {options.env.gym_id} -f {options.folder}"
         load_best, load_checkpoint, load_last = which
         extra = " --eval-freq N" * load_best + " --save-freq N" * (load_last or load_checkpoint is not None)
+        run = Path(options.folder, options.algo, f"{options.env}_{options.exp_id or 'N'}")
         raise ValueError(
-            f"{error}; -f names the folder with the runs, --exp-id one of them, `{train}{extra}` makes one"
+            f"{error}; looked for a run {run}: -f names the folder with the runs, --exp-id one of them, "
+            f"`{train}{extra}` makes one"
         ) from error
 
 
@@ -73,7 +68,7 @@ def check_enjoy(options: argparse.Namespace) -> None:
 
 def check_record_training(options: argparse.Namespace) -> None:
     """Refuse a run without any model, and an output folder with other files, which RL Zoo would delete."""
-    check_env_id(options.env.gym_id)
+    check_environment(options)
     final, best, last_checkpoint = (False, None, False), (True, None, False), (False, None, True)
     for which in (best, last_checkpoint, final):
         try:
@@ -99,6 +94,7 @@ def check_push(options: argparse.Namespace) -> None:
 
 def check_benchmark(options: argparse.Namespace) -> None:
     """Refuse a folder without models; take no models from the Hub without ``--hub``."""
+    import_packages(options.gym_packages)
     options.no_hub = options.no_hub or not options.hub
     rule = f"--log-dir must be a folder with runs of train, got {options.log_dir}"
     if not os.path.isdir(options.log_dir):
