@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("rl_zoo3")
 
@@ -433,3 +434,51 @@ def test_models_of_train(tmp_path: Path):
         assert utils.get_model_path(0, folder, "ppo", "X", load_last_checkpoint=True)[0] == "checkpoint-7-ppo-X"
         with pytest.raises(AssertionError, match="Y_9 folder was not found"):
             utils.get_model_path(9, folder, "ppo", "Y")
+
+
+# --- uploads_masked ---
+
+
+@pytest.fixture
+def push_of_a_secret(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
+    """Arguments of ``push`` for a run whose command line and config have secrets; and the texts that are then uploaded."""
+    from huggingface_hub import HfApi
+
+    uploaded = {}
+
+    def upload_folder(api: HfApi, *, folder_path: Path, **_: object) -> None:
+        uploaded.update(
+            {file.name: file.read_text() for file in Path(folder_path).iterdir() if file.suffix in (".md", ".yml")}
+        )
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: "https://nowhere")
+    monkeypatch.setattr(HfApi, "snapshot_download", lambda *_, local_dir, **__: Path(local_dir).mkdir(parents=True))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "logs", "logs")
+    settings = Path("logs/reinforce/CartPole-v1_2/CartPole-v1")
+    args = (settings / "args.yml").read_text()
+    assert "- storage\n    - null" in args
+    storage = "- storage\n    - postgresql://me:swordfish@host/db"
+    (settings / "args.yml").write_text(args.replace("- storage\n    - null", storage))
+    with (settings / "config.yml").open("a") as file:
+        file.write("  - - env_kwargs_of_another\n    - {api_key: swordfish}\n")
+    return [*MODEL, "-f", "logs", "-orga", "me", "--no-render"], uploaded
+
+
+def test_uploads_masked_alone(push_of_a_secret, monkeypatch: pytest.MonkeyPatch):
+    arguments, uploaded = push_of_a_secret
+    with patches.hub_metadata():
+        the_zoo_alone("push_to_hub", arguments, monkeypatch)
+    assert all("swordfish" in uploaded[name] for name in ("args.yml", "config.yml", "README.md")), "delete uploads_masked"
+
+
+def test_uploads_masked(push_of_a_secret):
+    arguments, uploaded = push_of_a_secret
+    assert cli.main(["push", *arguments]) == 0
+    assert set(uploaded) == {"args.yml", "config.yml", "env_kwargs.yml", "README.md"}
+    assert not [name for name, text in uploaded.items() if "swordfish" in text]
+    args = yaml.safe_load(uploaded["args.yml"])
+    assert (args["storage"], args["env"], args["env_kwargs"]) == ("postgresql://***@host/db", "CartPole-v1", None)
+    assert yaml.safe_load(uploaded["config.yml"])["env_kwargs_of_another"] == {"api_key": "***"}
+    assert "swordfish" in Path("logs/reinforce/CartPole-v1_2/CartPole-v1/args.yml").read_text()

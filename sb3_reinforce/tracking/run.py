@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from sb3_reinforce.tracking.background import BackgroundRun
-from sb3_reinforce.tracking.settings import masked_command
+from sb3_reinforce.tracking.settings import masked_command, masked_text
 from sb3_reinforce.tracking.wandb_internals import end_service, flush_every, mode_and_key
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Warner:
         """Warn of what is lost and why, unless there was a warning about the same subject."""
         if about not in self._warned:
             self._warned.add(about)
-            reason = "" if error is None else f" ({type(error).__name__}: {error})"
+            reason = "" if error is None else f" ({type(error).__name__}: {masked_text(str(error))})"
             warnings.warn(f"W&B: {consequence}, training goes on{reason}", stacklevel=3)
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import copy
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pprint
@@ -18,11 +20,25 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.tracking.callback import WandbCallback
+from sb3_reinforce.tracking.settings import as_setting, holds_secret
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.config import check_entry, read_entry
 from sb3_reinforce.zoo.search_space import complete_sample
 from sb3_reinforce.zoo.study import open_study, params_of_trial, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
+
+
+@contextmanager
+def private_files(*values: Any) -> Iterator[None]:
+    """Inside, new files are readable by their owner alone, if the values that they will hold have a secret among them."""
+    if not holds_secret(values):
+        yield
+        return
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @dataclass
@@ -93,7 +109,7 @@ class Experiment(exp_manager.ExperimentManager):
             entry["env_kwargs"] = self.env_kwargs
         self.entry = {key: copy.deepcopy(entry[key]) for key in sorted(entry)}
         print("Hyperparameters (those being tuned will be replaced):")
-        pprint(self.entry)
+        pprint(as_setting(self.entry))
         return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:

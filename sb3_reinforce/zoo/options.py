@@ -11,6 +11,7 @@ import rl_zoo3.import_envs  # noqa: F401  registers more environments
 from rl_zoo3.utils import StoreDict
 
 from sb3_reinforce.tracking.run import Mode
+from sb3_reinforce.tracking.settings import masked_command
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.environments import find_environment
@@ -161,7 +162,7 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
             except Exception as error:
                 parser.error(
                     f"{option} takes name:value, the value being Python, so text needs quotes: \"baseline:'none'\"; "
-                    f"got {value!r} ({error})"
+                    f"got {masked_command([value])[0]!r} ({error})"
                 )
 
 

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import yaml
 
 from sb3_reinforce.running.checkpoint_file import checkpoints_in, steps_of
+from sb3_reinforce.tracking.settings import as_setting, holds_secret, masked_text
 from sb3_reinforce.zoo.checkpoints import FOLDER
 
 # RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
@@ -86,7 +88,6 @@ def ffmpeg_on_path() -> Iterator[None]:
 def steps_as_trained() -> Iterator[None]:
     """Report the number of training steps of ``train -n``, where ``benchmark`` and ``push_to_hub`` report the config's."""
     import rl_zoo3.utils
-    import yaml
 
     def get_saved_hyperparams(stats_path: str, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], str | None]:
         hyperparams, path = original(stats_path, *args, **kwargs)
@@ -173,6 +174,25 @@ def our_commands(card: str, repo_name: str) -> str:
         "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. A model may run code when it is loaded: "
         "`TRUST_REMOTE_CODE=True` says that you trust this one.",
     )
+
+
+@contextmanager
+def uploads_masked() -> Iterator[None]:
+    """Mask secrets in the settings and the card that ``push_to_hub`` uploads: the zoo's ``args.yml`` has the command line."""
+    from huggingface_hub import HfApi
+
+    def upload_folder(api: Any, *, folder_path: Path, **kwargs: Any) -> Any:
+        for file in map(Path(folder_path).joinpath, ("args.yml", "config.yml", "env_kwargs.yml")):
+            settings = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)  # as the zoo reads the same files of the run
+            if holds_secret(settings):
+                file.write_text(yaml.dump(as_setting(settings)))
+        card = Path(folder_path, "README.md")
+        card.write_text(masked_text(card.read_text(encoding="utf-8")), encoding="utf-8")
+        return original(api, folder_path=folder_path, **kwargs)
+
+    original = HfApi.upload_folder
+    with replaced(HfApi, "upload_folder", upload_folder):
+        yield
 
 
 @contextmanager
@@ -328,6 +348,7 @@ PATCHES = (
     Patch(single_evaluations, "rl_zoo3==2.9.2", ("plots.all_plots",)),
     Patch(single_runs, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
     Patch(models_of_train, "rl_zoo3==2.9.2", ("enjoy", "benchmark", "record_video", "record_training", "push_to_hub")),
+    Patch(uploads_masked, "rl_zoo3==2.9.2", ("push_to_hub",)),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
 )
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.tracking import WandbCallback
+from sb3_reinforce.tracking.settings import masked_command
 
 # SB3's own rollout/ep_rew_mean averages over as many
 SMOOTHING_WINDOW = 100
@@ -124,8 +125,8 @@ def report_lines(
 
 
 def without_baseline(arguments: Sequence[str]) -> str:
-    """:return: a command line of training, quoted for a shell, with ``baseline="none"`` among its ``-params``"""
-    words = [shlex.quote(word) for word in arguments]
+    """:return: a command line of training, quoted for a shell, secrets masked, with ``baseline="none"`` in ``-params``"""
+    words = [shlex.quote(word) for word in masked_command(arguments)]
     if not {"-params", "--hyperparams"} & set(words):
         words.append("-params")
     last = max(number for number, word in enumerate(words) if word in ("-params", "--hyperparams"))

@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
 from sb3_reinforce.tracking.run import exit_code_of
-from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.tracking.settings import masked_text
+from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
@@ -65,7 +66,8 @@ class Search(Experiment):
         self.no_optim_plots = True  # of the zoo, which would open a browser
         self._failures: list[Exception] = []  # Optuna does not raise all those of threads
         try:
-            super().hyperparameters_optimization()
+            with private_files(self.storage):  # the zoo pickles the study with its storage
+                super().hyperparameters_optimization()
         except ValueError:
             if Results(self.study, Path()).n_finished:
                 raise
@@ -94,7 +96,7 @@ class Search(Experiment):
                 return super(Search, this).objective(trial)
         except optuna.TrialPruned as pruned:
             if pruned.__cause__ is not None:
-                trial.set_user_attr("error", str(pruned.__cause__))
+                trial.set_user_attr("error", masked_text(str(pruned.__cause__)))
             raise
         except Exception as error:
             self._failures.append(error)

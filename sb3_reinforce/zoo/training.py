@@ -15,7 +15,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
 from sb3_reinforce.zoo import checkpoints
-from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
 from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
 from sb3_reinforce.zoo.usage import UsageError
@@ -61,7 +61,8 @@ class Training(Experiment):
         if ranks.rank() > 0:
             return
         if self.plan.run is None:
-            super()._save_config(saved_hyperparams)
+            with private_files(vars(self.args), saved_hyperparams):
+                super()._save_config(saved_hyperparams)
         if self.checkpoint is not None:
             arguments = [*checkpoints.without_resume(self.plan.arguments), "--seed", str(self.seed)]
             hyperparams = checkpoints.plain_hyperparams(saved_hyperparams)
@@ -103,6 +104,7 @@ class Training(Experiment):
             self.callbacks.append(self.checkpoint)
         if tracker is not None:
             tracker.config.setdefault("env_id", str(self.env_name.gym_id))
+            tracker.config.setdefault("run_folder", relative(Path(self.save_path)))  # so that `report` shows the run once
             if options.wandb_video_freq:
                 with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
                     tracker.video_env = self.create_envs(1, eval_env=True, no_log=True)
