@@ -59,6 +59,8 @@ def compare(arguments: Sequence[str]) -> int:
         comparison.plot(path)
     except ImportError:
         print('Picture: not drawn, pip install "sb3-reinforce[plots]"')
+    except OSError as error:
+        return refuse(f"--png {path} cannot be written: {error.strerror}", "compare-baselines")
     else:
         print(f"Picture: {path}")
     return 0

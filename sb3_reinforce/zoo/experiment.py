@@ -23,6 +23,7 @@ from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.tracking.settings import as_setting, holds_secret
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.config import check_entry, read_entry
+from sb3_reinforce.zoo.disk import no_room_in_one_line
 from sb3_reinforce.zoo.search_space import complete_sample
 from sb3_reinforce.zoo.study import open_study, params_of_trial, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
@@ -63,7 +64,8 @@ class Experiment(exp_manager.ExperimentManager):
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
-            return super().setup_experiment()
+            with no_room_in_one_line():
+                return super().setup_experiment()
         except UsageError:
             raise
         except ValueError as error:  # from a constructor

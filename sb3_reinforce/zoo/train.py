@@ -66,7 +66,8 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
             _run_zoo(verb, [*defaults_for_zoo(options), *zoo_arguments], kind, plan)
         lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
     except UsageError as error:
-        exit_code = refuse(error, verb)
+        refuse(error, verb)
+        exit_code = error.exit_code
     except BaseException as error:
         exit_code = exit_code_of(error)
         raise

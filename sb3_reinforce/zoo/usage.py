@@ -18,6 +18,8 @@ _PARSE_ARGS = argparse.ArgumentParser.parse_args
 class UsageError(ValueError):
     """A request on the command line, or in a file named there, that cannot be carried out."""
 
+    exit_code = USAGE_ERROR
+
 
 def refuse(message: object, verb: str = "") -> int:
     """
