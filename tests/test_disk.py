@@ -121,6 +121,10 @@ def test_full_at_the_start_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_other_errors_stay():
     with pytest.raises(DiskError, match="no room on the disk"), no_room_in_one_line():
         raise FULL
+    of_optuna = AssertionError("Should not reach.")
+    of_optuna.__context__ = FULL
+    with pytest.raises(DiskError, match="no room on the disk"), no_room_in_one_line():
+        raise of_optuna
     with pytest.raises(ConnectionResetError), no_room_in_one_line():
         raise ConnectionResetError(errno.ECONNRESET, "reset by peer")
 

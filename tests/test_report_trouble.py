@@ -66,7 +66,10 @@ def test_one_extreme_run_does_not_cost_the_report_of_the_others(tmp_path: Path, 
     assert found["bad"].metrics[RETURN][0].tolist()[-1] == 8
 
     for form in ([], ["--text"], ["--json"]):
+        capsys.readouterr()
         assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "r.html"), *form]) == 0
+    last = [json.loads(line, parse_constant=pytest.fail)["last"] for line in capsys.readouterr().out.splitlines()]
+    assert [each["a"]["value"] for each in last if "a" in each] == [None, None]
     assert {RETURN, "b", "i"} <= set(shown_panels((tmp_path / "r.html").read_text()))
 
 

@@ -3,6 +3,7 @@
 import argparse
 import html
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -132,9 +133,9 @@ def _cell(value: Any) -> str:
 
 
 def as_dict(run: LoggedRun) -> dict[str, Any]:
-    """:return: state, config, summary and last values of a run, as plain values"""
+    """:return: state, config, summary and last values of a run, as plain values; None for numbers that are not finite"""
     last = {key: {"step": float(steps[-1]), "value": values[-1].tolist()} for key, (steps, values) in run.metrics.items()}
-    return {
+    found = {
         "name": run.name,
         "path": str(run.path),
         "source": run.source,
@@ -145,6 +146,16 @@ def as_dict(run: LoggedRun) -> dict[str, Any]:
         "last": last,
         "artifacts": run.artifacts,
     }
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A plain value as JSON allows it, which has neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(run: LoggedRun) -> str:

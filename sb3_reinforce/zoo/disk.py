@@ -33,13 +33,16 @@ class DiskError(UsageError):
 
 @contextmanager
 def no_room_in_one_line() -> Iterator[None]:
-    """:raises DiskError: for an error inside that says that there is no room on the disk"""
+    """:raises DiskError: for an error inside that says, or came from one that says, that there is no room on the disk"""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in NO_ROOM):
+            cause = cause.__cause__ or cause.__context__  # Optuna's is an AssertionError
+        if cause is None:
             raise
-        raise DiskError(f"no room on the disk: {error}") from error
+        raise DiskError(f"no room on the disk: {cause}") from error
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """
 Temporary patches of RL Zoo, and of the packages that its commands call, applied around one run of a command.
 
-``PATCHES`` names the release that each is for. ``tests/test_patches.py`` has for each a test ``test_NAME_alone`` which shows
-that the release still fails without the patch. When that test fails, delete the patch that it names.
+``PATCHES`` names the release that each is for. ``tests/test_patches*.py`` have for each a test ``test_NAME_alone`` which
+shows that the release still fails without the patch. When that test fails, delete the patch that it names.
 """
 
 import argparse
