@@ -94,6 +94,11 @@ def test_packages_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]):
     assert "no_such, which is to register environments, cannot be imported" in capsys.readouterr().err
 
 
+def test_the_name_of_a_package_that_cannot_be_one(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["enjoy", "--env", "..x:CartPole-v1"]) == 2
+    assert "..x, which is to register environments, cannot be imported" in capsys.readouterr().err
+
+
 def test_what_was_looked_for(capsys: pytest.CaptureFixture[str]):
     for verb, words in (
         ("enjoy", "; looked for a run logs/reinforce/CartPole-v1_N: -f names the folder with the runs"),

@@ -330,6 +330,16 @@ def test_all_plots_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         name: sorted(curve["last_evals"]) for name, curve in pickle.loads(Path("all.pkl").read_bytes())["CartPole-v1"].items()
     }
     assert last == {"REINFORCE-logs": [3, 9], "PPO-logs": [7]}
+    for more, words in (
+        (
+            ["-k", "succes"],
+            "-k must be one of timesteps, results, which logs/ppo/CartPole-v1_1/evaluations.npz has, got 'succes'",
+        ),
+        (["-max", "9"], "-max must be at least 10, where a run of ppo on CartPole-v1 was first evaluated, got 9"),
+        (["-l", "a", "b"], "-l must have a label for each folder of -f, got ['a', 'b'] for ['logs']"),
+    ):
+        assert cli.main(["all-plots", "-e", "CartPole-v1", "-a", "ppo", *more]) == 2
+        assert words in capsys.readouterr().err
     Path("logs/ppo/CartPole-v1_1/evaluations.npz").write_bytes(b"PK")
     assert cli.main(["all-plots", "-e", "CartPole-v1", "-a", "ppo"]) == 2
     assert "logs/ppo/CartPole-v1_1/evaluations.npz cannot be read (" in capsys.readouterr().err

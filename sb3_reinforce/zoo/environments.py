@@ -12,7 +12,7 @@ def import_packages(packages: Sequence[str]) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:  # the last two for a name like "..x"
             raise ValueError(f"{package}, which is to register environments, cannot be imported: {error}") from error
 
 

@@ -128,14 +128,21 @@ def check_all_plots(options: argparse.Namespace) -> None:
     """Refuse an environment without evaluations; say which algorithms have none, and which runs the zoo will leave out."""
     if not options.env:
         raise ValueError("-e must name at least one environment")
+    if options.labels and len(options.labels) != len(options.exp_folders):
+        raise ValueError(f"-l must have a label for each folder of -f, got {options.labels} for {options.exp_folders}")
     for env in options.env:
         empty = []
         for algo, folder in itertools.product(options.algos, options.exp_folders):
             runs, pattern = _runs(folder, algo, env, "evaluations.npz")
-            steps = [each for each in map(_evaluated_at, runs) if len(each) > 1]
+            steps = [each for run in runs if len(each := _evaluated_at(run, options.key)) > 1]
             if not steps:
                 empty.append(f"no run of {algo} on {env} with two evaluations or more: looked for {pattern}")
                 continue
+            if max(each[0] for each in steps) > options.max_timesteps:
+                raise ValueError(
+                    f"-max must be at least {max(each[0] for each in steps)}, where a run of {algo} on {env} was first "
+                    f"evaluated, got {options.max_timesteps}"
+                )
             n_longest = sum(len(each) == max(map(len, steps)) for each in steps)
             if n_longest < len(steps) and options.min_timesteps <= 0:
                 print(
@@ -148,15 +155,18 @@ def check_all_plots(options: argparse.Namespace) -> None:
             print(line)
 
 
-def _evaluated_at(run: Path) -> np.ndarray:
+def _evaluated_at(run: Path, key: str) -> np.ndarray:
     """:return: the steps at which a run was evaluated"""
     file = run / "evaluations.npz"
     try:
-        return np.load(file)["timesteps"]
+        evaluations = dict(np.load(file).items())
     except Exception as error:  # NumPy and zipfile raise what the damaged byte leads to
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}: {error}): delete it to plot the other runs"
         ) from error
+    if not {"timesteps", key} <= set(evaluations):
+        raise ValueError(f"-k must be one of {', '.join(evaluations)}, which {file} has, got {key!r}")
+    return evaluations["timesteps"]
 
 
 def check_plot_file(options: argparse.Namespace) -> None:
