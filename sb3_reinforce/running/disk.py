@@ -23,7 +23,7 @@ def try_to_write(path: Path, data: bytes) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        warnings.warn(f"{path} could not be written, training goes on without it: {error.strerror}", stacklevel=3)
+        warnings.warn(f"{path} could not be written, training goes on without it: {error.strerror or error}", stacklevel=3)
 
 
 class Forgiving:

@@ -202,7 +202,7 @@ def _value(item: Any) -> Any:
 
 def _is_shallow(value: Any, depth: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inner)
+    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inner if isinstance(each, dict | list))
 
 
 def _nested(items: Any) -> dict[str, Any]:

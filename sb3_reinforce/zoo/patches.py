@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-import yaml
 
 from sb3_reinforce.running.checkpoint_file import checkpoints_in, steps_of
 from sb3_reinforce.tracking.settings import as_setting, holds_secret, masked_text
@@ -88,6 +87,7 @@ def ffmpeg_on_path() -> Iterator[None]:
 def steps_as_trained() -> Iterator[None]:
     """Report the number of training steps of ``train -n``, where ``benchmark`` and ``push_to_hub`` report the config's."""
     import rl_zoo3.utils
+    import yaml
 
     def get_saved_hyperparams(stats_path: str, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], str | None]:
         hyperparams, path = original(stats_path, *args, **kwargs)
@@ -179,6 +179,7 @@ def our_commands(card: str, repo_name: str) -> str:
 @contextmanager
 def uploads_masked() -> Iterator[None]:
     """Mask secrets in the settings and the card that ``push_to_hub`` uploads: the zoo's ``args.yml`` has the command line."""
+    import yaml
     from huggingface_hub import HfApi
 
     def upload_folder(api: Any, *, folder_path: Path, **kwargs: Any) -> Any:

@@ -184,7 +184,8 @@ class Training(Experiment):
                 super().save_trained_model(model)
         except OSError as error:
             go_on = "" if self.checkpoint is None else f". {' '.join(self._how_to_resume())}"
-            raise DiskError(f"the trained model could not be saved in {self.save_path}: {error.strerror}{go_on}") from error
+            reason = error.strerror or error
+            raise DiskError(f"the trained model could not be saved in {self.save_path}: {reason}{go_on}") from error
         self.plan.finished = self
 
     def outcome(self) -> tuple[list[str], int]:
