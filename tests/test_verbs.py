@@ -323,6 +323,16 @@ def test_all_plots_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # 3 and 9: mean 6, standard deviation 3, of the mean 3 / sqrt(2) = 2.1
     row = "6 +/- 2 7 +/- 0 no run"
     assert row in " ".join(out.replace("|", " ").split())
+    for more, words in (
+        (
+            ["--skip-envs", "CartPole-v1"],
+            "nothing is left to draw: all.pkl has the environments CartPole-v1 and the curves REIN",
+        ),
+        (["--keep-keys", "A2C-logs"], "nothing is left to draw: all.pkl has the environments CartPole-v1 and the curves REIN"),
+        (["-l", "a"], "-l must have a label for each of REINFORCE-logs, PPO-logs, got a"),
+    ):
+        assert cli.main(["plot-file", "-i", "all", *more]) == 2
+        assert words in capsys.readouterr().err
     assert cli.main(["plot-file", "-i", "all", "--png", "plots"]) == 0
     assert row in " ".join(capsys.readouterr().out.replace("|", " ").split())
     assert is_png(tmp_path / "plots/Sensitivity-plot.png")

@@ -187,8 +187,16 @@ def check_plot_file(options: argparse.Namespace) -> None:
 
     # the zoo uses the first environment's names for all
     keys = kept([*next(iter(n_runs.values()), ())], options.skip_keys, options.keep_keys)
+    envs = kept([*n_runs], options.skip_envs, options.keep_envs)
+    if not keys or not envs:
+        raise ValueError(
+            f"nothing is left to draw: {path} has the environments {', '.join(n_runs)} and the curves "
+            f"{', '.join(next(iter(n_runs.values()), ()))}"
+        )
+    if options.labels and len(options.labels) != len(keys):
+        raise ValueError(f"-l must have a label for each of {', '.join(keys)}, got {', '.join(options.labels)}")
     needed = 2 if options.rliable else 1
-    for env in kept([*n_runs], options.skip_envs, options.keep_envs):
+    for env in envs:
         for key in keys:
             if n_runs[env].get(key, 0) < needed:
                 raise ValueError(
