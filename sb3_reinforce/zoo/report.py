@@ -116,10 +116,12 @@ def report_lines(
     """:return: score, model, learning curve, W&B run and the next command"""
     if tracker is None:
         run = "not tracked, add --track"
-    elif tracker.run_dir is None:
+    elif tracker.run_url is not None:
+        run = tracker.run_url
+    elif tracker.run_dir is None or not tracker.run_dir.is_dir():
         run = "none was kept"
     else:
-        run = tracker.run_url or f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
+        run = f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
     again = f"{command('sb3-reinforce')} train"
     if experiment.algo == "reinforce":
         following = f"the same without a baseline: {again} {without_baseline(arguments)}"
