@@ -81,6 +81,15 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             HEAD + "  n_timesteps: 300\n  normalize: dict(norm_obs=Yes)\n",
             "mine.yml: normalize must be Python, got 'dict(norm_obs=Yes)' (name 'Yes' is not defined)",
         ),
+        (
+            HEAD + "  n_timesteps: 300\n  monitor_kwargs: {info_keyword: [a]}\n",
+            "mine.yml: monitor_kwargs must be a dict with some of allow_early_resets, reset_keywords, info_keywords, got",
+        ),
+        (HEAD + "  n_timesteps: 300\n  monitor_kwargs: 3\n", "mine.yml: monitor_kwargs must be a dict with some of"),
+        (
+            HEAD + "  n_timesteps: 300\n  monitor_kwargs: dict(info_keywords='speed')\n",
+            "mine.yml: monitor_kwargs: info_keywords must be a list of names, got 'speed'",
+        ),
         ("CartPole-v1: 3\n", "mine.yml: CartPole-v1 must hold `key: value` lines, got 3"),
         ("[CartPole-v1]\n", "--conf-file mine.yml must hold an entry per environment, got ['CartPole-v1']"),
         ("CartPole-v1: [\n", "--conf-file mine.yml is no YAML: while parsing a flow node"),

@@ -15,6 +15,7 @@ from sb3_reinforce.running import ranks
 from sb3_reinforce.running.checkpoint import TrainingCheckpoint
 from sb3_reinforce.running.checkpoint_file import checkpoints_in
 from sb3_reinforce.running.files import write_atomically
+from sb3_reinforce.tracking.settings import masked_command
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -48,7 +49,8 @@ def read_run(path: str | Path) -> SavedRun:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
     if not checkpoints_in(run.checkpoints):
-        raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {' '.join(run.arguments)}")
+        again = " ".join(masked_command(run.arguments))
+        raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {again}")
     return run
 
 

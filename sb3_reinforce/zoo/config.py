@@ -26,6 +26,8 @@ ZOO_KEYS = (
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 # Text that the zoo evaluates as Python, in its own module
 EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+# Monitor's arguments; the others are for files, whose names and contents are those of the run
+MONITOR_ARGUMENTS = ("allow_early_resets", "reset_keywords", "info_keywords")
 # Dotted paths that the zoo imports; that of a policy has a dot, SB3's own names have none
 IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper", "policy")
 
@@ -106,9 +108,15 @@ def _check_value(key: str, value: Any) -> None:
         make_schedule(key, value)
     if isinstance(value, str) and key in EVALUATED:
         try:
-            eval(value, vars(exp_manager).copy())
+            value = eval(value, vars(exp_manager).copy())
         except Exception as error:
             raise ValueError(f"{key} must be Python, got {value!r} ({error})") from error
+    if key == "monitor_kwargs":
+        if not isinstance(value, Mapping) or set(value) - set(MONITOR_ARGUMENTS):
+            raise ValueError(f"{key} must be a dict with some of {', '.join(MONITOR_ARGUMENTS)}, got {value!r}")
+        for name in ("reset_keywords", "info_keywords"):
+            if not isinstance(value.get(name, ()), list | tuple):
+                raise ValueError(f"{key}: {name} must be a list of names, got {value[name]!r}")
     if key in IMPORTED:
         for item in value if isinstance(value, list) else [value]:
             path = next(iter(item)) if isinstance(item, Mapping) and item else item

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import rl_zoo3.import_envs  # noqa: F401  registers more environments
 from rl_zoo3.utils import StoreDict
 
 from sb3_reinforce.tracking.run import Mode
+from sb3_reinforce.tracking.settings import masked_command
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
+from sb3_reinforce.zoo.environments import find_environment
 from sb3_reinforce.zoo.study import JOURNAL
 from sb3_reinforce.zoo.usage import Parser
 
@@ -92,13 +95,19 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
     peek.add_argument("--seed", type=int, default=-1)
     peek.add_argument("-f", "--log-folder", default="logs")
     peek.add_argument("--env", default="CartPole-v1")
+    peek.add_argument("--gym-packages", nargs="+", default=[])
     peek.add_argument("-i", "--trained-agent")
     peek.add_argument("-conf", "--conf-file")
     for names in (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",)):
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
-    return peek.parse_known_args(arguments, options)[0], zoo_arguments
+    options = peek.parse_known_args(arguments, options)[0]
+    try:
+        options.env = find_environment(options.env, options.gym_packages)
+    except ValueError as error:
+        parser.error(str(error))
+    return options, [*zoo_arguments, "--env", options.env]
 
 
 def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
@@ -158,7 +167,7 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
             except Exception as error:
                 parser.error(
                     f"{option} takes name:value, the value being Python, so text needs quotes: \"baseline:'none'\"; "
-                    f"got {value!r} ({error})"
+                    f"got {masked_command([value])[0]!r} ({error})"
                 )
 
 

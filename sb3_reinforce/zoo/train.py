@@ -15,7 +15,7 @@ from rl_zoo3 import exp_manager
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.tracking.run import INTERRUPTED, exit_code_of
-from sb3_reinforce.tracking.settings import command_line
+from sb3_reinforce.tracking.settings import command_line, masked_command, masked_text
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.checkpoints import SavedRun, read_run, run_of_launch, without_resume
 from sb3_reinforce.zoo.experiment import Experiment, Plan
@@ -68,7 +68,8 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
             _run_zoo(verb, [*defaults_for_zoo(options), *zoo_arguments], kind, plan)
         lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
     except UsageError as error:
-        exit_code = refuse(error, verb)
+        refuse(error, verb)
+        exit_code = error.exit_code
     except BaseException as error:
         exit_code = exit_code_of(error)
         raise
@@ -77,7 +78,7 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
             # where the zoo trains without our checkpoints it swallows a Ctrl-C
             tracker.finish(INTERRUPTED if exit_code == 0 and tracker.training_interrupted else exit_code)
     if lines:
-        print("\n".join(lines), flush=True)
+        print(masked_text("\n".join(lines)), flush=True)
     return exit_code
 
 
@@ -119,7 +120,17 @@ def _tracker(options: argparse.Namespace, parser: Parser) -> WandbCallback:
 
 def _run_zoo(verb: str, zoo_arguments: list[str], kind: type[Experiment], plan: Plan) -> None:
     register()
+
+    def print_masked(*words: object) -> None:
+        print(masked_text(" ".join(map(str, words))))
+
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
     with replaced(exp_manager, "ExperimentManager", type(kind.__name__, (kind,), {"plan": plan})):
-        with replaced(sys, "argv", [f"sb3-reinforce {verb}", *zoo_arguments]), errors_in_one_line(verb):
+        # orig_argv: the zoo saves it in files and in the study
+        with (
+            replaced(sys, "argv", [f"sb3-reinforce {verb}", *zoo_arguments]),
+            replaced(sys, "orig_argv", masked_command(sys.orig_argv)),
+            replaced(exp_manager, "print", print_masked),
+            errors_in_one_line(verb),
+        ):
             runpy.run_module("rl_zoo3.train", run_name="__main__")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import errors as hub_errors
 
 from sb3_reinforce.zoo import register, verb_checks
-from sb3_reinforce.zoo.patches import patched, registered_children, replaced
+from sb3_reinforce.zoo.patches import RunId, patched, registered_children, replaced
 from sb3_reinforce.zoo.usage import errors_in_one_line, refuse
 
 # The Hub refuses, or cannot be reached. The base class of both comes from the HTTP library, of which there have been three.
@@ -42,6 +42,12 @@ _PNG = (
         "help": "write the figures as PNG into this folder, no windows (where there is no display: plots)",
     },
 )
+_GYM_PACKAGES: dict[str, Any] = {
+    "metavar": "PACKAGE",
+    "nargs": "+",
+    "default": [],
+    "help": "packages to import, which register environments",
+}
 _OF_PLOTS: dict[str, Any] = {"needs": ("seaborn", "plots"), "options": (_PNG,)}
 ZOO_VERBS = {
     "enjoy": ZooVerb(
@@ -107,7 +113,7 @@ ZOO_VERBS = {
     ),
     "pull": ZooVerb(
         "load_from_hub",
-        lambda options: verb_checks.check_env_id(options.env.gym_id),
+        verb_checks.check_environment,
         "TRUST_REMOTE_CODE=True sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
         "A model from the Hub may run code when it is loaded: set TRUST_REMOTE_CODE=True if you trust it.",
     ),
@@ -134,6 +140,11 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         for option, settings in verb.options:
             parser.add_argument(option, **settings)
+        known = parser._option_string_actions
+        if "--gym-packages" not in known and not verb.module.startswith("plots."):
+            parser.add_argument("--gym-packages", **_GYM_PACKAGES)
+        if "--exp-id" in known:
+            known["--exp-id"].type = RunId
         options = parse_whole_names(parser, *args, **kwargs)
         verb.check(options)
         parsed.append(options)
