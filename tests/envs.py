@@ -125,7 +125,7 @@ class ScriptedSampler:
     """The actions of the scripts."""
 
     def __init__(self, env: DummyVecEnv):
-        self.env, self.before_tanh = env, []
+        self.env = env
 
     def __call__(self, observations: Any) -> np.ndarray:
         return np.array([e.unwrapped.scripted_action for e in self.env.envs])
