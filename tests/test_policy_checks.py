@@ -11,7 +11,6 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_reinforce import REINFORCE, VectorEnvAdapter, compare_baselines
-from sb3_reinforce.zoo.cli import main
 from tests.envs import Random
 from tests.vector_envs import CountingEnv, FakeEnvPool
 
@@ -166,6 +165,9 @@ def test_text_observations(use):
 
 @pytest.mark.parametrize("verb", ["train", "compare-baselines"])
 def test_text_observations_on_the_command_line(verb, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("rl_zoo3")
+    from sb3_reinforce.zoo.cli import main
+
     monkeypatch.chdir(tmp_path)
     assert main([verb, "--env", "TextGrid-v0"]) == 2
     error = capsys.readouterr().err

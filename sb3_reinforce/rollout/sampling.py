@@ -122,8 +122,6 @@ class Sampler(ABC):
         self.policy, self.rng = policy, rng
         self.action_shape: tuple[int, ...] = (-1, *policy.action_space.shape)  # type: ignore[misc]
         self.std: np.ndarray | None = None
-        #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
-        self.before_tanh: list[np.ndarray] = []
         self._noise = np.empty((0,))
         self._next = 0
         distribution = policy.action_dist
@@ -188,6 +186,8 @@ class TorchSampler(Sampler):
     def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
         super().__init__(policy, rng)
         self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
+        #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
+        self.before_tanh: list[np.ndarray] = []
         # A module of the user's own may keep a tensor for the update, where one made in inference mode cannot serve.
         known = all(type(module).__module__.startswith(("torch.nn.", "stable_baselines3.")) for module in policy.modules())
         self.without_gradient = th.inference_mode if known else th.no_grad

@@ -11,14 +11,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution, sum_independent_dims
 
 from sb3_reinforce.rollout.recording import Rollout
-from sb3_reinforce.rollout.sampling import Sampler
+from sb3_reinforce.rollout.sampling import Sampler, TorchSampler
 
 _NAME = "before_tanh"  # the buffer's attribute
 
 
 def keep_before_tanh(rollout: Rollout, sampler: Sampler) -> None:
     """Keep what the sampler has drawn before tanh, if it has, with one row per row of the rollout buffer."""
-    if sampler.before_tanh:
+    if isinstance(sampler, TorchSampler) and sampler.before_tanh:
         drawn = np.stack(sampler.before_tanh, axis=1)  # [n_envs, T, ...]
         ends = {span.env_index: span.end for span in rollout.spans}  # of the last one, as they are ordered by time
         kept = [drawn[env_index, :end] for env_index, end in sorted(ends.items())]
