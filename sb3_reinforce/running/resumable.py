@@ -17,6 +17,7 @@ from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.files import check_model_file, parameters_to_load
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
+from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
@@ -238,27 +239,45 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             super().save(path, exclude, include)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
-        *args: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        trust: bool = False,
         **kwargs: Any,
     ) -> Self:
         """
-        Load the model from a zip-file, as every Stable-Baselines3 algorithm does; see there for the arguments.
+        Load the model from a zip-file, as every Stable-Baselines3 algorithm does, but run no code of the file.
 
         :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+        :param device: Device on which the code should run.
+        :param custom_objects: objects by name that replace the saved ones, which are then not read
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param trust: whether objects of the user's own (a policy class, a function as schedule) are unpickled, too, which may
+            run any code: for files that you would run as a program
+        :param kwargs: extra arguments to change the model when loading
         :return: new model instance with loaded parameters
-        :raises ValueError: if the file is torn or is no saved model
+        :raises ValueError: if the file is torn, is no saved model, or needs ``trust``
         """
         check_model_file(path)
-        model = super().load(path, *args, **kwargs)
+        if not trust:
+            path, custom_objects = objects_in(path, custom_objects or {})
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if model._saved_state is not None:
             model._set_extra_state(model._saved_state)
         return model
 
     @classmethod
-    def resume(cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None) -> Self:
+    def resume(
+        cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None, trust: bool = False
+    ) -> Self:
         """
         Resume from a checkpoint of :class:`~sb3_reinforce.TrainingCheckpoint`, as if training had never stopped.
 
@@ -270,10 +289,12 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param path: the folder, whose newest whole checkpoint is taken (a warning names damaged ones), or one file
         :param env: the environment, made and wrapped as in the first run; ``VecNormalize`` gets the saved statistics
         :param device: None: that of the first run
+        :param trust: see :meth:`load`
         :return: the model
-        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version or environment
+        :raises ValueError: if a file, or all in the folder, are damaged, of another algorithm, version or environment, or
+            need ``trust``
         """
-        model, state = resume(cls, path, env, device)
+        model, state = resume(cls, path, env, device, trust)
         model._resumed, model.newest_checkpoint = state, state.path
         return model
 

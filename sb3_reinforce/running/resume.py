@@ -32,6 +32,7 @@ from sb3_reinforce.running.training_state import (
     set_model_state,
     set_random_state,
 )
+from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.version import __version__
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
@@ -75,7 +76,7 @@ class ResumedState:
 
 
 def resume(
-    cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None
+    cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None, trust: bool = False
 ) -> tuple[Algorithm, ResumedState]:
     """
     See :meth:`ResumableAlgorithm.resume`.
@@ -88,12 +89,12 @@ def resume(
     if not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"path must be a folder with checkpoints or one of them, got {path}, which does not exist")
-        return _resume_from(cls, path, env, device)
+        return _resume_from(cls, path, env, device, trust)
     candidates = checkpoints_in(path)
     reasons = []
     for candidate in candidates:
         try:
-            resumed = _resume_from(cls, candidate, env, device)
+            resumed = _resume_from(cls, candidate, env, device, trust)
         except CheckpointError as error:
             reasons.append(str(error))
             continue
@@ -106,20 +107,23 @@ def resume(
 
 
 def _resume_from(
-    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None
+    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None, trust: bool
 ) -> tuple[Algorithm, ResumedState]:
     data, manifest, state = read_parts(path)
     _check_same_run(cls, path, manifest, env)
-    # What is known here is not unpickled; what is left are objects that the user passed to the constructor.
+    # What is known here is not read from the file.
     known: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
     if manifest["policy"] is not None:
         known["policy_class"] = cls.policy_aliases[manifest["policy"]]
     if manifest["rollout_buffer"] is not None:
         known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
     try:
-        model = cls.load(io.BytesIO(data), env=env, device=device or manifest["device"], custom_objects=known)
+        device = device or manifest["device"]
+        model = cls.load(io.BytesIO(data), env, device, known, trust=trust)  # type: ignore[call-arg]
         set_model_state(model, state["model"])
         set_random_state(model, state["random"])
+    except UntrustedError as error:  # not passed over for an older one: whoever resumes should know
+        raise UntrustedError(f"{path}: {error}") from None
     except Exception as error:
         raise CheckpointError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     return model, ResumedState(path.resolve(), state)

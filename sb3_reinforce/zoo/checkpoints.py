@@ -79,13 +79,13 @@ def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """:return: a command line without ``--resume FOLDER``"""
+    """:return: a command line without ``--resume FOLDER``, and without ``--trust``, which no file may say"""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument == "--resume":
             next(left, None)
-        elif not argument.startswith("--resume="):
+        elif argument != "--trust" and not argument.startswith("--resume="):
             kept.append(argument)
     return kept
 

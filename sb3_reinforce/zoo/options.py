@@ -34,7 +34,7 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        parser.set_defaults(eval_final=0, resume=None, checkpoint_every=0, wandb_video_freq=0, sampled=None)
+        parser.set_defaults(eval_final=0, resume=None, checkpoint_every=0, wandb_video_freq=0, sampled=None, trust=False)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")
     parser.add_argument(
@@ -53,6 +53,9 @@ def make_parser(verb: str) -> Parser:
 def _add_options_of_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="FOLDER", help="resume the run in this folder, with its arguments and those given now"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="run code that the files of --resume or -i may hold: as you would run a program"
     )
     parser.add_argument(
         "--sampled",
@@ -92,6 +95,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
     for names in (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",)):
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
+    peek.add_argument("--gym-packages", nargs="+", default=[])
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return peek.parse_known_args(arguments, options)[0], zoo_arguments
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,8 +155,7 @@ def our_commands(card: str, repo_name: str) -> str:
         verb, arguments = VERB_OF_SCRIPT[match[1]], match[2].rstrip()
         if verb in ("push", "pull"):  # without a name they look for ALGO-ENV
             arguments += f" -name {repo_name}"
-        trust = "TRUST_REMOTE_CODE=True " if verb == "pull" else ""
-        return f"{trust}sb3-reinforce {verb}{arguments}"
+        return f"sb3-reinforce {verb}{arguments}"
 
     changed = re.sub(r"python -m (rl_zoo3\.\w+)( --algo reinforce .*)", command, card)
     if changed == card:
@@ -164,8 +163,7 @@ def our_commands(card: str, repo_name: str) -> str:
     changed = changed.replace("pip install rl_zoo3", 'pip install "sb3-reinforce[zoo]"')
     return changed.replace(
         "Install the RL Zoo (with SB3 and SB3-Contrib):",
-        "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. A model may run code when it is loaded: "
-        "`TRUST_REMOTE_CODE=True` says that you trust this one.",
+        "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. It runs no code of a model without `--trust`.",
     )
 
 
@@ -192,6 +190,11 @@ def optional_statistics() -> Iterator[None]:
         yield
 
 
+def downloads() -> AbstractContextManager[Any]:
+    """Let ``load_from_hub`` download without ``TRUST_REMOTE_CODE``: it loads nothing, and we load nothing that runs code."""
+    return mock.patch.dict(os.environ, TRUST_REMOTE_CODE="True")
+
+
 class Patch(NamedTuple):
     """A patch, and what it is for."""
 
@@ -210,6 +213,7 @@ PATCHES = (
     Patch(hub_metadata, "sb3-team-hf-integration==3.2", ("push_to_hub",)),
     Patch(card_with_our_commands, "rl_zoo3==2.9.2", ("push_to_hub",)),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
+    Patch(downloads, "sb3-team-hf-integration==3.2", ("enjoy", "benchmark", "load_from_hub")),
 )
 
 

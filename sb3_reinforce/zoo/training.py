@@ -117,7 +117,9 @@ class Training(Experiment):
             if run is None:
                 model = super()._load_pretrained_agent(hyperparams, env)
             else:
-                model = REINFORCE.resume(run.checkpoints, env, device=None if self.device == "auto" else self.device)
+                model = REINFORCE.resume(
+                    run.checkpoints, env, None if self.device == "auto" else self.device, self.plan.options.trust
+                )
         except ValueError as error:
             raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
         if run is None:

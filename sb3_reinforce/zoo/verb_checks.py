@@ -18,6 +18,7 @@ import rl_zoo3.import_envs  # noqa: F401  registers more environments
 from rl_zoo3.utils import get_model_path, get_trained_models
 from stable_baselines3.common.monitor import load_results
 
+from sb3_reinforce.running.trust import CURE, UntrustedError, unpickle
 from sb3_reinforce.zoo.patches import absolute_output_folder, add_config_env_kwargs
 
 
@@ -102,8 +103,12 @@ def check_benchmark(options: argparse.Namespace) -> None:
     rule = f"--log-dir must be a folder with runs of train, got {options.log_dir}"
     if not os.path.isdir(options.log_dir):
         raise ValueError(rule)
-    if options.no_hub and not get_trained_models(options.log_dir):
+    models = get_trained_models(options.log_dir)
+    if options.no_hub and not models:
         raise ValueError(f"{rule}, which has none")
+    for _, env_id in models.values():
+        if ":" in env_id and not options.trust:
+            raise ValueError(f"{options.log_dir} has a run of {env_id}, which imports a module: {CURE}")
 
 
 def _runs(folder: str, algo: str, env: str, file: str) -> list[Path]:
@@ -156,10 +161,15 @@ def check_plot_file(options: argparse.Namespace) -> None:
     if not options.input:
         raise ValueError(rule)
     path = Path(options.input if options.input.endswith(".pkl") else f"{options.input}.pkl")
+    read = pickle.loads if options.trust else unpickle
+    for merged in options.merge:
+        read(Path(merged).read_bytes())
     try:
-        results = pickle.loads(path.read_bytes())
+        results = read(path.read_bytes())
         del results["results_table"]
         n_runs = {env: {key: np.size(value["last_evals"]) for key, value in found.items()} for env, found in results.items()}
+    except UntrustedError as error:
+        raise ValueError(f"{rule}, and {path} {error}: {CURE}") from None
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{rule}, got {path}") from error
 
