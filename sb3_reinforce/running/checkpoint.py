@@ -15,7 +15,14 @@ from sb3_reinforce.running import ranks
 from sb3_reinforce.running.callbacks import callbacks_by_name
 from sb3_reinforce.running.checkpoint_file import checkpoint_bytes, checkpoints_in, steps_of
 from sb3_reinforce.running.files import write_atomically
-from sb3_reinforce.running.training_state import callback_state, changed, evaluation_random_state, model_state, random_state
+from sb3_reinforce.running.training_state import (
+    callback_state,
+    changed,
+    evaluation_random_state,
+    model_state,
+    random_state,
+    without_settings,
+)
 
 
 class TrainingCheckpoint(BaseCallback):
@@ -153,7 +160,7 @@ class TrainingCheckpoint(BaseCallback):
         states = {name: callback_state(each) for name, each in callbacks.items()}
         for name, each in callbacks.items():
             if not hasattr(each, "state_dict"):
-                states[name] = changed(self._at_start.get(name, {}), states[name])
+                states[name] = without_settings(each, changed(self._at_start.get(name, {}), states[name]))
         random_states = {name: evaluation_random_state(each) for name, each in callbacks.items()}
         self._boundary = {
             "iteration": iteration,

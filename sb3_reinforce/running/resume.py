@@ -53,12 +53,14 @@ class ResumedState:
         """
         state = self.state
         callbacks = callbacks_by_name(callback)
-        for name, saved in state["callbacks"].items():
-            if name in callbacks:
-                set_callback_state(callbacks[name], saved)
-        for name, saved in state["evaluation"].items():
-            if name in callbacks:
-                set_evaluation_random_state(callbacks[name], saved)
+        restoring = (("callbacks", set_callback_state), ("evaluation", set_evaluation_random_state))
+        for part, restore in restoring:
+            for name, saved in state[part].items():
+                try:
+                    if name in callbacks:
+                        restore(callbacks[name], saved)
+                except Exception as error:  # whatever a callback of the user's, or a forged value, leads to
+                    raise CheckpointError(f"{self.path}: the state of {name} cannot be restored: {error!r}") from error
         counters = {"n_calls", "num_timesteps", "n_updates_seen"}
         missing = [name for name, saved in state["callbacks"].items() if name not in callbacks and set(saved) - counters]
         if missing and ranks.rank() == 0:  # the other ranks lack what only rank 0 has
@@ -113,15 +115,16 @@ def _resume_from(
     _check_same_run(cls, path, manifest, env)
     # What is known here is not read from the file.
     known: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
-    if manifest["policy"] is not None:
-        known["policy_class"] = cls.policy_aliases[manifest["policy"]]
-    if manifest["rollout_buffer"] is not None:
-        known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
     try:
+        if manifest["policy"] is not None:
+            known["policy_class"] = cls.policy_aliases[manifest["policy"]]
+        if manifest["rollout_buffer"] is not None:
+            known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
         device = device or manifest["device"]
         model = cls.load(io.BytesIO(data), env, device, known, trust=trust)  # type: ignore[call-arg]
         set_model_state(model, state["model"])
         set_random_state(model, state["random"])
+        model._check_training()  # type: ignore[attr-defined]
     except UntrustedError as error:  # not passed over for an older one: whoever resumes should know
         raise UntrustedError(f"{path}: {error}") from None
     except Exception as error:
@@ -140,16 +143,16 @@ def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[
             "install that one to resume, or start a new run with its parameters: REINFORCE.load(file, env=env)"
         )
     saved, given = manifest["env"], describe_env(env)
-    for name in saved:
-        if name == "id" and None in (saved["id"], given["id"]):
+    for name in given:
+        if name == "id" and None in (saved.get("id"), given["id"]):
             continue
-        if saved[name] != given[name]:
+        if name not in saved or saved[name] != given[name]:
             raise CheckpointError(
-                f"{path} is of another environment: {name} was {saved[name]}, got {given[name]}: give an environment made and "
-                "wrapped as in the first run"
+                f"{path} is of another environment: {name} was {saved.get(name)}, got {given[name]}: give an environment "
+                "made and wrapped as in the first run"
             )
     libraries = installed_libraries()
     if others := [
-        f"{name} {old} (now {libraries[name]})" for name, old in manifest["libraries"].items() if old != libraries[name]
+        f"{name} {old} (now {now})" for name, now in libraries.items() if (old := manifest["libraries"].get(name)) != now
     ]:
         warnings.warn(f"{path} was saved with {', '.join(others)}: the run may differ in the last digits", stacklevel=5)
