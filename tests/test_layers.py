@@ -18,6 +18,7 @@ LAYERS = {
     "processes": [
         "arguments", "running", "running.normalization", "running.ranks", "running.exchange", "running.callbacks",
         "running.files", "running.logs", "running.training_state", "running.trust", "running.checkpoint_schema",
+        "running.claims",
     ],
     "checkpoints": ["running.checkpoint_file", "running.checkpoint", "running.resume", "running.resumable"],
     "rollout": ["rollout*"],
