@@ -31,7 +31,6 @@ from sb3_reinforce.version import __version__
 # Raised whenever an older checkpoint could be misread.
 FORMAT = 2
 MANIFEST, TRAINING, ARRAYS = "manifest.json", "training.json", "training.npz"
-LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
 # Attributes that resume makes anew or reads from TRAINING: left out, they need not be pickled.
 NOT_SAVED = (
     "_last_obs", "_last_original_obs", "_last_episode_starts", "_steps_into_episode", "ep_info_buffer", "ep_success_buffer",
@@ -161,7 +160,7 @@ def _description(model: OnPolicyAlgorithm) -> dict[str, Any]:
 
 def installed_libraries() -> dict[str, str]:
     """:return: versions of the libraries whose numbers a run depends on"""
-    return {library: installed_version(library) for library in LIBRARIES}
+    return {library: installed_version(library) for library in checkpoint_schema.LIBRARIES}
 
 
 def describe_env(env: VecEnv | None) -> dict[str, Any]:

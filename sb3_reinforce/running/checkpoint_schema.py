@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+# Libraries whose numbers a run depends on
+LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
+
 Check = Callable[[Any, str], None]
 """Raises a ValueError that names the place if a value does not fit."""
 
@@ -88,7 +91,7 @@ MANIFEST: Check = table(
     anything,
     algorithm=text,
     sb3_reinforce=text,
-    libraries=table(text),
+    libraries=table(text, **dict.fromkeys(LIBRARIES, text)),
     policy=must("a text or null", lambda value: isinstance(value, str | None)),
     rollout_buffer=must("a text or null", lambda value: isinstance(value, str | None)),
     device=must(

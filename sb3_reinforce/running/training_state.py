@@ -197,8 +197,9 @@ def without_settings(callback: BaseCallback, changes: Mapping[str, Any]) -> dict
     settings = _not_state(type(callback)) & changes.keys()
     if settings:
         warnings.warn(
-            f"{type(callback).__name__} changes {', '.join(sorted(settings))}, named like its constructor's arguments: a resumed "
-            "run takes such settings from the new callback; state_dict() and load_state_dict() would save and restore them",
+            f"{type(callback).__name__} changes {', '.join(sorted(settings))}, named like its constructor's arguments: a "
+            "resumed run takes such settings from the new callback; state_dict() and load_state_dict() would save and restore "
+            "them",
             stacklevel=2,
         )
     return {name: value for name, value in changes.items() if name not in settings}

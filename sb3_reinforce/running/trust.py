@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickletools
+import re
 import zipfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -68,10 +69,9 @@ class _SeedSequence:
 
 
 def _dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
-    dtype = np.dtype(code) if type(code) is str and code.isalnum() else np.dtype(object)
-    if dtype.kind not in "biufcSU":
+    if not re.fullmatch(r"[biufcSU]\d+", code):
         raise UntrustedError(f"holds an array of {code!r}")
-    return dtype
+    return np.dtype(code)
 
 
 def _from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any = "C", axes: Any = None) -> np.ndarray:

@@ -85,7 +85,10 @@ def check_text(text: str) -> None:
 def _check_path(key: str, path: Any) -> None:
     if not (isinstance(path, str) and path.startswith(tuple(f"{package}." for package in PACKAGES))):
         raise UntrustedError(f"names {path}")
-    found = get_class_by_name(path)
+    try:
+        found = get_class_by_name(path)
+    except (ImportError, AttributeError) as error:
+        raise UntrustedError(f"names {path} ({error})") from None
     if not (inspect.isclass(found) and issubclass(found, (gym.Wrapper, VecEnvWrapper, BaseCallback, BasePolicy))):
         raise UntrustedError(f"names {path}")
 
@@ -148,8 +151,8 @@ def _refuse(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
 
 
 _PYTHON = "tag:yaml.org,2002:python/"
-PlainLoader.add_multi_constructor(_PYTHON, _refuse)
 PlainLoader.add_multi_constructor(f"{_PYTHON}name:", _name)
+PlainLoader.add_multi_constructor(_PYTHON, _refuse)  # after the one above: the first that fits is taken
 PlainLoader.add_constructor(f"{_PYTHON}tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
 PlainLoader.add_constructor(
     f"{_PYTHON}object/apply:collections.OrderedDict",

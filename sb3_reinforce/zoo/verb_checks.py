@@ -161,15 +161,15 @@ def check_plot_file(options: argparse.Namespace) -> None:
     if not options.input:
         raise ValueError(rule)
     path = Path(options.input if options.input.endswith(".pkl") else f"{options.input}.pkl")
-    read = pickle.loads if options.trust else unpickle
-    for merged in options.merge:
-        read(Path(merged).read_bytes())
     try:
-        results = read(path.read_bytes())
+        for file in [] if options.trust else [path, *map(Path, options.merge)]:
+            unpickle(file.read_bytes())
+    except UntrustedError as error:
+        raise ValueError(f"{rule}, and {file} {error}: {CURE}") from None
+    try:
+        results = pickle.loads(path.read_bytes())
         del results["results_table"]
         n_runs = {env: {key: np.size(value["last_evals"]) for key, value in found.items()} for env, found in results.items()}
-    except UntrustedError as error:
-        raise ValueError(f"{rule}, and {path} {error}: {CURE}") from None
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{rule}, got {path}") from error
 
