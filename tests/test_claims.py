@@ -15,7 +15,13 @@ from sb3_reinforce import REINFORCE, TrainingCheckpoint
 from sb3_reinforce.running.claims import LOCK, Claim, FolderInUseError, claim
 from tests.runs import StopAt, Stopped, make_env, stop
 
-HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_one_at_a_time(tmp_path: Path):
