@@ -14,7 +14,7 @@ pytest.importorskip("rl_zoo3")
 
 from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.zoo import cli, trust
-from sb3_reinforce.zoo.trust import PlainLoader, check_config, check_text
+from sb3_reinforce.zoo.trust import PlainLoader, check_config, check_text, needs_trust
 from tests.test_trust import Runs, planted
 
 RUN = Path("logs/reinforce/CartPole-v1_1")
@@ -23,6 +23,7 @@ TRAIN = ["train", "--env", "CartPole-v1", "-n", "100", "--checkpoint-every", "1"
 ENJOY = ["enjoy", "--env", "CartPole-v1", "-n", "5", "--no-render"]
 GO_ON = [*TRAIN, "-i", str(MODEL)]
 RESUME = ["train", "--resume", str(RUN)]
+COMPARE = ["compare-baselines", "--env", "CartPole-v1", "--episodes", "2", "--model", str(MODEL)]
 BENCHMARK = ["benchmark", "-n", "5"]
 
 
@@ -123,6 +124,8 @@ ATTACKS = {
     "--resume, trusting itself": (saved_run(arguments=["--trust", "-params", f"x:{CALL}"]), RESUME, "its -params calls"),
     "--resume, text": (saved_run(hyperparams={"policy_kwargs": CALL}), RESUME, "its policy_kwargs calls __import__"),
     "--resume, policy": (saved_run(hyperparams={"policy": "planted_module.P"}), RESUME, "its policy names planted_module.P"),
+    "compare-baselines, model": (model, COMPARE, "its entry policy_class names posix.mkdir"),
+    "compare-baselines, statistics": (statistics, COMPARE, "vecnormalize.pkl names posix.mkdir"),
     "plot-file": (results, ["plot-file", "-i", "all"], "all.pkl names posix.mkdir"),
     "plot-file --merge": (merged, ["plot-file", "-i", "all", "--merge", "more.pkl"], "names posix.mkdir"),
 }
@@ -168,7 +171,15 @@ def test_an_ordinary_run_needs_no_trust(foreign: Path, capsys: pytest.CaptureFix
     assert cli.main(ENJOY) == 0
     assert cli.main([*RESUME, "-n", "200"]) == 0
     assert cli.main(GO_ON) == 0
+    assert cli.main(COMPARE) == 0
     assert trust.yaml.UnsafeLoader is not PlainLoader  # put back
+
+
+def test_a_stopped_run_says_whether_it_needs_trust(foreign: Path):
+    (checkpoint,) = list(RUN.glob("checkpoints/*.zip"))[:1]
+    assert not needs_trust(RUN, checkpoint)
+    planted(checkpoint, baseline=Runs(Path("ran")))
+    assert needs_trust(RUN, checkpoint)
 
 
 def test_what_the_user_types_is_trusted(foreign: Path):

@@ -24,7 +24,7 @@ from stable_baselines3.common import buffers, policies, torch_layers, utils
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_reinforce import baselines
 from sb3_reinforce.schedules import CheckedSchedule
@@ -286,3 +286,20 @@ def objects_in(path: str | Path | io.BufferedIOBase, given: Mapping[str, Any]) -
         raise UntrustedError(f"{name} must hold nothing that runs code when it is read: {error}") from None
     except Exception as error:  # whatever a forged file leads to
         raise ValueError(f"{path} must be a model file made by save(): {type(error).__name__}: {error}") from error
+
+
+def load_statistics(path: Path, env: VecEnv, trust: bool = False) -> VecNormalize:
+    """
+    ``VecNormalize.load``, which runs no code of the file.
+
+    :param trust: see ``REINFORCE.load``
+    :raises UntrustedError: if the file needs trust
+    """
+    if trust:
+        return VecNormalize.load(str(path), env)
+    try:
+        statistics: VecNormalize = _of_type(unpickle(path.read_bytes()), VecNormalize)
+    except UntrustedError as error:
+        raise UntrustedError(f"{path} {error}: {CURE}") from None
+    statistics.set_venv(env)
+    return statistics

@@ -80,7 +80,7 @@ class Experiment(exp_manager.ExperimentManager):
             config = read_entry(self.config, self.env_name.gym_id, self._is_atari)
         else:  # it holds Python objects, and is read as the zoo itself reads it
             config = dict(yaml.load(saved.read_text(), Loader=yaml.UnsafeLoader))
-        if not trust:
+        if not trust and (saved is not None or run is not None):
             check_config(config, self._source())
         parts = {str(saved or self.config): config}
         if self.trial_id is not None:

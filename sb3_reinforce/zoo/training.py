@@ -21,6 +21,7 @@ from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.experiment import Experiment
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
 from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
+from sb3_reinforce.zoo.trust import needs_trust
 from sb3_reinforce.zoo.usage import UsageError
 
 
@@ -203,7 +204,8 @@ class Training(Experiment):
     def _how_to_resume(self, checkpoint: checkpoints.RunCheckpoint) -> list[str]:
         if checkpoint.newest is None:
             return ["Stopped; nothing was saved to resume from."]
+        trust = " --trust" if needs_trust(Path(self.save_path), checkpoint.newest) else ""
         return [
             f"Saved:   {relative(checkpoint.newest)}",
-            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}",
+            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}{trust}",
         ]

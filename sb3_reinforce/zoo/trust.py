@@ -34,10 +34,13 @@ from sb3_reinforce.running.trust import (
     OPTIMIZERS,
     UntrustedError,
     names_of,
+    objects_in,
     read_objects,
     unpickle,
 )
+from sb3_reinforce.zoo.checkpoints import read_run
 from sb3_reinforce.zoo.config import EVALUATED, IMPORTED
+from sb3_reinforce.zoo.options import make_parser, parse
 from sb3_reinforce.zoo.patches import replaced
 
 # Names in text that RL Zoo evaluates, in its own modules
@@ -134,6 +137,19 @@ def check_command(saved: Namespace, typed: Namespace, source: object) -> None:
         named.append(saved.conf_file)
     if named:
         raise UntrustedError(f"{source}: it imports {', '.join(named)}: {CURE}, or give the same options again")
+
+
+def needs_trust(run_folder: Path, checkpoint: Path) -> bool:
+    """:return: whether a run can be resumed only with ``--trust``"""
+    parser = make_parser("train")
+    try:
+        run = read_run(run_folder)
+        check_command(parse(parser, run.arguments)[0], parse(parser, [])[0], run_folder)
+        check_config(run.hyperparams or {}, run_folder)
+        objects_in(checkpoint, {})
+    except (ValueError, OSError):
+        return True
+    return False
 
 
 class PlainLoader(yaml.SafeLoader):
