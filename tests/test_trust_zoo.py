@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ TRAIN = ["train", "--env", "CartPole-v1", "-n", "100", "--checkpoint-every", "1"
 ENJOY = ["enjoy", "--env", "CartPole-v1", "-n", "5", "--no-render"]
 GO_ON = [*TRAIN, "-i", str(MODEL)]
 RESUME = ["train", "--resume", str(RUN)]
-COMPARE = ["compare-baselines", "--env", "CartPole-v1", "--episodes", "2", "--model", str(MODEL)]
+COMPARE = ["compare-baselines", "--env", "CartPole-v1", "--episodes", "4", "--model", str(MODEL)]
 BENCHMARK = ["benchmark", "-n", "5"]
 
 
@@ -104,6 +105,12 @@ ATTACKS = {
     "enjoy, YAML of the arguments": (edited("args.yml", seed=OBJECT), ENJOY, "it holds the Python object object/apply:eval"),
     "enjoy, text in the config": (edited("config.yml", normalize=TEXT), ENJOY, "its normalize calls __import__"),
     "enjoy, wrapper": (edited("config.yml", env_wrapper="planted_module.W"), ENJOY, "its env_wrapper names planted_module.W"),
+    "record-video, model": (model, ["record-video", *ENJOY[1:]], "its entry policy_class names posix.mkdir"),
+    "push, text": (
+        edited("config.yml", normalize=TEXT),
+        ["push", *ENJOY[1:], "-orga", "me"],
+        "its normalize calls __import__",
+    ),
     "train -i, model": (model, GO_ON, "its entry policy_class names posix.mkdir"),
     "train -i, statistics": (statistics, GO_ON, "vecnormalize.pkl names posix.mkdir"),
     "train -i, YAML": (edited("config.yml", gamma=OBJECT), GO_ON, "it holds the Python object object/apply:eval"),
@@ -148,6 +155,17 @@ def test_no_command_runs_what_a_file_holds(
     assert "--trust" in line
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("command", [BENCHMARK, ["record-training", "--env", "CartPole-v1", "-n", "5", "-o", "videos"]])
+def test_commands_that_start_others(foreign: Path, command: list[str], trusted: bool, capfd: pytest.CaptureFixture[str]):
+    pytest.importorskip("moviepy")
+    model()
+    with suppress(Exception, SystemExit):
+        cli.main([*command, *["--trust"] * trusted])
+    assert Path("ran").exists() == trusted
+    assert ("its entry policy_class names posix.mkdir" in capfd.readouterr().err) == (not trusted)
+
+
 # The config of these is not read again, and the environment is the one of the checkpoint
 NOT_REACHED = ("--resume, trusting itself", "--resume, --conf-file", "--resume, --env")
 TRUSTED = [name for name in ATTACKS if name not in NOT_REACHED]
@@ -160,10 +178,8 @@ def test_trusted_files_run(foreign: Path, name: str):
     pytest.importorskip("seaborn")
     plant, command, _ = ATTACKS[name]
     plant()
-    try:
+    with suppress(Exception, SystemExit):
         cli.main([*command, "--trust"])
-    except (Exception, SystemExit):
-        pass
     assert Path("ran").exists()
 
 
