@@ -108,6 +108,17 @@ FORGED = {
         pickle.dumps(np.arange(4, dtype=np.uint8)[::2], 4).replace(b"K\x02\x85", b"K\x7f\x85"),
         "holds an array of the shape",
     ),
+    "a filled array": (
+        pickle.dumps(np.arange(4, dtype=np.uint8)[::2], 4)[:-1] + pickle.dumps((1, (1,), None, False, b"x"), 4)[:-1] + b"b.",
+        "sets the state of ndarray",
+    ),
+    "huge, of nothing": (
+        called("numpy._core.multiarray._reconstruct")[:-1]
+        + b"(K\x01J\xff\xff\xff\x7f\x85"
+        + called("numpy.dtype", "U0")[:-1]
+        + b"\x89C\x00tb.",
+        "holds an array of the shape",
+    ),
     "another generator": (pickle.dumps(np.random.Generator(np.random.MT19937(0))), "names numpy.random._mt19937.MT19937"),
     "opcode INST": (b"(ios\nsystem\n.", "uses pickle's INST"),
     "opcode OBJ": (b"(cgymnasium.spaces.box\nBox\no.", "uses pickle's OBJ"),

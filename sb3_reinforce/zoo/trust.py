@@ -209,7 +209,7 @@ def files_read(trust: bool) -> Iterator[None]:
 
     original_json_to_data = save_util.json_to_data
     original_saved_hyperparams: Callable[..., Any] = rl_zoo3.utils.get_saved_hyperparams
-    plain_pickle = SimpleNamespace(**{**vars(pickle), "load": load})
+    plain_pickle = SimpleNamespace(load=load, dump=pickle.dump, HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL)
     with ExitStack() as stack:
         for owner, name, value in (
             (save_util, "json_to_data", json_to_data),
