@@ -5,15 +5,19 @@ The rules of an algorithm read its constructor's arguments off the attributes of
 """
 
 import math
+import warnings
 from numbers import Integral
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import Baseline, make_baseline
+from sb3_reinforce.running import ranks
+from sb3_reinforce.running.env_queries import forbids_early_resets, is_envpool, offers_action_masks
 from sb3_reinforce.running.normalization import normalizing
 from sb3_reinforce.schedules import make_schedule
 
@@ -146,21 +150,60 @@ class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):
     """A space that SB3's policies cannot serve. SB3 itself raises one of the other two, which old code may expect."""
 
 
+def check_new_env(env: Any) -> None:
+    """:raises ValueError: for what is no single environment and no VecEnv, or has spaces that SB3's policies cannot serve"""
+    if isinstance(env, VectorEnv) or (is_envpool(env) and not isinstance(env, VecEnv)):
+        raise ValueError(
+            f"env must be a gymnasium.Env or a VecEnv of SB3, got the vector environment {env!r}: give VectorEnvAdapter(env), "
+            "from sb3_reinforce"
+        )
+    if isinstance(env, (gym.Env, VecEnv)):
+        check_spaces(env.observation_space, env.action_space)
+
+
+def with_checked_spaces(env: gym.Env) -> gym.Env:
+    """
+    For ``wrapper_class`` of SB3's ``make_vec_env``: DummyVecEnv itself fails with spaces that it cannot store.
+
+    :return: the environment
+    :raises UnsupportedSpaceError: for spaces that SB3's policies cannot serve
+    """
+    check_spaces(env.observation_space, env.action_space)
+    return env
+
+
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """:raises UnsupportedSpaceError: for spaces that SB3's policies cannot serve"""
     supported = "Box, Discrete, MultiDiscrete or MultiBinary"
-    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    of_text = [key for key, part in parts.items() if part.dtype is not None and part.dtype.kind in "US"]
+    cure = "change it by an environment wrapper"
     problem = None
-    if any(isinstance(part, spaces.Dict) for part in parts):
-        problem = ("observation_space", "must not be nested", observation_space)
-    elif not all(isinstance(part, SPACES) for part in parts):
+    if of_text:
         problem = ("observation_space", f"must be {supported}, or a Dict of them", observation_space)
-    elif any(isinstance(part, spaces.Box) and part.shape == () for part in parts):
+        others = [key for key in parts if key not in of_text]
+        cure = "leave out the text, by minigrid.wrappers.ImgObsWrapper (MiniGrid)" + (
+            f" or gymnasium.wrappers.FilterObservation(env, {others})" if others else " or a wrapper of your own"
+        )
+    elif any(isinstance(part, spaces.Dict) for part in parts.values()):
+        problem = ("observation_space", "must not be nested", observation_space)
+        cure = "flatten it by gymnasium.wrappers.FlattenObservation"
+    elif not all(isinstance(part, SPACES) for part in parts.values()):
+        problem = ("observation_space", f"must be {supported}, or a Dict of them", observation_space)
+        if isinstance(observation_space, spaces.Tuple):
+            cure = "flatten it by gymnasium.wrappers.FlattenObservation"
+    elif any(isinstance(part, spaces.Box) and part.shape == () for part in parts.values()):
         problem = ("observation_space", "must have at least one axis", observation_space)
-    elif any(_starts_above_zero(part) for part in parts):
+    elif not parts or any(0 in (part.shape or ()) for part in parts.values()):
+        problem = ("observation_space", "must have at least one element", observation_space)
+    elif any(isinstance(part, spaces.MultiDiscrete) and len(part.shape) != 1 for part in parts.values()):
+        problem = ("observation_space", "must have one axis where it is MultiDiscrete", observation_space)
+    elif any(_starts_above_zero(part) for part in parts.values()):
         problem = ("observation_space", "must count from 0 (start=0)", observation_space)
     elif not isinstance(action_space, SPACES):
         problem = ("action_space", f"must be {supported}", action_space)
+    elif 0 in (action_space.shape or ()):
+        problem = ("action_space", "must have at least one element", action_space)
     elif isinstance(action_space, spaces.Box) and not (np.isfinite(action_space.low) & np.isfinite(action_space.high)).all():
         problem = ("action_space", "must have a finite lower and upper bound", action_space)
     elif isinstance(action_space, spaces.Box) and action_space.dtype.kind != "f":
@@ -171,7 +214,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         problem = ("action_space", "must count from 0 (start=0)", action_space)
     if problem:
         name, rule, space = problem
-        raise UnsupportedSpaceError(f"{name} {rule}, got {space}: change it by an environment wrapper")
+        raise UnsupportedSpaceError(f"{name} {rule}, got {space}: {cure}")
 
 
 def _starts_above_zero(space: spaces.Space) -> bool:
@@ -179,7 +222,11 @@ def _starts_above_zero(space: spaces.Space) -> bool:
 
 
 def check_env(env: VecEnv, given: Any) -> None:
-    """:raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with"""
+    """
+    Warn once of action masks, which are not used.
+
+    :raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with
+    """
     check_spaces(env.observation_space, env.action_space)
     n_episodes = given.n_episodes
     if n_episodes is not None and n_episodes % env.num_envs != 0:
@@ -192,13 +239,19 @@ def check_env(env: VecEnv, given: Any) -> None:
             "freeze_normalization_after is for an environment in VecNormalize, got "
             f"{given.freeze_normalization_after} and none: wrap the environment, or leave the argument out"
         )
-    if given.unfinished == "finish":
-        monitored = [index for index, is_monitor in enumerate(env.env_is_wrapped(Monitor)) if is_monitor]
-        if monitored and not all(env.get_attr("allow_early_resets", indices=monitored)):
-            raise ValueError(
-                "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
-                'leave the argument out, or use unfinished="bootstrap"'
-            )
+    if given.unfinished == "finish" and forbids_early_resets(env):
+        raise ValueError(
+            "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
+            'leave the argument out, or use unfinished="bootstrap"'
+        )
+    if not given._warned_of_masks and ranks.rank() == 0 and offers_action_masks(env):
+        given._warned_of_masks = True
+        warnings.warn(
+            f"the environment offers action masks (a method action_masks), which {type(given).__name__} does not use: it also "
+            "draws the actions that they forbid (said once). Use MaskablePPO of sb3-contrib, or let the environment accept "
+            "every action",
+            stacklevel=2,
+        )
 
 
 def check_baseline(baseline: str | Baseline, n_episodes: int | None, n_envs: int, world_size: int) -> None:

@@ -15,13 +15,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count
+from sb3_reinforce.arguments import check_count, with_checked_spaces
 from sb3_reinforce.baselines import BASELINES, Baseline, checked_prediction, make_baseline
 from sb3_reinforce.episode_gradients import actions_of, episode_gradients
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.estimate import state_weights, with_scores
 from sb3_reinforce.observations import map_arrays
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.running.env_queries import env_name
 from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import value_only_parameters, values_of
@@ -146,8 +147,8 @@ def compare_baselines(
         name = baseline if isinstance(baseline, str) else type(baseline).__name__
         n_same = 0 if isinstance(baseline, str) else sum(given.split()[0] == name for given in named)
         named[f"{name} {n_same + 1}" if n_same else name] = copy.deepcopy(make_baseline(baseline))
-    vec_env = make_vec_env(env, min(8, n_episodes)) if isinstance(env, str) else env
-    env_name = env if isinstance(env, str) else _env_name(env)
+    vec_env = make_vec_env(env, min(8, n_episodes), wrapper_class=with_checked_spaces) if isinstance(env, str) else env
+    name_of_env = env if isinstance(env, str) else env_name(env)
     n_rounds = -(-n_episodes // vec_env.num_envs)
     with frozen_statistics(vec_env):
         probe = _probe(vec_env, model, seed)
@@ -179,7 +180,7 @@ def compare_baselines(
     value = "V as the model has learned it" if learned else "V fitted to other episodes"
     if learned and (not isinstance(model, REINFORCE) or model._keeps_last_observations()):
         value += " (bootstrapped at time limits, which end the sum here)"
-    title = f"{env_name}: {len(episodes.lengths)} episodes of {kind}; {value}"
+    title = f"{name_of_env}: {len(episodes.lengths)} episodes of {kind}; {value}"
     return _compared(list(named), distances, title, seed, n_bootstrap)
 
 
@@ -208,11 +209,6 @@ def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE
     probe._warned_of_discarded_steps = True  # of no interest here
     probe._setup_learn(1)
     return probe
-
-
-def _env_name(env: VecEnv) -> str:
-    spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
-    return getattr(spec, "id", None) or type(env.unwrapped).__name__
 
 
 def _has_learned_values(model: OnPolicyAlgorithm | None) -> bool:

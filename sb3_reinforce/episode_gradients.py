@@ -11,6 +11,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_reinforce.rollout.squashed import before_tanh
 from sb3_reinforce.scores import Scores
 
 
@@ -69,5 +70,6 @@ def episode_gradients(
 
 
 def actions_of(buffer: RolloutBuffer) -> th.Tensor:
-    """:return: the actions of a rollout buffer with one row per step, float, shape [S, action dimensions]"""
-    return th.as_tensor(buffer.actions.reshape(len(buffer.rewards), -1), dtype=th.float32)
+    """:return: the actions of a rollout buffer with one row per step (before tanh), float, shape [S, action dimensions]"""
+    drawn = before_tanh(buffer)
+    return th.as_tensor(buffer.actions.reshape(len(buffer.rewards), -1) if drawn is None else drawn, dtype=th.float32)

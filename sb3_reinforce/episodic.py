@@ -3,10 +3,8 @@
 import warnings
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -17,18 +15,22 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_env, check_episodic, check_spaces
+from sb3_reinforce.arguments import check_count, check_env, check_episodic
 from sb3_reinforce.observations import by_key
+from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
+from sb3_reinforce.rollout.infos import logged, returns_are_sums
 from sb3_reinforce.rollout.recording import Recording, Rollout
 from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
+from sb3_reinforce.rollout.squashed import keep_before_tanh
 from sb3_reinforce.rollout.streams import ACTOR, ENVIRONMENTS, seed_torch, stream_seed
 from sb3_reinforce.rollout.totals import Report, Totals
 from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.normalization import frozen_statistics, merged_statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resumable import ResumableAlgorithm
+from sb3_reinforce.vec_env.dummy import quicken
 
 
 class EpisodicAlgorithm(ResumableAlgorithm):
@@ -67,8 +69,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
-    # n_steps and n_episodes are each rank's own.
-    same_on_all_ranks = (*ResumableAlgorithm.same_on_all_ranks, "unfinished", "freeze_normalization_after")
+    own_of_each_rank = (*ResumableAlgorithm.own_of_each_rank, "n_episodes", "max_episode_steps")
 
     #: what this process has played last
     rollout: Rollout
@@ -99,19 +100,16 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.n_steps, self.n_episodes, self.gamma, self.seed = n_steps, n_episodes, gamma, seed
-        self.unfinished, self.max_episode_steps = unfinished, max_episode_steps
-        self.freeze_normalization_after = freeze_normalization_after
+        self.unfinished, self.freeze_normalization_after = unfinished, freeze_normalization_after
+        self.max_episode_steps, self.max_grad_norm = max_episode_steps, max_grad_norm  # type: ignore[assignment]
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
-        self.max_grad_norm = max_grad_norm  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         self._check_arguments()
         check_count("stats_window_size", stats_window_size)
+        check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
         device = ranks.start(device)
-        if ranks.rank() > 0:  # rank 0 alone prints and logs
-            verbose, tensorboard_log = 0, None
-        if isinstance(env, (gym.Env, VecEnv)):
-            check_spaces(env.observation_space, env.action_space)
-        elif env is None and _init_setup_model:
+        verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes
+        if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")
 
         super().__init__(
@@ -123,7 +121,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             tensorboard_log=tensorboard_log, policy_kwargs=dict(policy_kwargs or {}), verbose=verbose, _init_setup_model=False,
         )  # fmt: skip
         self._steps_into_episode: np.ndarray | None = None
-        self._warned_of_discarded_steps = False
+        self._warned_of_discarded_steps = self._warned_of_masks = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
         self._environment_seed: int | None = None
         if _init_setup_model:
@@ -140,8 +138,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         assert self.env is not None, "checked above"
         check_env(self.env, self)
 
-    def _shared_settings(self) -> dict[str, Any]:
-        return {**super()._shared_settings(), "n_episodes is None": self.n_episodes is None}
+    def _shared_settings(self) -> dict[str, str]:
+        return {**super()._shared_settings(), "n_steps or n_episodes": "n_steps" if self.n_episodes is None else "n_episodes"}
 
     def _keeps_last_observations(self) -> bool:
         """Whether the spans of episodes that a time limit has ended keep the observation behind their last step."""
@@ -173,7 +171,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self._check_arguments()  # once more: load() may have brought others
         self._recording: Recording | None = None
         self._has_just_been_reset = False
-        super()._setup_model()
+        with explained_policy_errors(self):
+            super()._setup_model()
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -202,6 +201,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
         :return: random numbers of the actor
         """
+        quicken(env)
         if self.unfinished == "bootstrap" and not self._has_just_been_reset:
             self._n_rollouts += 1
         elif not self._has_just_been_reset:
@@ -258,12 +258,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if normalized is not None:
             check_before_normalization(normalized, self._last_obs, np.zeros(0), 0)
         n_steps = 0
-        now = partial(self._now, self.num_timesteps)  # no closure: it would slow the loop's own variables
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
         try:
-            with explained_failures(env, recording, now), self._normalization():
+            with explained_failures(self, recording), self._normalization():
                 while spans.continues(n_steps):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
@@ -271,7 +270,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     actions = sampler(self._last_obs)
                     clipped_actions = within_bounds(self.policy, actions) if is_box else actions
 
+                    recording.begin_step(self._last_obs, actions)
                     new_obs, rewards, dones, infos = env.step(clipped_actions)
+                    dones = np.asarray(dones, dtype=bool)  # a VecEnv of one's own may have numbers
                     self.num_timesteps += env.num_envs
                     n_steps += 1
                     if normalized is not None:
@@ -284,15 +285,13 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                             self._exchange(n_steps, used_infos, before, callback)
                             return False
 
-                    recording.add(self._last_obs, actions, rewards)
-                    self._last_obs = new_obs
-                    self._last_episode_starts = dones
+                    recording.end_step(rewards, dones)
+                    self._last_obs, self._last_episode_starts = new_obs, dones
                     if np.count_nonzero(dones):
                         for index in spans.end_episodes(n_steps, dones, infos):
                             self._update_info_buffer([infos[index]], dones[[index]])
                             if shared:
-                                kept = {key: infos[index][key] for key in ("episode", "is_success") if key in infos[index]}
-                                used_infos.append((n_steps, kept))
+                                used_infos.append((n_steps, logged(infos[index])))
         except BaseException as error:
             self._abandon_rollout()
             if isinstance(error, Exception) and self.logger.name_to_value:  # not Ctrl-C
@@ -300,8 +299,9 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             raise
 
         spans.cut_episodes(n_steps, self._last_obs)
-        recording.check_finite(self._last_obs)
-        rollout = recording.pack(rollout_buffer, spans.ended, normalized is None or not normalized.norm_reward)
+        recording.check(self._last_obs)
+        rollout = recording.pack(rollout_buffer, spans.ended, returns_are_sums(env))
+        keep_before_tanh(rollout, sampler)
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
         totals = self._exchange(n_steps, used_infos, before, callback, rollout, told)
@@ -315,10 +315,6 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         callbacks.set_num_timesteps(callback, self.num_timesteps)
         callback.on_rollout_end()
         return True
-
-    def _now(self, num_timesteps: int) -> tuple[Any, int]:
-        """:return: the last observations, and the steps that each environment has played since ``num_timesteps``"""
-        return self._last_obs, (self.num_timesteps - num_timesteps) // self.n_envs
 
     def _abandon_rollout(self) -> None:
         """Start at a reset next time: where environments run on across rollouts, the steps of a dropped one are missing."""
@@ -341,13 +337,14 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         :param rollout: the episodes that are used; None: a callback has asked to stop
         :param told: what :meth:`_evaluate_rollout` returned for the other ranks
         """
-        report = Report(self.n_envs, self.n_steps * self.n_envs, n_steps * self.n_envs, self.num_timesteps, rollout is None)
+        report = Report(self._own_settings(), n_steps * self.n_envs, self.num_timesteps, rollout is None)
         if rollout is not None:
             report.add_rollout(rollout, told)
         if ranks.world_size() > 1:
             report.infos = used_infos[-self._stats_window_size :]
             report.statistics = statistics_of(self._vec_normalize_env)
         totals = Totals(exchange.gather(report), ranks.rank())
+        self._settings_of_ranks = [other.settings for other in totals.reports]
         if len(totals.reports) > 1:
             num_timesteps, *info_buffers = before
             own_steps = self.num_timesteps - num_timesteps

@@ -13,6 +13,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
+from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
 from sb3_reinforce.returns import RETURNS
@@ -114,7 +115,7 @@ def make_episodes(
         greedy_returns=greedy_returns,
     )
     if "scores" in needs:
-        scores = Scores(policy, observations, th.as_tensor(buffer.actions[:, 0], dtype=th.float32), chunk_size)
+        scores = Scores(policy, observations, actions_of(buffer), chunk_size)
         episodes = with_scores(episodes, scores, state_weights(episodes, gamma, discount_state))
     return episodes
 

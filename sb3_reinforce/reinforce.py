@@ -16,6 +16,7 @@ from sb3_reinforce.baselines import Baseline, BaselineName, checked_prediction, 
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.losses import clipped_loss, count_clipped, entropy_loss, importance_ratio, score_loss
+from sb3_reinforce.migration import explains_missing_arguments
 from sb3_reinforce.natural_gradient import check_policy, natural_step
 from sb3_reinforce.rollout.greedy import GreedyEpisodes, play_greedy, warn_of_other_starts
 from sb3_reinforce.rollout.recording import Rollout
@@ -24,6 +25,7 @@ from sb3_reinforce.rollout.streams import SHUFFLING, stream_seed
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
+from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.likelihood import log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.undo import undone_on_failure
@@ -118,10 +120,7 @@ class REINFORCE(EpisodicAlgorithm):
         "learning_rate": "lr_schedule", "value_learning_rate": "_value_lr_schedule", "ent_coef": "_ent_coef_schedule",
         "clip_range": "_clip_range_schedule", "target_kl": "_target_kl_schedule",
     }  # fmt: skip
-    same_on_all_ranks = (
-        *EpisodicAlgorithm.same_on_all_ranks, "returns", "discount_state", "normalize_advantage", "loss_reduction",
-        "truncation", "n_epochs", "n_value_epochs", "max_grad_norm", "natural_gradient", "cg_max_steps", "cg_damping",
-    )  # fmt: skip
+    own_of_each_rank = (*EpisodicAlgorithm.own_of_each_rank, "batch_size", "value_batch_size", "chunk_size")
 
     _value_lr_schedule: Schedule
     _ent_coef_schedule: Schedule
@@ -130,6 +129,7 @@ class REINFORCE(EpisodicAlgorithm):
     #: the terms of the formula, of the last rollout
     batch: estimate.Batch
 
+    @explains_missing_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -220,8 +220,9 @@ class REINFORCE(EpisodicAlgorithm):
                 f"{self.baseline!r}: make a new model, or load(path, baseline=...) a saved one"
             )
 
-    def _shared_settings(self) -> dict[str, Any]:
-        return {**super()._shared_settings(), "baseline": full_name(self._baseline)}
+    def _shared_settings(self) -> dict[str, str]:
+        # Of its state, rank 0's is copied to the others.
+        return {**super()._shared_settings(), **settings_of("baseline", self._baseline, self._baseline.state_dict())}
 
     def _extra_state(self) -> dict[str, Any]:
         return {"baseline": full_name(self._baseline), "state": self._baseline.state_dict()}
@@ -303,7 +304,8 @@ class REINFORCE(EpisodicAlgorithm):
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
         rows = Rows(buffer, self.batch.sizes, self.chunk_size)
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
-        several_steps = self.n_epochs > 1 or rows.count_minibatches(self.batch_size) > 1
+        batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
+        several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
         if several_steps:
             buffer.log_probs[:, 0] = log_probs_of(self.policy, rows)
 
@@ -314,7 +316,7 @@ class REINFORCE(EpisodicAlgorithm):
             steps = [
                 self._policy_step(rows, minibatch, n_rows, several_steps)
                 for _ in range(self.n_epochs)
-                for minibatch, n_rows in rows.minibatches(self.batch_size, rng)
+                for minibatch, n_rows in rows.minibatches(batch_sizes, rng)
             ]
             broadcast_buffers(self.policy)
             log_ratio = log_probs_of(self.policy, rows) - buffer.log_probs[:, 0]
@@ -325,7 +327,7 @@ class REINFORCE(EpisodicAlgorithm):
             value_loss = None
             if fit is not None:
                 update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
-                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, self.value_batch_size)
+                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, value_batch_sizes)
             baseline.update(self.batch.all_episodes)
             if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
                 raise NotFiniteError("a parameter of the policy has become NaN or infinite")
@@ -374,9 +376,7 @@ class REINFORCE(EpisodicAlgorithm):
                 ratio = None
                 rows.buffer.log_probs[chunk, 0] = log_prob.detach().cpu().numpy()
                 policy_loss = score_loss(log_prob, data.advantages)
-            loss = policy_loss
-            if ent_coef:
-                loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio)
+            loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio) if ent_coef else policy_loss
             (scale * loss).backward()
             policy_sum += policy_loss.item()
             entropy_sum += (-log_prob if entropy is None else entropy).detach().sum().item()

@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Every
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch.nn.utils import parameters_to_vector
 
 from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, episodic
 from sb3_reinforce.baselines import BASELINES
@@ -133,9 +134,9 @@ def training(folder: Path) -> dict[str, Any]:
         n_steps=100 + 50 * rank,
         seed=3,
         policy_kwargs=dict(net_arch=[8]),
-        batch_size=64,
+        batch_size=64 if rank == 0 else 32,
         n_epochs=2,
-        value_batch_size=32,
+        value_batch_size=None if rank == 0 else 16,
         normalize_advantage=True,
         verbose=1,
     )
@@ -221,13 +222,39 @@ def asked_to_stop(folder: Path) -> dict[str, Any]:
 
     saving = TrainingCheckpoint(folder / "checkpoints")
     env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
-    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0).learn(10_000, callback=[saving, Signal()])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, seed=0, chunk_size=8 + ranks.rank())
+    model.learn(10_000, callback=[saving, Signal()])
     again = REINFORCE.resume(folder / "checkpoints", env)
     return {
         "num_timesteps": (model.num_timesteps, again.num_timesteps),
         "n_updates": model._n_updates,
         "newest": str(saving.newest),
+        "chunk_size": again.chunk_size,
     }
+
+
+def meddling() -> dict[str, Any]:
+    """A callback of rank 0 alone changes the policy in the second rollout, and the learning rate in the third."""
+
+    class Meddling(NoCallback):
+        def _on_rollout_end(self) -> None:
+            policy = self.model.policy
+            bias.append(policy.action_net.bias[0].item())
+            at_rollout_end.append(parameters_to_vector(policy.parameters()).tolist())
+            if ranks.rank() == 0 and self.model._n_rollouts == 2:
+                with th.no_grad():
+                    policy.action_net.bias += 1.0
+            if ranks.rank() == 0 and self.model._n_rollouts == 3:
+                self.model.learning_rate = 0.1
+
+    at_rollout_end: list[list[float]] = []
+    bias: list[float] = []
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)])
+    model = REINFORCE("MlpPolicy", env, n_steps=20, baseline="none", seed=0, policy_kwargs=dict(net_arch=[]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(5 * 2 * 20, callback=Meddling())
+    return {"warnings": [str(warning.message) for warning in caught], "parameters": at_rollout_end, "bias": bias}
 
 
 def greedy() -> int:
@@ -289,6 +316,7 @@ def all_of_them(folder: Path) -> dict[str, Any]:
     found["stopping"] = stopping()
     found["counted"] = counted()
     found["asked_to_stop"] = asked_to_stop(folder)
+    found["meddling"] = meddling()
     found["greedy"] = greedy()
     found["refusal"] = refusal()
     return found

@@ -41,6 +41,21 @@ class RewardListEnv(gym.Env):
         return self._observation(), reward, ended and not self.truncated, ended and self.truncated, {}
 
 
+class OneLife(gym.Wrapper):
+    """Ends the episode after each third of the game, as wrappers for Atari do; the game goes on at the next reset."""
+
+    over = True
+
+    def reset(self, **kwargs):
+        if self.over:
+            return self.env.reset(**kwargs)
+        return self.unwrapped._observation(), {}
+
+    def step(self, action):
+        observation, reward, self.over, truncated, info = self.env.step(action)
+        return observation, float(np.sign(reward)), self.over or self.unwrapped.t % 2 == 0, truncated, info
+
+
 # Ten trajectories of one or two steps: few enough to enumerate all batches of them.
 SMALL = MDP(
     transitions=[[[0.2, 0.3], [0.1, 0.6]], [[0.3, 0.3], [0.0, 0.5]]],

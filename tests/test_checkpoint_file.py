@@ -15,6 +15,7 @@ import torch as th
 from stable_baselines3 import A2C
 
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
+from sb3_reinforce.running import ranks
 from sb3_reinforce.running.checkpoint_file import CheckpointError, checkpoint_bytes, checkpoints_in, read_parts
 from sb3_reinforce.running.training_state import equal, plain
 from tests.runs import make_env, play
@@ -129,6 +130,31 @@ def test_another_version_or_algorithm(run_folder, tmp_path, values, words):
         REINFORCE.resume(paths[0], make_env())
     with pytest.warns(UserWarning, match=words):  # and resumes from the one before it
         REINFORCE.resume(tmp_path, make_env())
+
+
+def test_a_run_of_one_rank_on_two(run_folder, monkeypatch):
+    """Not resumed, from an older checkpoint either; where that is allowed, rank 1 has rank 0's settings."""
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    newest = checkpoints_in(run_folder)[0]
+    with pytest.raises(
+        CheckpointError, match=f"^{newest} is of a run on 1 rank, got 2: start as many as then, or resume with"
+    ):
+        REINFORCE.resume(run_folder, make_env())
+    assert REINFORCE.resume(run_folder, make_env(), other_ranks=True).n_steps == 16
+
+
+def test_each_rank_resumes_on_its_own_gpu(run_folder, tmp_path, monkeypatch):
+    """The file names the GPU of rank 0."""
+    path = copy_of(run_folder, tmp_path)[0]
+    changed_manifest(path, device="cuda:0")
+    asked: list[Any] = []
+    monkeypatch.setattr(ranks, "start", lambda device: asked.append(device) or "cpu")
+    REINFORCE.resume(path, make_env())
+    monkeypatch.setattr(ranks, "launched", lambda: True)
+    REINFORCE.resume(path, make_env())
+    REINFORCE.resume(path, make_env(), device="cuda:1")
+    assert [device for device in asked if device != "cpu"] == ["cuda:0", "cuda", "cuda:1"]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.running.checkpoint_file import CheckpointError
 from tests.distributed_cases import ENVS_OF_RANK, GRADIENT_CASES, SCRIPTS, updated
+from tests.envs import RewardListEnv
 from tests.processes import results_of_ranks
 
 
@@ -148,6 +152,31 @@ def test_a_checkpoint_that_is_asked_to_stop_stops_all_ranks(two_ranks):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint_120_steps.zip"]
     assert Path(found[0]["asked_to_stop"]["newest"]).name == "checkpoint_120_steps.zip"
     assert found[1]["asked_to_stop"]["newest"] == "None"
+    assert [both["asked_to_stop"]["chunk_size"] for both in found] == [8, 9]  # each rank its own
+
+
+def test_a_checkpoint_of_two_ranks_on_one(two_ranks):
+    folder = two_ranks[2] / "checkpoints"
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 10)] * 2)
+    with pytest.raises(CheckpointError, match=r"_120_steps\.zip is of a run on 2 ranks, got 1: start as many as then, or"):
+        REINFORCE.resume(folder, env)
+    model = REINFORCE.resume(folder, env, other_ranks=True)
+    assert (model.num_timesteps, model.n_envs, model.chunk_size) == (120, 2, 8)
+    model.learn(1, reset_num_timesteps=False)
+    assert model.num_timesteps == 120 + 2 * 20
+
+
+def test_a_callback_that_changes_one_rank_alone(found):
+    """Rank 0's bias rises by 1 in rollout 2: from the next one on all play with its policy, and a warning says so once."""
+    first, second = (both["meddling"] for both in found)
+    assert len(first["parameters"]) == 5
+    assert first["parameters"] == second["parameters"]
+    bias = first["bias"]
+    assert abs(bias[1] - bias[0]) < 0.1  # what an update makes of it
+    assert 0.9 < bias[2] - bias[1] < 1.1
+    assert second["warnings"] == []
+    (warning,) = first["warnings"]
+    assert warning.startswith("after update 2 the policy is not the same on all ranks, and all continue with rank 0's (said")
 
 
 def test_steps_of_the_greedy_baseline_are_global(found):

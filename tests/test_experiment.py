@@ -63,7 +63,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (HEAD + "  n_timesteps: 0\n", "mine.yml: n_timesteps must be a whole number >= 1, got 0"),
         (HEAD, "mine.yml: n_timesteps is missing"),
         ("CartPole-v1:\n  n_timesteps: 300\n", "mine.yml: policy is missing"),
-        ("CartPole-v1:\n  n_timesteps: 300\n  policy: MlpPolcy\n", "Policy MlpPolcy unknown (hyperparameters from mine.yml)"),
+        ("CartPole-v1:\n  n_timesteps: 300\n  policy: MlpPolcy\n", "got 'MlpPolcy' (hyperparameters from mine.yml)"),
         (
             "CartPole-v1:\n  n_timesteps: 300\n  policy: my.Policy\n",
             "mine.yml: policy must be the dotted path of what can be imported, got 'my.Policy' (No module named 'my')",
@@ -80,6 +80,15 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             HEAD + "  n_timesteps: 300\n  normalize: dict(norm_obs=Yes)\n",
             "mine.yml: normalize must be Python, got 'dict(norm_obs=Yes)' (name 'Yes' is not defined)",
+        ),
+        (
+            HEAD + "  n_timesteps: 300\n  monitor_kwargs: {info_keyword: [a]}\n",
+            "mine.yml: monitor_kwargs must be a dict with some of allow_early_resets, reset_keywords, info_keywords, got",
+        ),
+        (HEAD + "  n_timesteps: 300\n  monitor_kwargs: 3\n", "mine.yml: monitor_kwargs must be a dict with some of"),
+        (
+            HEAD + "  n_timesteps: 300\n  monitor_kwargs: dict(info_keywords='speed')\n",
+            "mine.yml: monitor_kwargs: info_keywords must be a list of names, got 'speed'",
         ),
         ("CartPole-v1: 3\n", "mine.yml: CartPole-v1 must hold `key: value` lines, got 3"),
         ("[CartPole-v1]\n", "--conf-file mine.yml must hold an entry per environment, got ['CartPole-v1']"),
@@ -105,6 +114,9 @@ def test_a_bad_config_is_one_line(config: str, words: str, capsys: pytest.Captur
         (["--conf-file", "json"], "--conf-file json defines no dict `hyperparams`"),
         (["-params", "gamma:7"], "gamma must be a number in [0, 1], got 7 (hyperparameters from"),
         (["-params", "gama:0.9"], "-params: reinforce has no hyperparameter 'gama', did you mean 'gamma'?"),
+        (["-params", "vf_coef:0.5"], "-params: reinforce has no hyperparameter 'vf_coef': the value network has an optimiser"),
+        (["-params", "policy:'CnnPolicy'"], "CnnPolicy is for images, got Box"),
+        (["-params", "policy_kwargs:dict(net_arc=[8])"], "MlpPolicy has no 'net_arc', did you mean 'net_arch'?"),
         (["-params", "callback:'no.where'"], "-params: callback must be the dotted path"),
     ],
 )

@@ -6,7 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,50 @@ def test_a_restart_uses_a_new_part_of_the_store():
         assert [part.get("word").decode() for part in met] == [str(first)] * 3
         parts.append(met[0])
     assert [part.get("word").decode() for part in parts] == ["(1, 2)", "(0,)"]  # two parts, not one
+
+
+def test_a_rank_that_does_not_come():
+    """Rank 1 of 3 has failed before it joined: both others say so when the store's timeout is over."""
+    store = ranks.dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.3))
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(ranks._unused_part, store, rank, 3) for rank in (0, 2)]
+        messages = [str(rank.exception(timeout=20)) for rank in waiting]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("rank 1 did not come within 30 s: its own output may say why.")
+
+
+def test_rank_0_does_not_come(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = str(closed.getsockname()[1])
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "JOINING", timedelta(seconds=1))
+    with pytest.raises(ranks.LostRankError, match="rank 0 did not come within 1 s"):
+        ranks.start("cpu")
+
+
+def test_a_rank_that_does_not_begin_to_learn(monkeypatch: pytest.MonkeyPatch):
+    """Of three ranks, rank 2 is elsewhere: rank 0 says so, and waits on. When all are there, nothing is said."""
+    store = th.distributed.HashStore()
+    for name, value in {"_store": store, "_meetings": count(), "JOINING": timedelta(seconds=0.05), "rank": lambda: 0}.items():
+        monkeypatch.setattr(ranks, name, value)
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+
+    def wait() -> None:
+        with ranks.late_ranks_named():
+            time.sleep(0.2)
+
+    store.set("learn/0/1", "")
+    with pytest.warns(UserWarning, match=r"^rank 2 has not begun learn\(\) after 0 s: its own"):
+        wait()
+    store.set("learn/1/1", "")
+    store.set("learn/1/2", "")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wait()
+    assert not caught
 
 
 @pytest.mark.parametrize("local_rank", ["0", "3"])
@@ -148,7 +195,8 @@ def test_without_a_launcher(kind: str, tmp_path: Path):
     if kind == "kill":
         assert codes == [1, -signal.SIGKILL]
         assert message == (
-            "LostRankError: the connection to rank 1 is lost: its process was killed, or its machine or network is gone"
+            "LostRankError: the connection to rank 1 is lost: its process has ended or was killed, or its machine or network "
+            "is gone"
         )
     else:
         assert codes == [1, 1]

@@ -21,7 +21,7 @@ from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, TrainingCheckpoint, VectorEnvAdapter
+from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, VectorEnvAdapter
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.running.checkpoint_file import checkpoints_in
 from tests.runs import N_ENVS, Kill, StopAt, Stopped, child, differences, make_env, play, results, rows, stop
@@ -86,6 +86,59 @@ def test_frozen_parameters_stay_frozen(tmp_path):
     resumed.learn(60, TrainingCheckpoint(tmp_path), reset_num_timesteps=False)
     assert th.equal(resumed.policy.mlp_extractor.policy_net[0].weight, before)
     assert not th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
+
+
+class Fading:
+    """A schedule that a callback changes."""
+
+    scale = 1e-2
+
+    def __call__(self, progress: float) -> float:
+        return self.scale * progress
+
+
+class Counting(Baseline):
+    """b is the number of its predictions, which it does not save."""
+
+    def __init__(self):
+        self.n = 0
+
+    def predict(self, episodes: Episodes) -> th.Tensor:
+        self.n += 1
+        return th.full_like(episodes.returns, self.n)
+
+
+class Meddling(BaseCallback):
+    """Changes the policy and a schedule within rollouts; ends the given rollout with an error."""
+
+    def __init__(self, stop_at: int | None = None):
+        super().__init__()
+        self.stop_at = stop_at
+
+    def _on_rollout_start(self) -> None:
+        with th.no_grad():
+            self.model.policy.log_std -= 0.05
+        self.model.learning_rate.scale *= 0.9
+
+    def _on_rollout_end(self) -> None:
+        if self.model._n_rollouts == self.stop_at:
+            stop()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_what_changes_within_the_rollout_that_failed(tmp_path):
+    """The checkpoint has parameters, schedule and baseline as they were behind the last update."""
+    arguments = dict(env=dict(actions="box"), every=3, total=450)
+    model = play(tmp_path / "whole", more=[Meddling()], learning_rate=Fading(), baseline=Counting(), **arguments)
+    assert model.baseline.n == model._n_rollouts > 4
+    for at in (2, 3, 5):  # 3: the write was due, and done, before
+        with pytest.raises(Stopped):
+            play(tmp_path / "pieces", more=[Meddling(at)], learning_rate=Fading(), baseline=Counting(), **arguments)
+    resumed = play(tmp_path / "pieces", more=[Meddling()], **arguments)
+    assert differences(results(model), results(resumed)) == []
+    assert (resumed.baseline.n, resumed.learning_rate.scale) == (model.baseline.n, model.learning_rate.scale)
 
 
 def vector_env(env_id="CartPole-v1"):

@@ -125,7 +125,7 @@ def test_rollout_buffer_class():
     assert model.rollout_buffer.size() >= 16
     data = next(model.rollout_buffer.get(8))
     assert data.observations.shape == (8, 4)
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
+    with pytest.raises(ValueError, match=r"rollout_buffer_kwargs=.*unexpected keyword argument"):
         REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_kwargs=dict(colour=3))
     with pytest.raises(AssertionError, match="must be used with Dict obs space only"):
         REINFORCE("MlpPolicy", "CartPole-v1", rollout_buffer_class=DictRolloutBuffer)

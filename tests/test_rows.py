@@ -30,15 +30,28 @@ def test_chunks():
     assert list(rows.chunks(slice(2, 7), None)) == [slice(2, 7)]
 
 
-@pytest.mark.parametrize("sizes", [[10, 3, 1], [8, 8], [1, 9]])
-def test_minibatches_of_ranks(sizes: list[int]):
-    """All ranks make as many as the largest needs, none above batch_size, each row once; all ranks know the sum."""
+@pytest.mark.parametrize(
+    "sizes, batch_size, n_minibatches",
+    [
+        ([10, 3, 1], 4, 3),
+        ([8, 8], 4, 2),
+        ([1, 9], 4, 3),
+        ([10, 9, 5], [4, 2, None], 5),  # each rank its own: 3, 5 and 1 are needed
+        ([5, 7], [None, 7], 1),
+    ],
+)
+def test_minibatches_of_ranks(sizes, batch_size, n_minibatches):
+    """All ranks make as many as the one that needs most, none above its size, each row once; all ranks know the sum."""
     of_ranks = []
-    for size in sizes:
-        of_ranks.append(list(rows.Rows(buffer(size), sizes, None).minibatches(4, np.random.default_rng(0))))
-        assert sorted(np.concatenate([part for part, _ in of_ranks[-1]])) == list(range(size))
-    assert {len(minibatches) for minibatches in of_ranks} == {-(-max(sizes) // 4)}
+    own_sizes = batch_size if isinstance(batch_size, list) else [batch_size] * len(sizes)
+    for size, largest in zip(sizes, own_sizes, strict=True):
+        all_rows = rows.Rows(buffer(size), sizes, None)
+        minibatches = [
+            (np.arange(size)[part], total) for part, total in all_rows.minibatches(batch_size, np.random.default_rng(0))
+        ]
+        assert sorted(np.concatenate([part for part, _ in minibatches])) == list(range(size))
+        assert max(len(part) for part, _ in minibatches) <= (largest or size)
+        assert len(minibatches) == all_rows.count_minibatches(batch_size) == n_minibatches
+        of_ranks.append(minibatches)
     for minibatch in zip(*of_ranks, strict=True):
-        lengths = [len(part) for part, _ in minibatch]
-        assert max(lengths) <= 4
-        assert {total for _, total in minibatch} == {sum(lengths)}
+        assert {total for _, total in minibatch} == {sum(len(part) for part, _ in minibatch)}

@@ -2,12 +2,14 @@
 
 import io
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import MovingAverageBaseline
@@ -88,3 +90,42 @@ def test_user_baseline_is_saved(tmp_path):
     loaded = REINFORCE.load(tmp_path / "model.zip")
     assert loaded.baseline.decay == 0.3
     assert loaded.baseline.average == model.baseline.average != 0
+
+
+@pytest.mark.parametrize("other_class", [A2C, PPO])
+def test_other_algorithms_load_ours(tmp_path, other_class):
+    """The file of a model with a value network: loaded, it plays alike and can be trained; a model takes its parameters."""
+    env = make_vec_env("CartPole-v1")
+    model = REINFORCE("MlpPolicy", env, n_steps=16, batch_size=16, seed=1, policy_kwargs=SMALL_NET).learn(40)
+    model.save(tmp_path / "model")
+    loaded = other_class.load(tmp_path / "model", env=env)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected = model.predict(observations, deterministic=True)[0]
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    assert 0 < expected.sum() < 50
+    loaded.learn(16)
+    assert not th.equal(parameters(model), parameters(loaded))
+    for given, exact_match in ((model.get_parameters(), True), (str(tmp_path / "model"), False)):
+        other = other_class("MlpPolicy", env, policy_kwargs=SMALL_NET)
+        other.set_parameters(given, exact_match=exact_match)
+        assert th.equal(parameters(model), parameters(other))
+
+
+def test_the_value_optimizer_is_loaded(tmp_path, monkeypatch):
+    """From our files, and from those of before December 2026, where its state had a name of its own."""
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, policy_kwargs=SMALL_NET, n_value_epochs=3).learn(1)
+    model.save(tmp_path / "new")
+    monkeypatch.setattr(REINFORCE, "get_parameters", OnPolicyAlgorithm.get_parameters)
+    model.save(tmp_path / "old")
+    monkeypatch.undo()
+    with zipfile.ZipFile(tmp_path / "old.zip") as old, zipfile.ZipFile(tmp_path / "new.zip") as new:
+        assert set(old.namelist()) - set(new.namelist()) == {"value_optimizer.pth"}
+    for name in ("new", "old"):
+        loaded = REINFORCE.load(tmp_path / name)
+        assert loaded.value_optimizer.state_dict()["state"][0]["step"] == 3
+        assert loaded.policy.optimizer.state_dict()["state"][0]["step"] == 1
+        again = REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs=SMALL_NET)
+        again.set_parameters(str(tmp_path / name))
+        assert again.value_optimizer.state_dict()["state"][0]["step"] == 3
+    # a model without a value network takes what it has
+    REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs=SMALL_NET, baseline="none").set_parameters(model.get_parameters())

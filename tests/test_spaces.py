@@ -54,6 +54,29 @@ ACTION_SPACES = [
 ]
 
 
+BOX = OBSERVATION_SPACES[0]
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "message"),
+    [
+        (spaces.Box(-1, 1, (0,)), spaces.Discrete(2), r"observation_space must have at least one element, got Box\(.*\(0,\)"),
+        (spaces.Dict(), spaces.Discrete(2), r"observation_space must have at least one element, got Dict\(\)"),
+        (
+            spaces.Dict(a=BOX, b=spaces.Box(-1, 1, (2, 0))),
+            spaces.Discrete(2),
+            "observation_space must have at least one element",
+        ),
+        (spaces.MultiDiscrete([[2, 3], [3, 4]]), spaces.Discrete(2), "observation_space must have one axis where it is Multi"),
+        (BOX, spaces.Box(-1, 1, (0,)), "action_space must have at least one element, got Box"),
+    ],
+)
+def test_spaces_that_no_policy_can_serve(observation_space, action_space, message):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    with pytest.raises(ValueError, match=message):
+        REINFORCE(policy, SpacesEnv(observation_space, action_space))
+
+
 @pytest.mark.parametrize("observation_space", OBSERVATION_SPACES, ids=str)
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_spaces(observation_space, action_space):

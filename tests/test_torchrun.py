@@ -22,8 +22,10 @@ def steps_in(monitor_file: Path) -> list[str]:
     return [row.rsplit(",", 1)[0] for row in monitor_file.read_text().splitlines()[2:]]
 
 
-def test_train_under_torchrun(tmp_path: Path):
+def test_train_under_torchrun(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("rl_zoo3")
+    from sb3_reinforce.zoo import cli
+
     arguments = ["-n", "3000", "--save-freq", "1000", "--eval-final", "2", "--checkpoint-every", "1"]
     done = subprocess.run(train(*arguments), cwd=tmp_path, env=variables(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -39,6 +41,13 @@ def test_train_under_torchrun(tmp_path: Path):
     assert min(played) > 1000
     # every 1000 steps of all ranks together
     assert 2 <= len(list(run.glob("rl_model_*_steps.zip"))) <= 4
+    # it resumes on one rank only where that is asked for
+    monkeypatch.chdir(tmp_path)
+    resume = ["train", "--resume", str(run.relative_to(tmp_path)), "-n", "3001", "--eval-freq", "-1"]
+    assert cli.main(resume) == 2
+    assert "is of a run on 2 ranks, got 1: start as many as then, or resume with other_ranks=True" in capsys.readouterr().err
+    assert cli.main([*resume, "--other-ranks"]) == 0
+    assert "--other-ranks" not in (run / "checkpoints/run.json").read_text()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ wandb = pytest.importorskip("wandb")
 
 from sb3_reinforce import REINFORCE  # noqa: E402
 from sb3_reinforce.tracking import WandbCallback, WandbOutputFormat, background  # noqa: E402
-from tests.envs import RewardListEnv  # noqa: E402
+from tests.envs import OneLife, RewardListEnv  # noqa: E402
 from tests.wandb_file import config, exit_codes, history, no_account, records, small_model, updates  # noqa: E402, F401
 
 
@@ -129,6 +129,17 @@ def test_single_episodes_are_no_more_than_asked_for():
     tracker = WandbCallback(mode="offline", verbose=0, episode_rate=0)
     small_model().learn(50, callback=tracker)
     assert not [row for row in history(tracker.run_dir) if "episode/return" in row]
+
+
+def test_episodes_are_whole_games_where_a_wrapper_ends_them_at_each_life():
+    """Three lives of two steps: the game pays 30 in 6 steps."""
+    tracker = WandbCallback(mode="offline", verbose=0)
+    model = REINFORCE("MlpPolicy", OneLife(Monitor(RewardListEnv([5.0] * 6))), n_episodes=6, seed=0, device="cpu")
+    model.learn(24, callback=tracker)
+    rows = [row for row in history(tracker.run_dir) if "episode/return" in row]
+    assert {(row["episode/return"], row["episode/length"]) for row in rows} == {(30.0, 6.0)}
+    for row in updates(tracker.run_dir):
+        assert (row["rollout/ep_return_min"], row["rollout/ep_return_max"], row["rollout/ep_length_mean"]) == (30, 30, 6)
 
 
 def test_histograms_at_the_chosen_rate():

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("wandb")
 
 from sb3_reinforce.tracking import WandbCallback
-from sb3_reinforce.tracking.settings import masked_command
+from sb3_reinforce.tracking.settings import masked_command, masked_text
 from tests.wandb_file import config, no_account, small_model  # noqa: F401
 
 
@@ -49,6 +49,9 @@ def test_config_is_what_decides_the_result():
         (["0123456789abcdef" * 3], ["***"]),
         (["hf_" + "aB3" * 10], ["***"]),
         (["https://me:pass@host/x"], ["https://***@host/x"]),
+        (["--storage", "postgresql://me:p@s/s@host/db"], ["--storage", "postgresql://***@host/db"]),
+        (["postgresql://h/db?user=me&password=x&a=b"], ["postgresql://h/db?user=me&password=***&a=b"]),
+        (["login:dict(password='x y', user='me')"], ["login:dict(password=***"]),
         (["x", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc"], ["x", "***"]),
         # what is none
         (["--env", "CartPole-v1", "-n", "-5", "--tb", "lin_3e-4"], ["--env", "CartPole-v1", "-n", "-5", "--tb", "lin_3e-4"]),
@@ -59,10 +62,30 @@ def test_config_is_what_decides_the_result():
             "MiniGrid-Dynamic-Obstacles-5x5-v0", "HandManipulateEggRotate_ContinuousTouchSensors-v1", "TaskCartPoleSwingup-v0",
         )),
         (["benchmark_learning_results"], ["benchmark_learning_results"]),
+        *([[path], [path]] for path in (
+            "CartPole-v1_1_04eaeb39-e715-47a2-b1d0-3d8488a5ffdb", "MiniGrid-Dynamic-Obstacles-5x5-v0_12",
+            "local_runs_of_my_experiments/X", "logs/local_runs_of_my_experiments", "sqlite:///a.db", "a@b",
+        )),
     ],
 )  # fmt: skip
 def test_masked_command(given: list[str], shown: list[str]):
     assert masked_command(given) == shown
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("dict(password='x y', user='me')", "dict(password='***', user='me')"),
+        ('{"apiKey": "x", "gamma": 1}', '{"apiKey": "***", "gamma": 1}'),
+        ("failed at postgresql://me:p@ss@host/db: no route", "failed at postgresql://***@host/db: no route"),
+        ("https://h/?token=abc and ?n=1", "https://h/?token=*** and ?n=1"),
+        # what is none
+        ("KeyError: 'json'", "KeyError: 'json'"),
+        ("no hyperparameter 'key', did you mean 'keys'? must hold `key: value`",) * 2,
+    ],
+)  # fmt: skip
+def test_masked_text(text: str, shown: str):
+    assert masked_text(text) == shown
 
 
 def test_no_secret_reaches_the_files(monkeypatch: pytest.MonkeyPatch):

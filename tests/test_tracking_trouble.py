@@ -1,5 +1,6 @@
 """W&B's process hangs or dies, the disk is full: training continues."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ wandb = pytest.importorskip("wandb")
 from sb3_reinforce.tracking import WandbCallback  # noqa: E402
 from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
 from sb3_reinforce.tracking.wandb_internals import end_service, service_process  # noqa: E402
-from tests.wandb_file import exit_codes, no_account, run_dirs, small_model  # noqa: E402, F401
+from tests.wandb_file import artifacts, exit_codes, no_account, run_dirs, small_model  # noqa: E402, F401
 
 
 @pytest.mark.slow
@@ -88,6 +89,33 @@ def test_a_process_of_wandbs_that_dies_costs_a_warning():
     assert time.monotonic() - started < 40
     assert model.num_timesteps >= 1000
     assert len([warning for warning in warned if "W&B" in str(warning.message)]) == 1
+
+
+def test_the_debug_log_is_quiet_on_a_full_disk(capsys: pytest.CaptureFixture[str]):
+    logger = logging.getLogger("wandb")
+    tracker = WandbCallback(mode="offline", verbose=0)
+
+    class FullDisk(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            for handler in logger.handlers:
+                if getattr(handler, "baseFilename", "").endswith("debug.log"):
+                    handler.setStream(open("/dev/full", "w"))
+            logger.error("what does not fit")
+
+    small_model().learn(10, callback=[tracker, FullDisk()])
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_a_model_that_could_not_be_saved_is_no_artifact(monkeypatch: pytest.MonkeyPatch):
+    """As in ``sb3-reinforce train``, where a full disk is a warning of ``save``."""
+    model = small_model()
+    monkeypatch.setattr(model, "save", lambda path: None)
+    tracker = WandbCallback(mode="offline", verbose=0)
+    model.learn(10, callback=tracker)
+    assert artifacts(tracker.run_dir) == []
 
 
 @pytest.mark.slow

@@ -268,12 +268,12 @@ def test_missing_model(start: str, refused: Callable[..., str], trained: Path):
         (["enjoy", "--env", "no_such:CartPole-v1"], "no_such, which is to register environments, cannot be imported"),
         (["push", "--env", "CartPole-v1"], "the following arguments are required: -orga/--organization"),
         (["benchmark"], "--log-dir must be a folder with runs of train, got logs"),
-        (["benchmark", "--log-dir", "."], "--log-dir must be a folder with runs of train, got ., which has none"),
-        (["plot-train", "-e", "CartPole-v1"], "no run of CartPole-v1 in logs/reinforce"),
+        (["benchmark", "--log-dir", "."], "got ., which has none: looked for ALGO/RUN/ENV/args.yml"),
+        (["plot-train", "-e", "CartPole-v1"], "no run of CartPole-v1: looked for logs/reinforce/*CartPole-v1*/*monitor.csv"),
         (["all-plots"], "-e must name at least one environment"),
         (
             ["all-plots", "-e", "CartPole-v1", "-a", "ppo", "a2c"],
-            "no run of CartPole-v1 with two evaluations or more, for ppo or",
+            "no run of ppo on CartPole-v1 with two evaluations or more: looked for logs/ppo/*CartPole-v1*/evaluations.npz; no",
         ),
         (["plot-file"], "-i must name a file that `sb3-reinforce all-plots -o` has written"),
         (["plot-file", "-i", "nothing"], "No such file or directory: 'nothing.pkl'"),
@@ -294,11 +294,62 @@ def test_what_cannot_be_plotted(refused: Callable[..., str], trained: Path, tmp_
     values = {"last_evals": np.zeros(2)}
     results = {"A": {"x": values, "y": values}, "B": {"x": values, "y": {"last_evals": np.float64(0)}}, "results_table": {}}
     (tmp_path / "all.pkl").write_bytes(pickle.dumps(results))
-    assert "needs two runs on each environment, y has 1 on B" in refused("plot-file", "-i", "all.pkl")
+    assert "--rliable needs 2 runs on each environment, y has 1 on B" in refused("plot-file", "-i", "all.pkl", "--rliable")
     del results["B"]["y"]
     results["results_table"] = {}
     (tmp_path / "all.pkl").write_bytes(pickle.dumps(results))
-    assert "needs two runs on each environment, y has 0 on B" in refused("plot-file", "-i", "all.pkl")
+    assert "a curve needs 1 run on each environment, y has 0 on B" in refused("plot-file", "-i", "all.pkl")
+
+
+def write_evaluations(folder: Path, results: list[list[float]]) -> None:
+    """Of a run that was evaluated at 10, 20, ... steps."""
+    folder.mkdir(parents=True)
+    np.savez(folder / "evaluations.npz", timesteps=10 * np.arange(1, len(results) + 1), results=results)
+
+
+def test_all_plots_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """One episode per evaluation, one run, and an algorithm without a run."""
+    pytest.importorskip("seaborn")
+    monkeypatch.chdir(tmp_path)
+    write_evaluations(tmp_path / "logs/reinforce/CartPole-v1_1", [[1], [3]])
+    write_evaluations(tmp_path / "logs/reinforce/CartPole-v1_2", [[1], [9]])
+    write_evaluations(tmp_path / "logs/ppo/CartPole-v1_1", [[2], [7]])
+    assert cli.main(["all-plots", "-e", "CartPole-v1", "-a", "reinforce", "ppo", "a2c", "-o", "all", "--no-display"]) == 0
+    out = capsys.readouterr().out
+    assert "no run of a2c on CartPole-v1 with two evaluations or more: looked for logs/a2c/*CartPole-v1*/evaluations" in out
+    # 3 and 9: mean 6, standard deviation 3, of the mean 3 / sqrt(2) = 2.1
+    row = "6 +/- 2 7 +/- 0 no run"
+    assert row in " ".join(out.replace("|", " ").split())
+    for more, words in (
+        (
+            ["--skip-envs", "CartPole-v1"],
+            "nothing is left to draw: all.pkl has the environments CartPole-v1 and the curves REIN",
+        ),
+        (["--keep-keys", "A2C-logs"], "nothing is left to draw: all.pkl has the environments CartPole-v1 and the curves REIN"),
+        (["-l", "a"], "-l must have a label for each of REINFORCE-logs, PPO-logs, got a"),
+    ):
+        assert cli.main(["plot-file", "-i", "all", *more]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.main(["plot-file", "-i", "all", "--png", "plots"]) == 0
+    assert row in " ".join(capsys.readouterr().out.replace("|", " ").split())
+    assert is_png(tmp_path / "plots/Sensitivity-plot.png")
+    last = {
+        name: sorted(curve["last_evals"]) for name, curve in pickle.loads(Path("all.pkl").read_bytes())["CartPole-v1"].items()
+    }
+    assert last == {"REINFORCE-logs": [3, 9], "PPO-logs": [7]}
+    for more, words in (
+        (
+            ["-k", "succes"],
+            "-k must be one of timesteps, results, which logs/ppo/CartPole-v1_1/evaluations.npz has, got 'succes'",
+        ),
+        (["-max", "9"], "-max must be at least 10, where a run of ppo on CartPole-v1 was first evaluated, got 9"),
+        (["-l", "a", "b"], "-l must have a label for each folder of -f, got ['a', 'b'] for ['logs']"),
+    ):
+        assert cli.main(["all-plots", "-e", "CartPole-v1", "-a", "ppo", *more]) == 2
+        assert words in capsys.readouterr().err
+    Path("logs/ppo/CartPole-v1_1/evaluations.npz").write_bytes(b"PK")
+    assert cli.main(["all-plots", "-e", "CartPole-v1", "-a", "ppo"]) == 2
+    assert "logs/ppo/CartPole-v1_1/evaluations.npz cannot be read (" in capsys.readouterr().err
 
 
 def test_runs_that_a_plot_leaves_out_are_named(tmp_path: Path, monkeypatch, capsys):
@@ -306,9 +357,7 @@ def test_runs_that_a_plot_leaves_out_are_named(tmp_path: Path, monkeypatch, caps
     pytest.importorskip("seaborn")
     monkeypatch.chdir(tmp_path)
     for number, steps in enumerate([[10, 20, 30], [10, 20], [10, 20]], start=1):
-        folder = tmp_path / f"logs/reinforce/CartPole-v1_{number}"
-        folder.mkdir(parents=True)
-        np.savez(folder / "evaluations.npz", timesteps=steps, results=np.ones((len(steps), 5)))
+        write_evaluations(tmp_path / f"logs/reinforce/CartPole-v1_{number}", [[1] * 5 for _ in steps])
     arguments = ["all-plots", "-e", "CartPole-v1", "-print", "--png", "plots"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out

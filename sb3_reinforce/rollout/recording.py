@@ -5,6 +5,7 @@ While playing, row t of :class:`Recording` holds step t of every environment. Af
 laid end to end, environment by environment and episode by episode, into a rollout buffer with one row per step.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import maybe_transpose
 
 from sb3_reinforce.observations import by_key
-from sb3_reinforce.rollout.finite import check_finite, check_observations
+from sb3_reinforce.rollout.finite import check_counts, check_finite
 from sb3_reinforce.rollout.spans import Span
 
 FIRST_ROWS = 64  # steps that there is memory for at first
@@ -79,6 +81,7 @@ class Recording:
         self.n_envs = n_envs
         self.n_rows = 0
         parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
+        self._parts = parts
         given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
         self.observations = {
             key: self._empty(space, np.float32 if given[key] == "f" and space.dtype.kind in "iu" else space.dtype)
@@ -95,36 +98,63 @@ class Recording:
         """Forget all rows, keep the memory."""
         self.n_rows = 0
 
-    def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray) -> None:
+    def begin_step(self, observations: Any, actions: np.ndarray) -> None:
         """
-        Add a step: observations [n_envs, ...], the actions as drawn for them [n_envs, *action_space.shape], and the
-        rewards that they earned [n_envs].
+        Copy what a step begins with, before the environments may write into these arrays: observations [n_envs, ...] and
+        the actions as drawn for them [n_envs, *action_space.shape].
+
+        :raises ValueError: in the first step, for observations of another shape than the space's, which NumPy would repeat
         """
         row = self.n_rows
         if row == len(self.rewards):
             self._grow()
+        if row == 0:
+            for key, observed in by_key(observations).items():
+                self._check_shape("observation" if key is None else f"observation {key!r}", observed, self._parts[key].shape)
         if self._single_array is not None:
             self._single_array[row] = observations
         else:
             for key, stored in self.observations.items():
                 stored[row] = observations[key]
         self.actions[row] = actions
-        self.rewards[row] = rewards
-        self.n_rows = row + 1
+
+    def end_step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        """
+        Add the rewards of the step, [n_envs], which complete its row.
+
+        :raises ValueError: in the first step, for rewards or dones of another shape than [n_envs]
+        """
+        if self.n_rows == 0:
+            for name, array in (("reward", rewards), ("done", dones)):
+                self._check_shape(name, array, ())
+        self.rewards[self.n_rows] = rewards
+        self.n_rows += 1
+
+    def _check_shape(self, name: str, array: Any, row_shape: tuple[int, ...]) -> None:
+        if np.shape(array) != (expected := (self.n_envs, *row_shape)):
+            raise ValueError(
+                f"{name} of {self.n_envs} environments must have the shape {expected}, got {np.shape(array)} at step "
+                f"{self.n_rows} of the rollout: mend step() and reset() of the environments or of the VecEnv"
+            )
 
     def _grow(self) -> None:
         self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
         self._single_array = self.observations.get(None)
 
-    def check_finite(self, last_observations: Any) -> None:
+    def check(self, last_observations: Any) -> None:
         """
         :param last_observations: those behind the last row, for which no action was drawn yet
-        :raises ValueError: if a reward or an observation is NaN or infinite; it names the environment and the step
+        :raises ValueError: for a reward or an observation that no policy can take; it names the environment and the step
         """
         check_finite("reward", self.rewards[: self.n_rows])
-        check_observations("observation", {key: stored[: self.n_rows] for key, stored in self.observations.items()})
-        check_observations("observation", {key: last[None] for key, last in by_key(last_observations).items()}, self.n_rows)
+        for key, space in self._parts.items():
+            name = "observation" if key is None else f"observation {key!r}"
+            last = by_key(last_observations)[key]
+            self._check_shape(name, last, space.shape)
+            for played, row in ((self.observations[key][: self.n_rows], 0), (last[None], self.n_rows)):
+                check_finite(name, played, row)
+                check_counts(name, played, space, row)
 
     def pack(self, buffer: RolloutBuffer, spans: list[Span], sum_rewards: bool = True) -> Rollout:
         """
@@ -134,13 +164,13 @@ class Recording:
         of one step, whose log-probabilities are computed with their gradient.
 
         :param spans: the episodes to keep; of each environment the first ones, without gaps
-        :param sum_rewards: whether the sum of the rewards stands in for a missing Monitor's return; not so for normalised ones
-        :raises ValueError: if the observation behind a time limit is NaN or infinite
+        :param sum_rewards: whether an episode's return is the sum of its rewards
+        :raises ValueError: for a terminal observation of another shape, or with a NaN or infinite number
         """
         for span in spans:
             if span.last_observation is not None:
-                last = {key: np.asarray(value)[None, None] for key, value in by_key(span.last_observation).items()}
-                check_observations("terminal observation", last, span.end, span.env_index)
+                span.last_observation = self._terminal_row(span)
+        self._warn_of_reused_arrays(spans)
         spans = sorted(spans, key=lambda span: (span.env_index, span.start))
         first_observations = {key: stored[0] for key, stored in self.observations.items()}
         rollout = Rollout(spans, buffer, self.n_rows, self.n_envs, first_observations)
@@ -166,8 +196,44 @@ class Recording:
             sums = np.add.reduceat(buffer.rewards[:, 0], starts, dtype=np.float64)
             for span, total in zip(spans, sums.tolist(), strict=True):
                 if span.total_reward is None and span.first_step == 0 and not span.cut:
-                    span.total_reward = total
+                    span.total_reward, span.total_length = total, span.length
         return rollout
+
+    def _terminal_row(self, span: Span) -> Any:
+        """
+        :return: the observation behind an episode in the shape of all others, an image with its channels first as SB3 does it
+        :raises ValueError: if it has another shape, or a number that no policy can take
+        """
+        given, row = by_key(span.last_observation), {}
+        for key, space in self._parts.items():
+            name, found = f"terminal observation{'' if key is None else f' {key!r}'}", np.asarray(given.get(key))
+            row[key] = maybe_transpose(found, space) if found.ndim == 3 else found
+            if row[key].shape not in (space.shape, (1, *space.shape)):
+                raise ValueError(
+                    f"{name} must have the shape {space.shape} of the other observations, got {found.shape} from environment "
+                    f'{span.env_index} at step {span.end} of the rollout: mend info["terminal_observation"] of the VecEnv'
+                )
+            row[key] = row[key].reshape(space.shape)
+            check_finite(name, row[key][None, None], span.end, span.env_index)
+        return row.get(None, row)
+
+    def _warn_of_reused_arrays(self, spans: list[Span]) -> None:
+        """
+        Warn if all terminal observations are those of the resets. In a ``SubprocVecEnv`` an environment that reuses its
+        array has then overwritten them, and nothing in this process can tell what they were.
+        """
+        followed = [span for span in spans if span.last_observation is not None and span.end < self.n_rows and not span.cut]
+        if followed and all(self._equals_row(span, span.end) for span in followed):
+            if not all(self._equals_row(span, span.end - 1) for span in followed):  # not: observations never change
+                warnings.warn(
+                    "the observation at each time limit equals that of the reset behind it, and so does its value: an "
+                    "environment that writes into the array that it has returned must return a copy of it",
+                    stacklevel=4,
+                )
+
+    def _equals_row(self, span: Span, row: int) -> bool:
+        last = by_key(span.last_observation)
+        return all(np.array_equal(stored[row, span.env_index], last[key]) for key, stored in self.observations.items())
 
     def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return stored[: self.n_rows].swapaxes(0, 1)[kept]

@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -42,6 +43,17 @@ def overrides(policy: nn.Module, method: str) -> bool:
     """:return: whether the policy's class, or the object itself, replaces a method of SB3's"""
     own = getattr(policy, "_orig_mod", policy)
     return method in vars(own) or getattr(type(own), method) is not getattr(ActorCriticPolicy, method)
+
+
+def draws_before_tanh(policy: nn.Module) -> bool:
+    """:return: whether the policy draws by SB3's gSDE and squashes by tanh; see :mod:`sb3_reinforce.rollout.squashed`"""
+    distribution = getattr(policy, "action_dist", None)
+    return (
+        type(distribution) is StateDependentNoiseDistribution
+        and distribution.bijector is not None
+        and not overrides(policy, "forward")
+        and not overrides(policy, "evaluate_actions")
+    )
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
@@ -110,6 +122,8 @@ class Sampler(ABC):
         self.policy, self.rng = policy, rng
         self.action_shape: tuple[int, ...] = (-1, *policy.action_space.shape)  # type: ignore[misc]
         self.std: np.ndarray | None = None
+        #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
+        self.before_tanh: list[np.ndarray] = []
         self._noise = np.empty((0,))
         self._next = 0
         distribution = policy.action_dist
@@ -173,7 +187,7 @@ class TorchSampler(Sampler):
 
     def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
         super().__init__(policy, rng)
-        self.overrides_forward = overrides(policy, "forward")
+        self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
         # A module of the user's own may keep a tensor for the update, where one made in inference mode cannot serve.
         known = all(type(module).__module__.startswith(("torch.nn.", "stable_baselines3.")) for module in policy.modules())
         self.without_gradient = th.inference_mode if known else th.no_grad
@@ -183,7 +197,11 @@ class TorchSampler(Sampler):
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
                 return self._as_array(self.policy(obs_tensor)[0])
-            distribution = self.policy.get_distribution(obs_tensor)
+            distribution: Any = self.policy.get_distribution(obs_tensor)
+            if self.draws_before_tanh:  # as its get_actions()
+                drawn = distribution.distribution.mean + distribution.get_noise(distribution._latent_sde)
+                self.before_tanh.append(self._as_array(drawn))
+                return self._as_array(distribution.bijector.forward(drawn))
             if not _is_known(distribution):
                 return self._as_array(distribution.get_actions())
             return self._draw(self._parameters_of(distribution))

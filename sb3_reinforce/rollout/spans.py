@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sb3_reinforce.observations import by_key
+from sb3_reinforce.rollout.infos import monitored, terminal_observation
 
 
 @dataclass
@@ -20,8 +21,9 @@ class Span:
     :param cut: still running when the rollout ended
     :param first_step: time index t of its first step here; above 0 if the episode began in an earlier rollout
     :param last_observation: the observation behind its last step, where a value is to be added for it
-    :param total_reward: the episode's undiscounted return as Monitor saw it; without a Monitor the sum of the rewards
-        received, if all were received in this rollout
+    :param total_reward: the episode's undiscounted return as Monitor saw it, of the whole game where this is its last life;
+        without a Monitor the sum of the rewards received, if all were received in this rollout
+    :param total_length: number of steps of the episode that ``total_reward`` is of
     """
 
     env_index: int
@@ -32,6 +34,7 @@ class Span:
     first_step: int = 0
     last_observation: Any = None
     total_reward: float | None = None
+    total_length: int | None = None
 
     @property
     def length(self) -> int:
@@ -101,7 +104,7 @@ class Spans:
         for i in ended.tolist():
             info = infos[i]
             truncated = bool(info.get("TimeLimit.truncated", False))
-            monitored = info.get("episode")
+            total_reward, total_length = monitored(info, i, row) or (None, None)
             self.ended.append(
                 Span(
                     env_index=i,
@@ -109,8 +112,9 @@ class Spans:
                     end=row,
                     truncated=truncated,
                     first_step=int(self.steps_into_episode[i]),
-                    last_observation=info.get("terminal_observation") if truncated and self.keep_truncated else None,
-                    total_reward=None if monitored is None else float(monitored["r"]),
+                    last_observation=terminal_observation(info, i, row) if truncated and self.keep_truncated else None,
+                    total_reward=total_reward,
+                    total_length=total_length,
                 )
             )
         self._starts[ended] = row
@@ -128,7 +132,7 @@ class Spans:
         if self.finish:
             return
         for i in np.flatnonzero(self._starts < row).tolist():
-            last = {key: array[i] for key, array in by_key(last_observations).items()}
+            last = {key: np.array(array[i]) for key, array in by_key(last_observations).items()}
             self.ended.append(
                 Span(
                     env_index=i,

@@ -17,8 +17,7 @@ class Report:
     """
     What one rank has played of a rollout.
 
-    :param n_envs: number of its environments
-    :param planned_steps: ``n_steps * n_envs``
+    :param settings: ``n_envs``, ``n_steps`` and those of its other arguments that may differ from rank to rank
     :param played_steps: environment steps of the rollout, including discarded ones
     :param num_timesteps: what it has counted, from before the rollout on
     :param stopped: whether a callback has asked to stop; then the fields below are empty
@@ -33,8 +32,7 @@ class Report:
     :param result: what the algorithm has computed from its episodes for the other ranks
     """
 
-    n_envs: int
-    planned_steps: int
+    settings: dict[str, Any]
     played_steps: int
     num_timesteps: int
     stopped: bool = False
@@ -46,6 +44,16 @@ class Report:
     infos: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     result: Any = None
+
+    @property
+    def n_envs(self) -> int:
+        """Number of its environments."""
+        return int(self.settings["n_envs"])
+
+    @property
+    def planned_steps(self) -> int:
+        """``n_steps * n_envs``."""
+        return int(self.settings["n_steps"]) * self.n_envs
 
     def add_rollout(self, rollout: Rollout, result: Any) -> None:
         """Fill in the fields about the episodes that are used."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_reinforce.arguments import check_count
 from sb3_reinforce.running import ranks
 from sb3_reinforce.running.callbacks import callbacks_by_name
-from sb3_reinforce.running.checkpoint_file import checkpoint_bytes, checkpoints_in, steps_of
+from sb3_reinforce.running.checkpoint_file import ModelParts, checkpoint_bytes, checkpoints_in, steps_of
 from sb3_reinforce.running.claims import Claim, FolderInUseError, claim
 from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.running.training_state import (
@@ -21,6 +21,7 @@ from sb3_reinforce.running.training_state import (
     changed,
     evaluation_random_state,
     model_state,
+    plain,
     random_state,
     without_settings,
 )
@@ -69,7 +70,7 @@ class TrainingCheckpoint(BaseCallback):
         self._n_updates_seen = 0
         self._root: BaseCallback = self
         self._at_start: dict[str, dict[str, Any]] = {}
-        self._boundary: dict[str, Any] | None = None
+        self._boundary: tuple[dict[str, Any], ModelParts] | None = None
         self._n_updates_taken = 0
         self._claim: Claim | None = None
 
@@ -150,6 +151,8 @@ class TrainingCheckpoint(BaseCallback):
         self._take_boundary(iteration)
         if self._stop_asked or self._n_updates_seen % self.every_n_updates == 0:
             self._write_boundary()
+        if self._boundary is not None:  # not written yet, and until it is the model trains on
+            self._boundary = (self._boundary[0], self._boundary[1].copy())
         return not self._stop_asked
 
     def failed(self, iteration: int) -> None:
@@ -165,32 +168,36 @@ class TrainingCheckpoint(BaseCallback):
         return self.model
 
     def _take_boundary(self, iteration: int) -> None:
-        """Copy all that the next rollout may change: should it fail, this boundary can still be written."""
+        """Note all that the next rollout may change: copies, but for the parts of the model."""
+        if not self.writes:
+            return
         callbacks = callbacks_by_name(self._root)
         states = {name: callback_state(each) for name, each in callbacks.items()}
         for name, each in callbacks.items():
             if not hasattr(each, "state_dict"):
                 states[name] = without_settings(each, changed(self._at_start.get(name, {}), states[name]))
         random_states = {name: evaluation_random_state(each) for name, each in callbacks.items()}
-        self._boundary = {
+        state = {
             "iteration": iteration,
+            "ranks": plain(self._algorithm._settings_of_ranks),  # type: ignore[attr-defined]
             "model": model_state(self._algorithm),
             "random": random_state(self._algorithm),
             "callbacks": {name: state for name, state in states.items() if state},
             "evaluation": {name: state for name, state in random_states.items() if state},
         }
+        self._boundary = (state, ModelParts.of(self._algorithm))
         self._n_updates_taken = self._algorithm._n_updates
 
     def _write_boundary(self) -> None:
         """Write the last boundary, unless that was done already."""
-        boundary = self._boundary
-        if boundary is None or not self.writes:
+        if self._boundary is None:
             return
-        path = self.path / f"checkpoint_{boundary['model']['attributes']['num_timesteps']}_steps.zip"
+        state, parts = self._boundary
+        path = self.path / f"checkpoint_{state['model']['attributes']['num_timesteps']}_steps.zip"
 
         def write() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, checkpoint_bytes(self._algorithm, boundary))
+            write_atomically(path, checkpoint_bytes(self._algorithm, state, parts))
             self.newest = self.model.newest_checkpoint = path.resolve()  # type: ignore[attr-defined]
 
         if not _try(f"the checkpoint {path} could not be written, training goes on without it", write):

@@ -12,20 +12,23 @@ import re
 import zipfile
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_reinforce.running import checkpoint_schema
 from sb3_reinforce.running.normalization import VEC_NORMALIZE_SETTINGS, wrappers
-from sb3_reinforce.running.training_state import plain
+from sb3_reinforce.running.training_state import copied, plain
 from sb3_reinforce.version import __version__
 
 # Raised whenever an older checkpoint could be misread.
@@ -54,11 +57,49 @@ def steps_of(path: Path) -> int:
     return int(numbers[1]) if numbers else 0
 
 
-def checkpoint_bytes(model: OnPolicyAlgorithm, state: dict[str, Any]) -> bytes:
-    """:return: a checkpoint file of the model's networks and optimisers, and of plain values beside them"""
+@dataclass(frozen=True)
+class ModelParts:
+    """What a model file holds: attributes of the model, and the state of networks and optimisers."""
+
+    attributes: dict[str, Any]
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: OnPolicyAlgorithm) -> "ModelParts":
+        """:return: what ``model.save`` would write now; no copies"""
+        names, tensors = model._get_torch_save_params()
+        schedules: Mapping[str, str] = getattr(model, "schedules", {})
+        left_out = {*NOT_SAVED, *schedules.values(), *model._excluded_save_params()}
+        left_out |= {name.split(".")[0] for name in (*names, *tensors)}
+        attributes = {name: value for name, value in vars(model).items() if name not in left_out}
+        extra = model._extra_state()  # type: ignore[attr-defined]
+        return cls(attributes | {"_saved_state": extra}, model.get_parameters())
+
+    def copy(self) -> "ModelParts":
+        """:return: the same, which stays as it is while the model trains on"""
+        attributes = {name: _as_the_file_holds_it(value) for name, value in self.attributes.items()}
+        return ModelParts(attributes, copied(self.parameters))
+
+
+def _as_the_file_holds_it(value: Any) -> Any:
+    """A copy of an attribute, such as a schedule or a baseline that counts, in an object or in a function's variables."""
+    if isinstance(value, (int, float, str, type, np.generic, spaces.Space)) or value is None:
+        return value
+    try:
+        return cloudpickle.loads(cloudpickle.dumps(value))
+    except Exception:  # the file cannot hold it, either, and writing it says so
+        return value
+
+
+def checkpoint_bytes(model: OnPolicyAlgorithm, state: dict[str, Any], parts: ModelParts | None = None) -> bytes:
+    """
+    :param state: plain values that are saved beside the networks
+    :param parts: None: those of the model as it is now
+    :return: a checkpoint file
+    """
+    parts = parts or ModelParts.of(model)
     file, packed = io.BytesIO(), io.BytesIO()
-    schedules: Mapping[str, str] = getattr(model, "schedules", {})
-    model.save(file, exclude=[*NOT_SAVED, *schedules.values()])
+    save_to_zip_file(file, data=parts.attributes, params=parts.parameters, pytorch_variables={})
     arrays: dict[str, np.ndarray] = {}
     training = json.dumps(_to_json(state, arrays))
     np.savez(packed, allow_pickle=False, **arrays)  # type: ignore[arg-type]
@@ -171,8 +212,8 @@ def describe_env(env: VecEnv | None) -> dict[str, Any]:
     return {
         "id": None if spec is None else spec.id,
         "n_envs": env.num_envs,
-        "observation_space": _describe_space(env.observation_space),
-        "action_space": _describe_space(env.action_space),
+        "observation_space": describe_space(env.observation_space),
+        "action_space": describe_space(env.action_space),
         "wrappers": [type(wrapper).__name__ for wrapper in wrappers(env)],
         "VecNormalize": [
             {name: _as_json(getattr(wrapper, name)) for name in VEC_NORMALIZE_SETTINGS}
@@ -187,9 +228,10 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else plain(value)
 
 
-def _describe_space(space: spaces.Space) -> str:
+def describe_space(space: spaces.Space) -> str:
+    """:return: a text that two spaces share only if they are equal"""
     if isinstance(space, spaces.Dict):
-        return str({key: _describe_space(part) for key, part in space.spaces.items()})
+        return str({key: describe_space(part) for key, part in space.spaces.items()})
     if isinstance(space, spaces.Box):  # its text leaves out the middle of long bounds
         bounds = hashlib.sha256(space.low.tobytes() + space.high.tobytes()).hexdigest()[:8]
         return f"{space} (bounds {bounds})"

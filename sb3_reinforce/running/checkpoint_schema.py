@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ def row(*checks: Check) -> Check:
     return check
 
 
-def table(check_item: Check, **required: Check) -> Check:
-    """:return: the check that a value is a dict with text keys, those required among them, and of each of its values"""
+def table(check_item: Check, optional: Mapping[str, Check] = {}, **required: Check) -> Check:
+    """:return: the check that a value is a dict with text keys, those required among them, and of its values"""
 
     def check(value: Any, where: str) -> None:
         if type(value) is not dict or not all(type(key) is str for key in value):
@@ -64,6 +64,8 @@ def table(check_item: Check, **required: Check) -> Check:
                 raise ValueError(f"{where} must have {name}, which is missing")
             check_named(value[name], f"{where}: {name}")
         for name, item in value.items():
+            if name in optional:
+                optional[name](item, f"{where}: {name}")
             check_item(item, f"{where}: {name}")
 
     return check
@@ -91,7 +93,7 @@ MANIFEST: Check = table(
     anything,
     algorithm=text,
     sb3_reinforce=text,
-    libraries=table(text, **dict.fromkeys(LIBRARIES, text)),
+    libraries=table(text, {}, **dict.fromkeys(LIBRARIES, text)),
     policy=must("a text or null", lambda value: isinstance(value, str | None)),
     rollout_buffer=must("a text or null", lambda value: isinstance(value, str | None)),
     device=must(
@@ -102,6 +104,7 @@ MANIFEST: Check = table(
 )
 TRAINING: Check = table(
     anything,
+    optional={"ranks": each(table(must("a number or null", lambda value: isinstance(value, int | None)), n_envs=count))},
     iteration=count,
     model=table(
         anything,

@@ -10,7 +10,8 @@ The result is computed from the same numbers in the same order everywhere, so th
 import copyreg
 import io
 import pickle
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -150,22 +151,30 @@ def moments(*samples: th.Tensor | np.ndarray) -> list[Moments]:
     return list(zip(n.long().tolist(), mean.tolist(), total.tolist(), strict=True))
 
 
-def any_rank(flag: bool) -> bool:
-    """:return: whether the flag is True on any rank"""
+def agree(flag: bool, parameters: Iterable[th.nn.Parameter] = ()) -> tuple[bool, bool]:
+    """:return: whether the flag is True on any rank, and whether the parameters are equal, bit for bit, on all"""
     if world_size() == 1:
-        return flag
-    value = th.tensor([int(flag)])
+        return flag, True
+    checksum = 0
+    for parameter in parameters:
+        checksum = zlib.crc32(parameter.detach().cpu().flatten().view(th.uint8).numpy().data, checksum)
+    largest = th.tensor([int(flag), checksum, -checksum])
     with lost_ranks_named():
-        dist.all_reduce(value)
-    return bool(value > 0)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    any_flag, highest, lowest = largest.tolist()
+    return bool(any_flag), highest == -lowest
 
 
-def check_equal(settings: dict[str, Any]) -> None:
-    """:raises ValueError: on all ranks, if a setting is not the same on all"""
-    described = {name: repr(value) for name, value in settings.items()}
-    of_ranks = gather(described)
-    for name in described:
-        values = [others.get(name) for others in of_ranks]
-        if len(set(values)) > 1:
-            listed = ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))
+def check_equal(settings: Mapping[str, str]) -> None:
+    """
+    :param settings: a text for each, by name
+    :raises ValueError: on all ranks, if a setting is not the same on all: it names the first one
+    """
+    of_ranks = gather(dict(settings))
+    for name in dict.fromkeys(name for others in of_ranks for name in others):
+        ranks_with: dict[str, list[str]] = {}
+        for number, others in enumerate(of_ranks):
+            ranks_with.setdefault(others.get(name, "nothing"), []).append(str(number))
+        if len(ranks_with) > 1:
+            listed = ", ".join(f"{text} on rank {' and '.join(numbers)}" for text, numbers in ranks_with.items())
             raise ValueError(f"{name} must be the same on all ranks, got {listed}")

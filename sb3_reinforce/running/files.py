@@ -34,19 +34,35 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
         raise ValueError(f"{path} must be a whole model file made by save(): {reason}; take another copy of it")
 
 
+def with_value_optimizer_inside(parameters: dict[str, Any]) -> dict[str, Any]:
+    """
+    Put the state of the value optimiser into that of the policy's optimiser, where torch's ``load_state_dict`` ignores it.
+
+    Under a name of its own, A2C and PPO would refuse it: they have no such attribute.
+    """
+    if "value_optimizer" in parameters:
+        parameters["policy.optimizer"]["value_optimizer"] = parameters.pop("value_optimizer")
+    return parameters
+
+
 def parameters_to_load(given: str | dict[str, Any], own: dict[str, Any], device: th.device | str) -> dict[str, Any]:
     """
     Parameters for ``set_parameters``, where they may come from another algorithm.
 
     :param given: a file, or what ``get_parameters`` of some algorithm returned
-    :param own: what ``get_parameters`` of the model returns: its state of an optimiser is kept if the other algorithm has
+    :param own: states of the model's networks and optimisers: its state of an optimiser is kept if the other algorithm has
         none, or has one of another class (a warning says so)
+    :return: a state per network and optimiser, by name
     """
     if isinstance(given, dict):
         params = dict(given)
     else:
         check_model_file(given)
         params = load_from_zip_file(given, device=device, load_data=False)[1]
+    optimizer = params.get("policy.optimizer", {})
+    if "value_optimizer" in optimizer:  # else at the top: in files from before December 2026
+        params["policy.optimizer"] = {key: value for key, value in optimizer.items() if key != "value_optimizer"}
+        params["value_optimizer"] = optimizer["value_optimizer"]
     if "value_optimizer" in own:
         params.setdefault("value_optimizer", own["value_optimizer"])
     else:

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.logger import (
     make_output_format,
 )
 
+from sb3_reinforce.running.disk import Forgiving
 from sb3_reinforce.running.files import write_atomically
 
 
@@ -25,7 +27,8 @@ def appending_logger(folder: str | Path, format_strings: Sequence[str] = ("stdou
         model.set_logger(appending_logger("run", ["csv", "tensorboard"]))
 
     A row that a crash has torn is removed. After :meth:`REINFORCE.resume` the rows after the checkpoint are written again:
-    of rows with equal ``time/total_timesteps`` the last counts.
+    of rows with equal ``time/total_timesteps`` the last counts. Rows that cannot be written, as the disk is full, are warned
+    about, and training continues.
 
     :param folder: where the files are, made if it is not there
     :param format_strings: ``"stdout"``, ``"csv"`` (progress.csv), ``"json"`` (progress.json), ``"log"`` (log.txt),
@@ -35,7 +38,16 @@ def appending_logger(folder: str | Path, format_strings: Sequence[str] = ("stdou
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return Logger(folder=str(folder), output_formats=[_output_format(name, folder) for name in format_strings])
+    return Logger(folder=str(folder), output_formats=[forgiving(_output_format(name, folder)) for name in format_strings])
+
+
+def forgiving(output: KVWriter) -> KVWriter:
+    """:return: the same output, which warns where it cannot write to its file; errors of the terminal stay"""
+    if not isinstance(output, HumanOutputFormat) or output.own_file:
+        name = type(output).__name__
+        output.write = Forgiving(output.write, name)  # type: ignore[method-assign]
+        output.close = Forgiving(output.close, name)  # type: ignore[method-assign]
+    return output
 
 
 def _output_format(name: str, folder: Path) -> KVWriter:
@@ -69,12 +81,14 @@ class AppendingCSV(CSVOutputFormat):
         """Write one row, as SB3's ``CSVOutputFormat`` does."""
         written = {key for key in key_values if "csv" not in (key_excluded.get(key) or ())}
         if new := sorted(written - set(self.keys)):
-            self.keys += new
+            keys = [*self.keys, *new]
             rows = self.path.read_text().splitlines()[1:]
-            lines = [",".join(self.keys), *(row + self.separator * len(new) for row in rows)]
-            self.file.close()
+            lines = [",".join(keys), *(row + self.separator * len(new) for row in rows)]
             write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+            with suppress(OSError):  # of rows that did not fit on the disk
+                self.file.close()
             self._open()
+            self.keys = keys
             self.file.seek(0, os.SEEK_END)
         super().write(key_values, key_excluded, step)
 

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
@@ -11,12 +12,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_number
+from sb3_reinforce.arguments import check_count, check_new_env, check_number
 from sb3_reinforce.running import callbacks, exchange, ranks
-from sb3_reinforce.running.files import check_model_file, parameters_to_load
+from sb3_reinforce.running.files import check_model_file, parameters_to_load, with_value_optimizer_inside
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
+from sb3_reinforce.running.settings import described, shared_settings
 from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
@@ -28,8 +31,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     # Arguments that may change with the progress of training, and the attributes that hold their schedules
     schedules: ClassVar[dict[str, str]] = {"learning_rate": "lr_schedule"}
-    # Arguments, besides schedules and spaces, that must be the same on all ranks, so that they make the same updates
-    same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "gamma", "use_sde")
+    # Arguments that may differ from rank to rank; all others must be the same, so that all ranks make the same updates
+    own_of_each_rank: ClassVar[tuple[str, ...]] = ("n_steps", "seed")
+    # Attributes that are no arguments and must be the same, too
+    same_on_all_ranks: ClassVar[tuple[str, ...]] = ("policy_class", "observation_space", "action_space")
 
     # Rollouts begun so far: this number and the seed give the random streams of a rollout.
     _n_rollouts: int = 0
@@ -41,6 +46,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     _resumed: ResumedState | None = None
     # VecNormalize's statistics at the last rollout's end, which all ranks had then
     _statistics: dict[str, Statistics]
+    # What _own_settings() was on each rank at the last rollout's end
+    _settings_of_ranks: list[dict[str, Any]]
+    _warned_of_other_parameters = False
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -70,15 +78,19 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """Around all that plays the environments."""
         return nullcontext()
 
-    def _shared_settings(self) -> dict[str, Any]:
-        """:return: what must be the same on all ranks, by name"""
-        functions = {name: getattr(self, attribute) for name, attribute in self.schedules.items()}
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            **{name: getattr(self, name) for name in self.same_on_all_ranks},
-            **{f"{name} at start and end": (schedule(1.0), schedule(0.0)) for name, schedule in functions.items()},
-        }
+    def _shared_settings(self) -> dict[str, str]:
+        """:return: a text for each setting that must be the same on all ranks, by name"""
+        named = {name: described(getattr(self, name)) for name in self.same_on_all_ranks}
+        return named | shared_settings(self, self.own_of_each_rank, self.schedules)
+
+    def _own_settings(self) -> dict[str, Any]:
+        """:return: what may differ from rank to rank: a checkpoint keeps it for each"""
+        return {"n_envs": self.n_envs, **{name: getattr(self, name) for name in self.own_of_each_rank}}
+
+    def _of_ranks(self, name: str) -> list[Any]:
+        """:return: the value of an argument that may differ, on each rank; in a plain run as it is now"""
+        shared = ranks.world_size() > 1
+        return [settings[name] for settings in self._settings_of_ranks] if shared else [getattr(self, name)]
 
     def _extra_state(self) -> dict[str, Any]:
         """:return: state besides networks, optimisers and counters: it is saved, and broadcast to all ranks"""
@@ -86,6 +98,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_new_env(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_lr_schedule(self) -> None:
         """Make the schedules of all arguments, also of those that ``load`` has replaced."""
@@ -159,7 +176,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
                 goes_on = [listener.update_ended(iteration) for listener in listeners]
-                if exchange.any_rank(not all(goes_on)):
+                stops, alike = exchange.agree(not all(goes_on), self.policy.parameters())
+                if not alike:
+                    self._warn_of_other_parameters()
+                    self._follow_rank_0()
+                if stops:
                     break
         except BaseException:
             for listener in listeners:
@@ -167,7 +188,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             raise
 
         callback.on_training_end()
-        exchange.any_rank(False)  # what rank 0 has to write is there when learn() returns
+        exchange.agree(False)  # what rank 0 has to write is there when learn() returns
         return self
 
     def _setup_learn(
@@ -193,12 +214,17 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _meet(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
         """
-        All ranks begin alike: with rank 0's parameters, optimisers, ``VecNormalize`` statistics, counters and extra state.
+        All ranks begin alike.
 
-        :raises ValueError: if arguments that must be the same are not
+        :raises ValueError: if settings that must be the same are not
         """
-        settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
-        exchange.check_equal(settings | self._shared_settings())
+        settings = {"total_timesteps": str(total_timesteps), "reset_num_timesteps": str(reset_num_timesteps)}
+        with ranks.late_ranks_named():
+            exchange.check_equal(settings | self._shared_settings())
+        self._follow_rank_0()
+
+    def _follow_rank_0(self) -> None:
+        """Copy rank 0's parameters, optimisers, ``VecNormalize`` statistics, counters and extra state to all ranks."""
         state: dict[str, Any] = exchange.broadcast(
             {
                 "parameters": self.get_parameters(),
@@ -210,14 +236,26 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         self._statistics = state["statistics"]
         if ranks.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None  # once more: load() may have brought others
-            super().set_parameters(state["parameters"], device=self.device)
+            self.set_parameters(state["parameters"], device=self.device)
             set_statistics(self._vec_normalize_env, state["statistics"])
             for name, value in state["counters"].items():
                 setattr(self, name, value)
             self._set_extra_state(state["extra"])
 
+    def _warn_of_other_parameters(self) -> None:
+        if ranks.rank() == 0 and not self._warned_of_other_parameters:
+            self._warned_of_other_parameters = True
+            warnings.warn(
+                f"after update {self._n_updates} the policy is not the same on all ranks, and all continue with rank 0's "
+                "(said once): a callback changes it, or a setting, on one rank only, or their processors compute differently",
+                stacklevel=3,
+            )
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics"]
+        return [
+            *super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics",
+            "_settings_of_ranks", "_warned_of_other_parameters",
+        ]  # fmt: skip
 
     def save(
         self,
@@ -276,7 +314,12 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     @classmethod
     def resume(
-        cls, path: str | pathlib.Path, env: GymEnv | str, device: th.device | str | None = None, trust: bool = False
+        cls,
+        path: str | pathlib.Path,
+        env: GymEnv | str,
+        device: th.device | str | None = None,
+        other_ranks: bool = False,
+        trust: bool = False,
     ) -> Self:
         """
         Resume from a checkpoint of :class:`~sb3_reinforce.TrainingCheckpoint`, as if training had never stopped.
@@ -289,14 +332,24 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param path: the folder, whose newest whole checkpoint is taken (a warning names damaged ones), or one file
         :param env: the environment, made and wrapped as in the first run; ``VecNormalize`` gets the saved statistics
         :param device: None: that of the first run
+        :param other_ranks: whether the numbers of ranks and environments may differ from the first run's. Batch and random
+            numbers are then others; change ``n_steps`` or ``n_episodes`` of the model for a batch of the same size
         :param trust: see :meth:`load`
         :return: the model
-        :raises ValueError: if a file, or all in the folder, are damaged, of another algorithm, version or environment, or
-            need ``trust``
+        :raises ValueError: if a file, or all in the folder, are damaged, of another algorithm, version, environment or number
+            of ranks, or need ``trust``
         """
-        model, state = resume(cls, path, env, device, trust)
+        model, state = resume(cls, path, env, device, other_ranks, trust)
         model._resumed, model.newest_checkpoint = state, state.path
         return model
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        Return the parameters of the agent, as every Stable-Baselines3 algorithm does: A2C and PPO can load them, too.
+
+        :return: Mapping from names of the objects to PyTorch state-dicts.
+        """
+        return with_value_optimizer_inside(super().get_parameters())
 
     def set_parameters(
         self,
@@ -315,5 +368,5 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param exact_match: whether each module and each of its parameters must be there
         :param device: Device on which the code should run.
         """
-        params = parameters_to_load(load_path_or_dict, self.get_parameters(), device)
+        params = parameters_to_load(load_path_or_dict, super().get_parameters(), device)
         super().set_parameters(params, exact_match=exact_match, device=device)

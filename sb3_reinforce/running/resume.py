@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,10 @@ from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.version import __version__
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
+
+
+class OtherRanksError(CheckpointError):
+    """A checkpoint of a run on another number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,12 @@ class ResumedState:
 
 
 def resume(
-    cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None, trust: bool = False
+    cls: type[Algorithm],
+    path: str | Path,
+    env: GymEnv | str,
+    device: th.device | str | None,
+    other_ranks: bool,
+    trust: bool = False,
 ) -> tuple[Algorithm, ResumedState]:
     """
     See :meth:`ResumableAlgorithm.resume`.
@@ -91,12 +100,14 @@ def resume(
     if not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"path must be a folder with checkpoints or one of them, got {path}, which does not exist")
-        return _resume_from(cls, path, env, device, trust)
+        return _resume_from(cls, path, env, device, other_ranks, trust)
     candidates = checkpoints_in(path)
     reasons = []
     for candidate in candidates:
         try:
-            resumed = _resume_from(cls, candidate, env, device, trust)
+            resumed = _resume_from(cls, candidate, env, device, other_ranks, trust)
+        except OtherRanksError:  # an older one of as many ranks is not what the user wants
+            raise
         except CheckpointError as error:
             reasons.append(str(error))
             continue
@@ -109,10 +120,15 @@ def resume(
 
 
 def _resume_from(
-    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None, trust: bool
+    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None, other_ranks: bool, trust: bool
 ) -> tuple[Algorithm, ResumedState]:
     data, manifest, state = read_parts(path)
-    _check_same_run(cls, path, manifest, env)
+    # A launched rank takes its own GPU, not rank 0's
+    saved = manifest["device"].partition(":")[0] if ranks.launched() else manifest["device"]
+    device = ranks.start(device or saved)
+    own = _own_settings(path, state, other_ranks)
+    n_envs = env.num_envs if other_ranks else own.get("n_envs", manifest["env"].get("n_envs"))
+    _check_same_run(cls, path, manifest, n_envs, env)
     # What is known here is not read from the file.
     known: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
     try:
@@ -120,9 +136,10 @@ def _resume_from(
             known["policy_class"] = cls.policy_aliases[manifest["policy"]]
         if manifest["rollout_buffer"] is not None:
             known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
-        device = device or manifest["device"]
         model = cls.load(io.BytesIO(data), env, device, known, trust=trust)  # type: ignore[call-arg]
         set_model_state(model, state["model"])
+        names: tuple[str, ...] = getattr(cls, "own_of_each_rank", ())
+        vars(model).update({name: own[name] for name in names if name in own}, n_envs=env.num_envs)
         set_random_state(model, state["random"])
         model._check_training()  # type: ignore[attr-defined]
     except UntrustedError as error:  # not passed over for an older one: whoever resumes should know
@@ -132,7 +149,23 @@ def _resume_from(
     return model, ResumedState(path.resolve(), state)
 
 
-def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[str, Any], env: VecEnv) -> None:
+def _own_settings(path: Path, state: Mapping[str, Any], other_ranks: bool) -> Mapping[str, Any]:
+    """
+    :return: this rank's settings in the first run; rank 0's if there were fewer ranks; none in a file before December 2026
+    :raises OtherRanksError: unless there are as many ranks as in the first run, or other numbers are allowed
+    """
+    settings: Sequence[Mapping[str, Any]] = state.get("ranks", ())
+    n_ranks, rank = ranks.world_size(), ranks.rank()
+    if settings and len(settings) != n_ranks and not other_ranks:
+        raise OtherRanksError(
+            f"{path} is of a run on {len(settings)} rank{'s' if len(settings) > 1 else ''}, got {n_ranks}: start as many as "
+            "then, or resume with other_ranks=True (on the command line: --other-ranks), with batches of another size and "
+            "other random numbers"
+        )
+    return settings[rank if rank < len(settings) else 0] if settings else {}
+
+
+def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[str, Any], n_envs: int, env: VecEnv) -> None:
     """:raises CheckpointError: if the checkpoint is of another algorithm, version or environment"""
     algorithm = f"{cls.__module__}.{cls.__qualname__}"
     if manifest["algorithm"] != algorithm:
@@ -142,7 +175,7 @@ def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[
             f"{path} is of another version: it was saved by sb3-reinforce {manifest['sb3_reinforce']}, this is {__version__}: "
             "install that one to resume, or start a new run with its parameters: REINFORCE.load(file, env=env)"
         )
-    saved, given = manifest["env"], describe_env(env)
+    saved, given = {**manifest["env"], "n_envs": n_envs}, describe_env(env)
     for name in given:
         if name == "id" and None in (saved.get("id"), given["id"]):
             continue

@@ -199,7 +199,11 @@ class WandbCallback(BaseCallback):
             return
         rollout = self.model.rollout
         # Without those that ended while the algorithm waited for others: they are short, and not used for the update.
-        used = [(span.end, span.total_reward, span.first_step + span.length) for span in rollout.spans if not span.cut]
+        used = [
+            (span.end, span.total_reward, span.total_length or span.first_step + span.length)
+            for span in rollout.spans
+            if not span.cut
+        ]
         known = [(end, total, length) for end, total, length in used if total is not None]
         self._rows.episodes.extend((total, length) for _, total, length in known)
         if known and not self.needs_steps:

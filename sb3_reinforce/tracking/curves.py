@@ -12,7 +12,7 @@ from sb3_reinforce.tracking.runs import LoggedRun, Series
 # Points of a curve: a panel has no more pixels
 GRID = 240
 # What runs of one setting may differ in
-NOT_A_SETTING = {"seed", "command", "git_commit", "versions", "device", "run_name"}
+NOT_A_SETTING = {"seed", "command", "git_commit", "versions", "device", "run_name", "run_folder"}
 # 97.5 % points of Student's t for 1 to 30 degrees of freedom: half the width of a 95 % interval, in standard errors
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -84,10 +84,11 @@ def _mean_and_band(series: list[Series], steps: np.ndarray) -> tuple[np.ndarray,
     """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
     rows = np.ma.masked_invalid([_at(x, y, steps) for x, y in series])
     count = rows.count(axis=0)
-    mean = rows.mean(axis=0).filled(np.nan)
     student = np.array([np.nan, *STUDENT])[np.clip(count - 1, 0, len(STUDENT))]
-    width = student * rows.std(axis=0, ddof=1).filled(np.nan) / np.sqrt(np.maximum(count, 1))
-    return mean, mean - width, mean + width
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest float
+        mean = rows.mean(axis=0).filled(np.nan)
+        width = student * rows.std(axis=0, ddof=1).filled(np.nan) / np.sqrt(np.maximum(count, 1))
+        return mean, mean - width, mean + width
 
 
 def _at(x: np.ndarray, y: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import argparse
 import html
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from sb3_reinforce.tracking.curves import curves_of, panel_data
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric, Section, all_metrics
-from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs
+from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, Series, find_runs
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -51,7 +52,7 @@ def report(arguments: Sequence[str]) -> int:
     page = make_page(runs, options.title)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page, encoding="utf-8")
+        options.out.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold half of a character
     except OSError as error:
         print(f"sb3-reinforce: error: {options.out} cannot be written: {error}", file=sys.stderr)
         return 1
@@ -114,11 +115,16 @@ def _runs_table(curves: dict[str, list[LoggedRun]]) -> str:
                 f'<td class="{html.escape(run.state.split(" ")[0])}">{html.escape(run.state or run.source)}</td>',
                 _cell(run.config.get("seed")),
                 _cell(None if steps is None else f"{steps:,}"),
-                _cell(None if returns is None else float(returns[1][-1])),
-                _cell(None if evaluations is None else float(np.nanmax(evaluations[1]))),
+                _cell(None if returns is None else float(_numbers(returns)[-1])),
+                _cell(None if evaluations is None else float(np.fmax.reduce(_numbers(evaluations)))),
             ]
             rows.append(f"<tr>{''.join(cells)}</tr>")
     return "".join(rows)
+
+
+def _numbers(series: Series) -> np.ndarray:
+    """:return: the values of a metric, shape [n]; of histograms their medians"""
+    return series[1] if series[1].ndim == 1 else series[1][:, 1]
 
 
 def _cell(value: Any) -> str:
@@ -127,9 +133,9 @@ def _cell(value: Any) -> str:
 
 
 def as_dict(run: LoggedRun) -> dict[str, Any]:
-    """:return: state, config, summary and last values of a run, as plain values"""
+    """:return: state, config, summary and last values of a run, as plain values; None for numbers that are not finite"""
     last = {key: {"step": float(steps[-1]), "value": values[-1].tolist()} for key, (steps, values) in run.metrics.items()}
-    return {
+    found = {
         "name": run.name,
         "path": str(run.path),
         "source": run.source,
@@ -140,6 +146,16 @@ def as_dict(run: LoggedRun) -> dict[str, Any]:
         "last": last,
         "artifacts": run.artifacts,
     }
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A plain value as JSON allows it, which has neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(run: LoggedRun) -> str:

@@ -149,6 +149,8 @@ class ModelArtifacts:
             normalize = self._model.get_vec_normalize_env()
             if normalize is not None:
                 normalize.save(str(folder / "vecnormalize.pkl"))
+            if not (folder / "model.zip").is_file():
+                return None  # of a full disk the zoo's training has warned
         except Exception as error:
             self._run.warn("a model was not saved", error)
             return None

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from sb3_reinforce.tracking.background import BackgroundRun
-from sb3_reinforce.tracking.settings import masked_command
-from sb3_reinforce.tracking.wandb_internals import end_service, flush_every, mode_and_key
+from sb3_reinforce.tracking.settings import masked_command, masked_text
+from sb3_reinforce.tracking.wandb_internals import end_service, flush_every, mode_and_key, quiet_debug_log
 
 if TYPE_CHECKING:
     import wandb
@@ -46,7 +46,7 @@ class Warner:
         """Warn of what is lost and why, unless there was a warning about the same subject."""
         if about not in self._warned:
             self._warned.add(about)
-            reason = "" if error is None else f" ({type(error).__name__}: {error})"
+            reason = "" if error is None else f" ({type(error).__name__}: {masked_text(str(error))})"
             warnings.warn(f"W&B: {consequence}, training goes on{reason}", stacklevel=3)
 
 
@@ -107,7 +107,9 @@ def start_run(
             )
             flush_every(settings, seconds=2.0)
             sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts
-            return wandb.init(mode=attempt, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
+            run = wandb.init(mode=attempt, resume=resume, settings=settings, **arguments)  # type: ignore[arg-type]
+            quiet_debug_log()
+            return run
         except Exception as error:
             next_step = "the run is kept offline" if attempt == "online" else "this training is not tracked"
             warn(f"could not start {attempt}, {next_step}", error, about=f"start {attempt}")

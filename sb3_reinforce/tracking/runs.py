@@ -1,25 +1,35 @@
 """
-Reads runs back from their files, without a network: W&B's own files, TensorBoard's, and the ``progress.csv`` of SB3's logger.
+Reads runs back from their files, without a network: W&B's own files, TensorBoard's, and SB3's: the ``progress.csv`` of its
+logger, else the episodes and evaluations that its Monitor and its EvalCallback keep.
 
 A damaged file is read as far as possible, and a line says so.
 """
 
 import json
+import math
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from stable_baselines3.common.monitor import Monitor, load_results
 
 from sb3_reinforce.tracking.metrics import STEP_KEY
+from sb3_reinforce.tracking.settings import as_setting
 from sb3_reinforce.tracking.wandb_internals import record_parser
 
 # The x-axis of a row: the first of these that it has
 STEP_KEYS = (STEP_KEY, "time/total_timesteps")
 QUANTILES = (0.1, 0.5, 0.9)
+# Larger ones are no counts of steps
+MAX_STEP = 2**63
+# Levels of lists and dicts in a setting: more would exceed Python's recursion limit when they are written
+MAX_DEPTH = 50
 # Steps and values of a metric, shape [n] each; values of histograms have shape [n, 3], their quantiles
 Series = tuple[np.ndarray, np.ndarray]
 
@@ -30,7 +40,7 @@ class LoggedRun:
 
     name: str  # unique within its folder
     path: Path
-    source: str  # "wandb", "tensorboard" or "csv"
+    source: str  # "wandb", "tensorboard", "csv" or "monitor"
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = ""  # "finished", "failed", "killed", "killed or running"; "": the file does not say
@@ -55,20 +65,24 @@ def find_runs(paths: list[Path]) -> list[LoggedRun]:
     if missing:
         raise NoRunsError(f"no such file or folder: {', '.join(missing)}")
     runs, parts = [], []
+    monitored: dict[Path, Path] = {}  # folder and the path that it was found below
     for path in paths:
         # rglob does not enter W&B's link to the newest run, which is beside the runs
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not file.is_symlink())
         parts += [file for file in files if file.suffix == ".wandb"]
         events = {file.parent for file in files if file.name.startswith("events.out.tfevents.")}
         runs += [_read_tensorboard(folder, path) for folder in sorted(events)]
-        runs += [_read_csv(file, path) for file in files if file.name == "progress.csv"]
-    if parts:
-        runs = _read_wandb(list(dict.fromkeys(parts))) + runs
+        tables = [file for file in files if file.name == "progress.csv"]
+        runs += [_read_csv(file, path) for file in tables]
+        logged = events | {file.parent for file in tables}
+        monitored |= {file.parent: path for file in files if file.name.endswith(Monitor.EXT) and file.parent not in logged}
+    tracked = _read_wandb(list(dict.fromkeys(parts))) if parts else []
+    runs = [*tracked, *runs, *(_read_monitor(f, top) for f, top in monitored.items() if _is_untracked(f, tracked))]
     if not runs:
         where = ", ".join(str(path) for path in paths)
         raise NoRunsError(
-            f"no run below {where}: looked for *.wandb (W&B), events.out.tfevents.* (TensorBoard) and progress.csv (SB3); "
-            "`sb3-reinforce train` leaves them with --track (in wandb) or --tensorboard-log DIR"
+            f"no run below {where}: looked for *.wandb (W&B), events.out.tfevents.* (TensorBoard), progress.csv and "
+            "*monitor.csv (SB3); `sb3-reinforce train` leaves the last in logs, the first with --track in wandb"
         )
     return runs
 
@@ -83,7 +97,10 @@ def _read_wandb(files: list[Path]) -> list[LoggedRun]:
     rows: dict[str, list[dict[str, Any]]] = {}
     starts: dict[str, tuple[str, int]] = {}
     for file in sorted(files, key=lambda file: (file.parent.name.removeprefix("offline-"), file.name)):
-        records, problem = read_records(file)
+        try:
+            records, problem = read_records(file)
+        except OSError as error:
+            records, problem = [], f"cannot be read ({error.strerror})"
         parsed = []
         for data in records:
             try:
@@ -97,15 +114,26 @@ def _read_wandb(files: list[Path]) -> list[LoggedRun]:
         starts.setdefault(run_id, (second, started[0].start_time.ToNanoseconds() if started else 0))
         run = found.setdefault(run_id, LoggedRun(run_id, file.parent, "wandb"))
         run.path, run.state = file.parent, "killed or running"
-        for record in parsed:
-            _add_record(record, run, rows.setdefault(run_id, []))
+        with _noted(run, file):
+            for record in parsed:
+                _add_record(record, run, rows.setdefault(run_id, []))
         if problem is not None:
             run.problems.append(f"{file}: {problem}, read {len(parsed)} records before it")
     for run_id, run in found.items():
-        run.metrics = _columns(rows.get(run_id, []))
+        with _noted(run, run.path):
+            run.metrics = _columns(rows.get(run_id, []))
         if not run.metrics:
             run.problems.append(f"{run.path}: no metric was logged")
     return [found[run_id] for run_id in sorted(found, key=lambda run_id: starts[run_id])]
+
+
+@contextmanager
+def _noted(run: LoggedRun, path: Path) -> Iterator[None]:
+    """Note an error among the run's problems: one run that cannot be read must not cost the report of the others."""
+    try:
+        yield
+    except Exception as error:
+        run.problems.append(f"{path}: cannot be read ({type(error).__name__}: {error})")
 
 
 def read_records(file: Path) -> tuple[list[bytes], str | None]:
@@ -147,10 +175,11 @@ def _add_record(record: Any, run: LoggedRun, rows: list[dict[str, Any]]) -> None
     if kind == "history":
         rows.append(_nested(record.history.item))
     elif kind == "summary":
-        run.summary |= {k: v for k, v in _nested(record.summary.update).items() if not k.startswith("_")}
+        run.summary |= as_setting({k: v for k, v in _nested(record.summary.update).items() if not k.startswith("_")})
     elif kind in ("run", "config"):
         update = record.run.config.update if kind == "run" else record.config.update
-        run.config |= {item.key: _value(item) for item in update if item.key and item.key != "_wandb"}
+        # masked: other programs may have logged secrets, and a report is for showing
+        run.config |= as_setting({item.key: _value(item) for item in update if item.key and item.key != "_wandb"})
         if kind == "run":
             run.group = record.run.run_group or run.group
             run.name = record.run.display_name or record.run.run_id or run.name
@@ -163,10 +192,17 @@ def _add_record(record: Any, run: LoggedRun, rows: list[dict[str, Any]]) -> None
 
 
 def _value(item: Any) -> Any:
+    """:return: what a record's item says; None if that is no JSON, or deeper than ``MAX_DEPTH``"""
     try:
-        return json.loads(item.value_json)
-    except ValueError:
+        value = json.loads(item.value_json)
+    except (ValueError, RecursionError):
         return None
+    return value if _is_shallow(value, MAX_DEPTH) else None
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inner if isinstance(each, dict | list))
 
 
 def _nested(items: Any) -> dict[str, Any]:
@@ -186,13 +222,13 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
     points: dict[str, dict[float, Any]] = {}
     for row in rows:
         step = next((row[key] for key in STEP_KEYS if _is_number(row.get(key))), None)
-        if step is None:
+        if step is None or not 0 <= step < MAX_STEP:
             continue
         for key, value in row.items():
             if key.startswith("_") or key == STEP_KEY:
                 continue
             if _is_number(value):
-                points.setdefault(key, {})[step] = float(value)
+                points.setdefault(key, {})[step] = _as_float(value)
             elif isinstance(value, dict) and value.get("_type") == "histogram":
                 quantiles = _quantiles(value)
                 if quantiles is not None:
@@ -214,6 +250,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _as_float(value: float) -> float:
+    """:return: the number; infinity for one of more digits than a float can have"""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
     """The 10 %, 50 % and 90 % points of W&B's histogram, linear within its bins; None if it is empty or cannot be read."""
     try:
@@ -227,15 +271,15 @@ def _quantiles(histogram: dict[str, Any]) -> list[float] | None:
         if total <= 0 or len(edges) != len(counts) + 1:
             return None
         return np.interp(QUANTILES, np.concatenate([[0.0], counts.cumsum() / total]), edges).tolist()
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
 def _run_of(folder: Path, top: Path, source: str) -> LoggedRun:
     top = top if top.is_dir() else top.parent
     name = str(folder.relative_to(top)) if folder != top else folder.resolve().name
-    # a2c/CartPole-v1_3 -> a2c/CartPole-v1: SB3 and the zoo number the runs of one setting
-    return LoggedRun(name, folder, source, group=re.sub(r"_\d+$", "", name))
+    # a2c/CartPole-v1_3 -> a2c/CartPole-v1: SB3 and the zoo number the runs of one setting; --uuid adds more
+    return LoggedRun(name, folder, source, group=re.sub(r"_\d+(_[0-9a-f-]{36})?$", "", name))
 
 
 def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
@@ -245,13 +289,11 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
     except ImportError:
         run.problems.append(f"{folder}: TensorBoard's files need tensorboard: pip install tensorboard")
         return run
-    try:
+    with _noted(run, folder):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1, "images": 1, "tensors": 1})
         events.Reload()
         for key in events.Tags()["scalars"]:
             run.metrics[key] = _series({event.step: event.value for event in events.Scalars(key)})
-    except Exception as error:
-        run.problems.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
     if not run.metrics and not run.problems:
         run.problems.append(f"{folder}: no metric was logged")
     return run
@@ -259,12 +301,35 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
 
 def _read_csv(file: Path, top: Path) -> LoggedRun:
     run = _run_of(file.parent, top, "csv")
-    try:
+    with _noted(run, file):
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
-    except Exception as error:
-        run.problems.append(f"{file}: cannot be read ({type(error).__name__}: {error})")
-        return run
-    run.metrics = _columns([{k: v for k, v in row.items() if v == v} for row in table.to_dict("records")])
-    if not run.metrics:
+        run.metrics = _columns([{k: v for k, v in row.items() if v == v} for row in table.to_dict("records")])
+    if not run.metrics and not run.problems:
         run.problems.append(f"{file}: no metric with a column {' or '.join(STEP_KEYS)} was logged")
+    return run
+
+
+def _is_untracked(folder: Path, tracked: list[LoggedRun]) -> bool:
+    """:return: whether a folder with Monitor's files is a training that no W&B run is about, and not what benchmark played"""
+    named = [str(run.config["run_folder"]).lstrip("/") for run in tracked if run.config.get("run_folder")]
+    is_named = any(folder.resolve().as_posix().endswith(f"/{name}") for name in named)
+    return not is_named and not (folder.parent / "benchmark.md").is_file()
+
+
+def _read_monitor(folder: Path, top: Path) -> LoggedRun:
+    run = _run_of(folder, top, "monitor")
+    rows: list[dict[Any, Any]] = []
+    with _noted(run, folder):
+        episodes = load_results(str(folder))[["r", "l"]].apply(pd.to_numeric, errors="coerce").dropna()
+        steps, returns, lengths = episodes["l"].cumsum(), episodes["r"], episodes["l"]
+        rows += pd.DataFrame({STEP_KEY: steps, "episode/return": returns, "episode/length": lengths}).to_dict("records")
+    file = folder / "evaluations.npz"
+    if file.is_file():
+        with _noted(run, file), np.load(file) as saved:
+            steps, returns, lengths = saved["timesteps"], saved["results"].mean(axis=1), saved["ep_lengths"].mean(axis=1)
+            means = {STEP_KEY: steps, "eval/mean_reward": returns, "eval/mean_ep_length": lengths}
+            rows += pd.DataFrame(means).to_dict("records")
+    run.metrics = _columns(rows)
+    if not run.metrics and not run.problems:
+        run.problems.append(f"{folder}: no episode has ended")
     return run

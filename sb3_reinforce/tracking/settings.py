@@ -25,21 +25,48 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_VALUE = re.compile(
     r"""
-    (?<![A-Za-z0-9])(?!ENVIRONMENT)(?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}
+    (?<![A-Za-z0-9/])(?!ENVIRONMENT)(?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abprs]|wandb_v\d|local|npm|pypi|AKIA|ASIA|AIza|ya29)[-_.]?[A-Za-z0-9_\-]{16,}(?![A-Za-z0-9_\-/])
     | eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)+          # a JSON web token
     | (?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])  # W&B's keys, and others in hexadecimal digits
     | (?<![A-Za-z0-9+/_\-])(?!ENVIRONMENT)
       (?=[A-Za-z+/_\-]*\d)(?=[A-Z\d+/_\-]*[a-z])(?=[a-z\d+/_\-]*[A-Z])[A-Za-z0-9+_\-]{32,}={0,2}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
-    """.replace("ENVIRONMENT", r"[A-Za-z0-9_\-]+-v\d+(?![A-Za-z0-9_\-])"),  # an environment's id may be as long
+    """.replace(
+        # the id of an environment, or the name of a run's folder, may be as long
+        "ENVIRONMENT",
+        r"[A-Za-z0-9_\-]+-v\d+(?:_\d+)?(?:_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?(?![A-Za-z0-9_\-])",
+    ),
     re.X,
 )
-_URL_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+# User and password in an address; to the last @, as a password may have one, or a slash
+_URL_PASSWORD = re.compile(r"""(?<=://)[^\s"'<>]+(?=@)""")
+# A name and its value: in an address's query, or quoted as in Python and JSON. KeyError: 'x' is no secret.
+_NAMED_VALUE = re.compile(
+    r"""
+    (?P<head>[?&](?P<query>[\w-]+)=)[^&\s"'#]+
+    | (?P<before>(?P<name>[\w-]+)(?<!Error)['"]?\s*[=:]\s*)(?P<quote>['"]).*?(?P=quote)
+    """,
+    re.X,
+)
 
 
 def masked_text(text: str) -> str:
-    """:return: the text with ``***`` for what looks like a key, and for user and password in an address"""
-    return _URL_PASSWORD.sub(MASK, _SECRET_VALUE.sub(MASK, text))
+    """
+    :return: the text with ``***`` for what looks like a key, for user and password in an address, and for values that have
+        the name of a secret
+    """
+
+    def mask(found: re.Match[str]) -> str:
+        if not has_secret_name(found["query"] or found["name"]):
+            return found[0]
+        return f"{found['head']}{MASK}" if found["query"] else f"{found['before']}{found['quote']}{MASK}{found['quote']}"
+
+    return _NAMED_VALUE.sub(mask, _URL_PASSWORD.sub(MASK, _SECRET_VALUE.sub(MASK, text)))
+
+
+def holds_secret(value: Any) -> bool:
+    """:return: whether a setting, or one inside it, would be masked"""
+    return MASK in repr(as_setting(value))
 
 
 def has_secret_name(name: str) -> bool:

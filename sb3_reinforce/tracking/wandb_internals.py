@@ -1,5 +1,6 @@
 """The only module that uses private parts of wandb (0.31.0). Functions say what happens when a later version differs."""
 
+import logging
 import subprocess
 import threading
 from contextlib import suppress
@@ -35,6 +36,12 @@ def flush_every(settings: "wandb.Settings", seconds: float) -> None:
     """How often a run writes its file: a killed process loses the rows since. If wandb has changed, every 15 s (0.31)."""
     with suppress(Exception):
         settings.x_transaction_log_flush_interval = seconds
+
+
+def quiet_debug_log() -> None:
+    """Let W&B's own debug log fail without a word: where the disk is full, each line would print a traceback."""
+    for handler in logging.getLogger("wandb").handlers:
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def service_process() -> "subprocess.Popen[bytes] | None":

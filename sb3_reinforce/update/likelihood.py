@@ -1,6 +1,7 @@
 """log pi(a|s), the entropy and V(s) of whatever policy there is, for many steps at a time."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
 from sb3_reinforce.observations import map_arrays
-from sb3_reinforce.rollout.sampling import overrides, policy_class
+from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
+from sb3_reinforce.rollout.squashed import log_prob_before_tanh
 from sb3_reinforce.update.rows import Rows, chunks
 
 
@@ -21,7 +23,7 @@ def log_prob_and_entropy(
     """
     log pi(a|s) and the entropy of pi(.|s), without V(s) unless the policy's class leaves no other way.
 
-    :param actions: as the rollout buffer gives them, float, shape [n, action dimensions]
+    :param actions: as :meth:`Rows.samples` gives them, float, shape [n, action dimensions]
     :return: both of shape [n]; no entropy where it has no closed form
     :raises TypeError: if the policy does not give one log-probability per action
     """
@@ -30,8 +32,9 @@ def log_prob_and_entropy(
     if overrides(policy, "evaluate_actions"):
         _, log_prob, entropy = policy.evaluate_actions(observations, actions)
     else:
-        distribution = policy.get_distribution(observations)
-        log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+        distribution: Any = policy.get_distribution(observations)
+        of_actions = partial(log_prob_before_tanh, distribution) if draws_before_tanh(policy) else distribution.log_prob
+        log_prob, entropy = of_actions(actions), distribution.entropy()
     if log_prob.shape != actions.shape[:1]:
         raise TypeError(
             f"the policy must give one log-probability per action, shape {tuple(actions.shape[:1])}, "

@@ -6,8 +6,12 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
+from sb3_reinforce.rollout.squashed import before_tanh
+
 Selection = slice | np.ndarray
 """Some rows: a range of them, or their indices."""
+BatchSize = int | None | Sequence[int | None]
+"""Rows per minibatch on all ranks, or on each; None: all."""
 
 
 def count_rows(rows: Selection) -> int:
@@ -36,6 +40,7 @@ class Rows:
     def __init__(self, buffer: RolloutBuffer, sizes: Sequence[int], chunk_size: int | None):
         self.buffer, self.sizes, self.chunk_size = buffer, sizes, chunk_size
         self.n_rows = buffer.buffer_size
+        self._before_tanh = before_tanh(buffer)
         #: rows of all ranks
         self.n_total = sum(sizes)
         next(buffer.get(1))  # SB3 flattens [S, 1, ...] to [S, ...] at the first get()
@@ -46,25 +51,29 @@ class Rows:
         return slice(0, self.n_rows)
 
     def samples(self, rows: Selection) -> RolloutBufferSamples:
-        """:return: the rows as tensors on the buffer's device"""
-        return self.buffer._get_samples(rows)  # type: ignore[arg-type]
+        """:return: the rows as tensors on the buffer's device; squashed actions are those before tanh"""
+        samples = self.buffer._get_samples(rows)  # type: ignore[arg-type]
+        if self._before_tanh is None:
+            return samples
+        return samples._replace(actions=self.buffer.to_torch(self._before_tanh[rows]))
 
     def chunks(self, rows: Selection | None = None) -> Iterator[Selection]:
         """:return: the given rows, by default all, at most ``chunk_size`` of them at a time"""
         return chunks(self.all if rows is None else rows, self.chunk_size)
 
-    def count_minibatches(self, batch_size: int | None) -> int:
-        """:return: the number of minibatches that a pass needs on the rank with most rows"""
-        return 1 if batch_size is None else max(-(-size // batch_size) for size in self.sizes)
+    def count_minibatches(self, batch_size: BatchSize) -> int:
+        """:return: the number of minibatches that a pass needs on the rank that needs most"""
+        own = batch_size if isinstance(batch_size, Sequence) else [batch_size] * len(self.sizes)
+        return max(1 if n is None else -(-size // n) for size, n in zip(self.sizes, own, strict=True))
 
-    def minibatches(self, batch_size: int | None, rng: np.random.Generator) -> Iterator[tuple[Selection, int]]:
+    def minibatches(self, batch_size: BatchSize, rng: np.random.Generator) -> Iterator[tuple[Selection, int]]:
         """
         All rows once: in order and at once, or shuffled in minibatches.
 
         All ranks make the same number of minibatches. Several ranks split their rows evenly among them, so that no
         rank's steps weigh more than another's; of a rank with very few steps, some minibatches are then empty.
 
-        :param batch_size: rows per minibatch of this rank; None: all
+        :param batch_size: rows per minibatch, or those of each rank; None: all
         :return: the rows of each minibatch, and the number of rows that all ranks together have in theirs
         """
         n_minibatches = self.count_minibatches(batch_size)
@@ -73,9 +82,10 @@ class Rows:
             return
         order = rng.permutation(self.n_rows)
         if len(self.sizes) == 1:
-            assert batch_size is not None, "one minibatch otherwise"
-            for start in range(0, len(order), batch_size):
-                part = order[start : start + batch_size]
+            size = batch_size[0] if isinstance(batch_size, Sequence) else batch_size
+            assert size is not None, "one minibatch otherwise"
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
                 yield part, len(part)
             return
         for position, part in enumerate(np.array_split(order, n_minibatches)):

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,6 +10,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.baselines import Baseline
+from sb3_reinforce.running.training_state import copied
 
 
 @contextmanager
@@ -24,11 +24,7 @@ def undone_on_failure(
     :raises ValueError: instead of what was raised inside, if the cause is a number that is not finite
     """
     parameters = model.policy.state_dict()
-    last_good = {name: tensor.clone() for name, tensor in parameters.items()}
-    moments = [
-        {parameter: {name: _copy(value) for name, value in moment.items()} for parameter, moment in optimizer.state.items()}
-        for optimizer in optimizers
-    ]
+    last_good, moments = copied(parameters), [copied(optimizer.state) for optimizer in optimizers]
     baseline_state, n_updates = copy.deepcopy(baseline.state_dict()), model._n_updates
     try:
         yield
@@ -49,8 +45,3 @@ def undone_on_failure(
             f"{str(error).splitlines()[0]}; lower {lower}, or scale the observations or the rewards (largest return "
             f"{np.abs(model.rollout_buffer.returns).max():.3g}), for example by VecNormalize"
         ) from error
-
-
-def _copy(value: Any) -> Any:
-    # deepcopy copies tensors, too, at ten times the cost
-    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)

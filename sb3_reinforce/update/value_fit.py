@@ -10,7 +10,7 @@ from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
 from sb3_reinforce.update.likelihood import value_only_parameters
-from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.rows import BatchSize, Rows
 
 
 class ValueFit:
@@ -47,7 +47,7 @@ class ValueFit:
         optimizer: th.optim.Optimizer,
         residual: float,
         n_epochs: int,
-        batch_size: int | None,
+        batch_size: BatchSize,
     ) -> float | None:
         """
         Fit V to the returns of the rollout buffer.
@@ -69,7 +69,7 @@ class ValueFit:
             with th.no_grad():
                 head.bias.add_(residual)
         losses = []
-        in_one_piece = batch_size is None and rows.chunk_size is None
+        in_one_piece = rows.count_minibatches(batch_size) == 1 and rows.chunk_size is None
         whole = rows.samples(rows.all) if in_one_piece else None
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):

@@ -13,8 +13,9 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_reinforce.running.env_queries import is_envpool
 from sb3_reinforce.vec_env.infos import EndedEpisodes, ResetInfos, StepInfos, copy_arrays, split_final
-from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, is_envpool, single_spaces, vector_wrappers
+from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, single_spaces, vector_wrappers
 from sb3_reinforce.vec_env.observations import array_spaces, as_arrays, check_rows, rows, set_rows
 from sb3_reinforce.vec_env.resets import MaskedReset, choose_reset
 from sb3_reinforce.vec_env.single import single_envs
@@ -219,6 +220,10 @@ class VectorEnvAdapter(VecEnv):
             # env_is_wrapped(Monitor) is True, so callers may ask this of a Monitor
             return [True] * len(selected)
         return self._single.get(attr_name, selected)
+
+    def has_attr(self, attr_name: str) -> bool:
+        """:return: whether all environments have it. It is not read where possible: AsyncVectorEnv would call a method"""
+        return self._single.has(attr_name) or super().has_attr(attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """

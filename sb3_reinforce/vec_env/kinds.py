@@ -8,12 +8,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from sb3_reinforce.running.env_queries import is_envpool
 from sb3_reinforce.vec_env.observations import BATCHABLE
-
-
-def is_envpool(env: Any) -> bool:
-    """Whether this is an EnvPool, judged by its methods: it makes its classes at run time, one per game."""
-    return all(hasattr(env, name) for name in ("send", "recv", "async_reset", "config"))
 
 
 def vector_wrappers(env: Any) -> Iterator[VectorWrapper]:

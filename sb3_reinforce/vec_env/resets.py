@@ -9,7 +9,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 
-from sb3_reinforce.vec_env.kinds import is_envpool, vector_wrappers
+from sb3_reinforce.running.env_queries import is_envpool
+from sb3_reinforce.vec_env.kinds import vector_wrappers
 from sb3_reinforce.vec_env.observations import equal_rows, rows
 
 # (env, mask) -> (observations, infos): resets only the environments of the mask. Returns what `reset` returns, one row per

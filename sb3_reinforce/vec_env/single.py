@@ -22,6 +22,9 @@ class SingleEnvs:
         self.env = env
         self.n_envs = n_envs
 
+    def has(self, name: str) -> bool:
+        return hasattr(self.env, name)
+
     def get(self, name: str, ids: list[int]) -> list[Any]:
         return [getattr(self.env, name)] * len(ids)
 
@@ -53,6 +56,9 @@ class SingleEnvs:
 class SyncEnvs(SingleEnvs):
     """The environments of a ``SyncVectorEnv``, a list."""
 
+    def has(self, name: str) -> bool:
+        return all(env.has_wrapper_attr(name) for env in self.env.envs)
+
     def get(self, name: str, ids: list[int]) -> list[Any]:
         return [self.env.envs[i].get_wrapper_attr(name) for i in ids]
 
@@ -79,6 +85,9 @@ class SyncEnvs(SingleEnvs):
 
 class AsyncEnvs(SingleEnvs):
     """The environments of an ``AsyncVectorEnv``, each in its own process."""
+
+    def has(self, name: str) -> bool:
+        return all(self.env.call("has_wrapper_attr", name))
 
     def get(self, name: str, ids: list[int]) -> list[Any]:
         self._check_attr(name)
@@ -112,7 +121,7 @@ class AsyncEnvs(SingleEnvs):
 
     def _check_attr(self, name: str) -> None:
         # Asking for an attribute that does not exist would end the workers
-        if not all(self.env.call("has_wrapper_attr", name)):
+        if not self.has(name):
             raise AttributeError(f"the environments of {self.env!r} have no attribute {name!r}")
 
     def _call_one(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

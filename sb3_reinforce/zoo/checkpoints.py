@@ -15,6 +15,7 @@ from sb3_reinforce.running import ranks
 from sb3_reinforce.running.checkpoint import TrainingCheckpoint
 from sb3_reinforce.running.checkpoint_file import checkpoints_in
 from sb3_reinforce.running.files import write_atomically
+from sb3_reinforce.tracking.settings import masked_command
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -48,7 +49,8 @@ def read_run(path: str | Path) -> SavedRun:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
     if not checkpoints_in(run.checkpoints):
-        raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {' '.join(run.arguments)}")
+        again = " ".join(masked_command(run.arguments))
+        raise ValueError(f"{path} has no checkpoint yet: start the run anew, sb3-reinforce train {again}")
     return run
 
 
@@ -79,13 +81,13 @@ def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """:return: a command line without ``--resume FOLDER``, and without ``--trust``, which no file may say"""
+    """:return: a command line without ``--resume FOLDER``, ``--other-ranks``, and ``--trust``, which no file may say"""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument == "--resume":
             next(left, None)
-        elif argument != "--trust" and not argument.startswith("--resume="):
+        elif not argument.startswith("--resume=") and argument not in ("--other-ranks", "--trust"):
             kept.append(argument)
     return kept
 
@@ -94,7 +96,7 @@ class RunCheckpoint(TrainingCheckpoint):
     """
     A checkpoint that also cuts Monitor's files back to their size at the checkpoint: later rows will be written again.
 
-    Each rank cuts its own files.
+    Each rank cuts its own files, and rank 0 those of ranks that are no more.
     """
 
     def __init__(self, run_folder: Path, every_n_updates: int):
@@ -108,11 +110,10 @@ class RunCheckpoint(TrainingCheckpoint):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        first = ranks.rank() * self.model.n_envs
-        for number in range(first, first + self.model.n_envs):
-            file = self.run_folder / f"{number}.monitor.csv"
+        for file in monitor_files(self.run_folder):
+            owner = int(file.name.split(".")[0]) // self.model.n_envs
             size = state_dict["monitor_sizes"].get(file.name, math.inf)
-            if file.is_file() and file.stat().st_size > size:
+            if ranks.rank() == (owner if owner < ranks.world_size() else 0) and file.stat().st_size > size:
                 os.truncate(file, size)
 
 

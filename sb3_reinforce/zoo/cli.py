@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
+from gymnasium.error import DependencyNotInstalled
 
 from sb3_reinforce.zoo.usage import USAGE_ERROR, refuse
 
@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UnregisteredEnv, DependencyNotInstalled, ValueError) as error:
-        if isinstance(error, ValueError) and "not found in gym registry" not in str(error):  # the words of RL Zoo's train
-            raise
+    except DependencyNotInstalled as error:
         return refuse(f"{name}: {error}")
 
 

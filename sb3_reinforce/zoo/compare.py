@@ -7,9 +7,11 @@ from pathlib import Path
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_reinforce.arguments import with_checked_spaces
 from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.running.trust import load_statistics
+from sb3_reinforce.zoo.environments import find_environment
 from sb3_reinforce.zoo.usage import refuse
 
 
@@ -21,7 +23,8 @@ def compare(arguments: Sequence[str]) -> int:
         epilog="example: sb3-reinforce compare-baselines --env CartPole-v1",
         allow_abbrev=False,
     )
-    parser.add_argument("--env", required=True, metavar="ID", help="a registered environment")
+    parser.add_argument("--env", required=True, metavar="ID", help="a registered environment, or PACKAGE:ID")
+    parser.add_argument("--gym-packages", metavar="PACKAGE", nargs="+", default=[], help="packages that register environments")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a saved REINFORCE (default: a new policy)")
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes to measure (default: 100)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
@@ -38,7 +41,8 @@ def compare(arguments: Sequence[str]) -> int:
     try:
         if options.model is not None and not options.model.is_file():
             raise FileNotFoundError(f"--model {options.model}: there is no such file")
-        env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)))
+        options.env = find_environment(options.env, options.gym_packages)
+        env: VecEnv = make_vec_env(options.env, max(1, min(8, options.episodes)), wrapper_class=with_checked_spaces)
         statistics = options.vecnormalize
         if statistics is None and options.model is not None:
             folder = options.model.parent
@@ -50,7 +54,7 @@ def compare(arguments: Sequence[str]) -> int:
         model = None if options.model is None else REINFORCE.load(options.model, device="cpu", trust=options.trust)
         comparison = compare_baselines(env, model, n_episodes=options.episodes, seed=options.seed)
         env.close()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return refuse(error, "compare-baselines")
     print(comparison)
     path = options.png or Path(f"baselines-{options.env.replace('/', '-')}.png")
@@ -58,6 +62,8 @@ def compare(arguments: Sequence[str]) -> int:
         comparison.plot(path)
     except ImportError:
         print('Picture: not drawn, pip install "sb3-reinforce[plots]"')
+    except OSError as error:
+        return refuse(f"--png {path} cannot be written: {error.strerror}", "compare-baselines")
     else:
         print(f"Picture: {path}")
     return 0

@@ -11,7 +11,9 @@ import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.utils import get_class_by_name
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import check_count
+from sb3_reinforce.migration import INSTEAD
 from sb3_reinforce.schedules import is_number, make_schedule
 from sb3_reinforce.zoo.usage import UsageError
 
@@ -24,6 +26,8 @@ ZOO_KEYS = (
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 # Text that the zoo evaluates as Python, in its own module
 EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+# Monitor's arguments; the others are for files, whose names and contents are those of the run
+MONITOR_ARGUMENTS = ("allow_early_resets", "reset_keywords", "info_keywords")
 # Dotted paths that the zoo imports; that of a policy has a dot, SB3's own names have none
 IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper", "policy")
 
@@ -83,6 +87,8 @@ def check_entry(algo: str, entry: Mapping[str, Any], source: Callable[[str], str
         try:
             if key in missing:
                 raise ValueError(f"{key} is missing")
+            if key not in known and key in INSTEAD and issubclass(ALGOS[algo], REINFORCE):
+                raise ValueError(f"{algo} has no hyperparameter {key!r}: {INSTEAD[key]}")
             if key not in known:
                 nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"{algo} has no hyperparameter {key!r}, did you mean {nearest!r}?")
@@ -102,9 +108,15 @@ def _check_value(key: str, value: Any) -> None:
         make_schedule(key, value)
     if isinstance(value, str) and key in EVALUATED:
         try:
-            eval(value, vars(exp_manager).copy())
+            value = eval(value, vars(exp_manager).copy())
         except Exception as error:
             raise ValueError(f"{key} must be Python, got {value!r} ({error})") from error
+    if key == "monitor_kwargs":
+        if not isinstance(value, Mapping) or set(value) - set(MONITOR_ARGUMENTS):
+            raise ValueError(f"{key} must be a dict with some of {', '.join(MONITOR_ARGUMENTS)}, got {value!r}")
+        for name in ("reset_keywords", "info_keywords"):
+            if not isinstance(value.get(name, ()), list | tuple):
+                raise ValueError(f"{key}: {name} must be a list of names, got {value[name]!r}")
     if key in IMPORTED:
         for item in value if isinstance(value, list) else [value]:
             path = next(iter(item)) if isinstance(item, Mapping) and item else item

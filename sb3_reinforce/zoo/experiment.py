@@ -2,29 +2,50 @@
 
 import argparse
 import copy
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pprint import pprint
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import optuna
 import yaml
 from gymnasium import spaces
-from rl_zoo3 import exp_manager
+from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.arguments import with_checked_spaces
 from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.tracking.callback import WandbCallback
+from sb3_reinforce.tracking.settings import as_setting, holds_secret
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.config import check_entry, read_entry
+from sb3_reinforce.zoo.disk import no_room_in_one_line
 from sb3_reinforce.zoo.search_space import complete_sample
 from sb3_reinforce.zoo.study import open_study, params_of_trial, plain_entry
 from sb3_reinforce.zoo.trust import check_config
 from sb3_reinforce.zoo.usage import UsageError
+
+
+@contextmanager
+def private_files(*values: Any) -> Iterator[None]:
+    """Inside, new files are readable by their owner alone, if the values that they will hold have a secret among them."""
+    if not holds_secret(values):
+        yield
+        return
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @dataclass
@@ -38,6 +59,11 @@ class Plan:
     finished: "Experiment | None" = None
 
 
+def _wrapped_and_checked(wrap: Callable[[gym.Env], gym.Env] | None, env: gym.Env) -> gym.Env:
+    """:raises UnsupportedSpaceError: before DummyVecEnv, which fails with spaces that it cannot store"""
+    return with_checked_spaces(env if wrap is None else wrap(env))
+
+
 class Experiment(exp_manager.ExperimentManager):
     """RL Zoo's experiment, whose errors name where a hyperparameter comes from."""
 
@@ -49,13 +75,22 @@ class Experiment(exp_manager.ExperimentManager):
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
-            return super().setup_experiment()
+            with no_room_in_one_line():
+                return super().setup_experiment()
         except UsageError:
             raise
         except UntrustedError as error:
             raise UsageError(error) from error
         except ValueError as error:  # from a constructor
             raise UsageError(f"{error} (hyperparameters from {self._source()})") from error
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
+        hyperparams, wrap, *others = super()._preprocess_hyperparams(hyperparams)
+        if self.vec_env_class is DummyVecEnv and issubclass(ALGOS[self.algo], REINFORCE):
+            wrap = partial(_wrapped_and_checked, wrap)
+        # YAML has lists, and Monitor adds them to tuples
+        self.monitor_kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in self.monitor_kwargs.items()}
+        return hyperparams, wrap, *others
 
     def _source(self) -> str:
         """:return: where the hyperparameters come from"""
@@ -101,7 +136,7 @@ class Experiment(exp_manager.ExperimentManager):
             entry["env_kwargs"] = self.env_kwargs
         self.entry = {key: copy.deepcopy(entry[key]) for key in sorted(entry)}
         print("Hyperparameters (those being tuned will be replaced):")
-        pprint(self.entry)
+        pprint(as_setting(self.entry))
         return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
     def _study(self, create: bool) -> optuna.Study:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import rl_zoo3.import_envs  # noqa: F401  registers more environments
 from rl_zoo3.utils import StoreDict
 
 from sb3_reinforce.tracking.run import Mode
+from sb3_reinforce.tracking.settings import masked_command
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
+from sb3_reinforce.zoo.environments import find_environment
 from sb3_reinforce.zoo.study import JOURNAL
 from sb3_reinforce.zoo.usage import Parser
 
@@ -34,7 +37,8 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        parser.set_defaults(eval_final=0, resume=None, checkpoint_every=0, wandb_video_freq=0, sampled=None, trust=False)
+        no_resuming: dict[str, Any] = {"resume": None, "other_ranks": False, "trust": False, "checkpoint_every": 0}
+        parser.set_defaults(eval_final=0, wandb_video_freq=0, sampled=None, **no_resuming)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")
     parser.add_argument(
@@ -53,6 +57,11 @@ def make_parser(verb: str) -> Parser:
 def _add_options_of_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="FOLDER", help="resume the run in this folder, with its arguments and those given now"
+    )
+    parser.add_argument(
+        "--other-ranks",
+        action="store_true",
+        help="with --resume: also on another number of torchrun's processes, with other batches and random numbers",
     )
     parser.add_argument(
         "--trust", action="store_true", help="run code that the files of --resume or -i may hold: as you would run a program"
@@ -81,8 +90,8 @@ def _sampled(text: str) -> dict[str, Any]:
     return sampled
 
 
-def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
+def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """:return: as :func:`parse`, for arguments of a file, too: no package is imported, and the environment not looked for"""
     options, zoo_arguments = parser.parse_known_args(arguments)
     peek = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="reinforce")
@@ -90,14 +99,24 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
     peek.add_argument("--seed", type=int, default=-1)
     peek.add_argument("-f", "--log-folder", default="logs")
     peek.add_argument("--env", default="CartPole-v1")
+    peek.add_argument("--gym-packages", nargs="+", default=[])
     peek.add_argument("-i", "--trained-agent")
     peek.add_argument("-conf", "--conf-file")
     for names in (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",)):
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
-    peek.add_argument("--gym-packages", nargs="+", default=[])
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return peek.parse_known_args(arguments, options)[0], zoo_arguments
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
+    options, zoo_arguments = read_options(parser, arguments)
+    try:
+        options.env = find_environment(options.env, options.gym_packages)
+    except ValueError as error:
+        parser.error(str(error))
+    return options, [*zoo_arguments, "--env", options.env]
 
 
 def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
@@ -118,7 +137,7 @@ def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) ->
         "hyperparams": "-params", "conf_file": "--conf-file", "trial_id": "--trial-id",
         "trained_agent": "-i", "seed": "--seed",
     }  # fmt: skip
-    unset, own = (vars(parse(parser, arguments)[0]) for arguments in ([], run.arguments))
+    unset, own = (vars(read_options(parser, arguments)[0]) for arguments in ([], run.arguments))
     changed = [option for name, option in names.items() if getattr(options, name) not in (unset[name], own[name])]
     if options.sampled is not None:
         changed.append("--sampled")
@@ -157,7 +176,7 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
             except Exception as error:
                 parser.error(
                     f"{option} takes name:value, the value being Python, so text needs quotes: \"baseline:'none'\"; "
-                    f"got {value!r} ({error})"
+                    f"got {masked_command([value])[0]!r} ({error})"
                 )
 
 

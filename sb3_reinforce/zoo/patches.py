@@ -1,13 +1,14 @@
 """
 Temporary patches of RL Zoo, and of the packages that its commands call, applied around one run of a command.
 
-``PATCHES`` names the release that each is for. ``tests/test_patches.py`` has for each a test ``test_NAME_alone`` which shows
-that the release still fails without the patch. When that test fails, delete the patch that it names.
+``PATCHES`` names the release that each is for. ``tests/test_patches*.py`` have for each a test ``test_NAME_alone`` which
+shows that the release still fails without the patch. When that test fails, delete the patch that it names.
 """
 
 import argparse
 import importlib
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
+
+import numpy as np
+
+from sb3_reinforce.running.checkpoint_file import checkpoints_in, steps_of
+from sb3_reinforce.tracking.settings import as_setting, holds_secret, masked_text
+from sb3_reinforce.zoo.checkpoints import FOLDER
 
 # RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
 VERB_OF_SCRIPT = {
@@ -168,6 +175,26 @@ def our_commands(card: str, repo_name: str) -> str:
 
 
 @contextmanager
+def uploads_masked() -> Iterator[None]:
+    """Mask secrets in the settings and the card that ``push_to_hub`` uploads: the zoo's ``args.yml`` has the command line."""
+    import yaml
+    from huggingface_hub import HfApi
+
+    def upload_folder(api: Any, *, folder_path: Path, **kwargs: Any) -> Any:
+        for file in map(Path(folder_path).joinpath, ("args.yml", "config.yml", "env_kwargs.yml")):
+            settings = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)  # as the zoo reads the same files of the run
+            if holds_secret(settings):
+                file.write_text(yaml.dump(as_setting(settings)))
+        card = Path(folder_path, "README.md")
+        card.write_text(masked_text(card.read_text(encoding="utf-8")), encoding="utf-8")
+        return original(api, folder_path=folder_path, **kwargs)
+
+    original = HfApi.upload_folder
+    with replaced(HfApi, "upload_folder", upload_folder):
+        yield
+
+
+@contextmanager
 def optional_statistics() -> Iterator[None]:
     """Let ``load_from_hub`` load a repository without ``vec_normalize.pkl``, where it expects an error of an older Hub."""
     import huggingface_sb3
@@ -195,6 +222,115 @@ def downloads() -> AbstractContextManager[Any]:
     return mock.patch.dict(os.environ, TRUST_REMOTE_CODE="True")
 
 
+@contextmanager
+def missing_runs_named() -> Iterator[None]:
+    """Write "no run" into the table of ``all_plots`` where an algorithm has none; RL Zoo writes "0.0 +/- 0.0"."""
+    from pytablewriter import MarkdownTableWriter  # comes with RL Zoo's plots
+
+    def write_table(writer: Any, *args: Any, **kwargs: Any) -> None:
+        for row in writer.value_matrix:  # in place: the zoo saves it, too
+            row[:] = ["no run" if cell == "0.0 +/- 0.0" else cell for cell in row]  # a result has no decimals
+        original(writer, *args, **kwargs)
+
+    original = MarkdownTableWriter.write_table
+    with replaced(MarkdownTableWriter, "write_table", write_table):
+        yield
+
+
+@contextmanager
+def single_evaluations() -> Iterator[None]:
+    """Let ``all_plots`` read evaluations of one episode each: it would average over runs, or fail. Read, they count twice."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if "results" not in found or found["results"].shape[1:] != (1,):
+            return found
+        return {name: np.repeat(found[name], found[name].ndim, axis=-1) for name in found}  # `timesteps` has one axis
+
+    original = np.load
+    with replaced(np, "load", load):
+        yield
+
+
+@contextmanager
+def single_runs() -> Iterator[None]:
+    """Let ``plot_from_file`` draw a curve of one run: ``all_plots`` saves its result as a number, not as a list of one."""
+
+    def as_arrays(results: Any) -> Any:
+        for curves in results.values() if isinstance(results, dict) else ():
+            for curve in curves.values():
+                if "last_evals" in curve:
+                    curve["last_evals"] = np.atleast_1d(curve["last_evals"])
+        return results
+
+    dump, load = pickle.dump, pickle.load
+    with replaced(pickle, "dump", lambda results, *args, **kwargs: dump(as_arrays(results), *args, **kwargs)):
+        with replaced(pickle, "load", lambda *args, **kwargs: as_arrays(load(*args, **kwargs))):
+            yield
+
+
+class RunId(int):
+    """The number of a run, and what ``train --uuid`` adds to it in the name of the run's folder: ``2_1b4e28ba-2fa1-...``."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "RunId":
+        run_id = super().__new__(cls, text.partition("_")[0])
+        run_id.text = text
+        return run_id
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __format__(self, spec: str) -> str:
+        return self.text
+
+
+@contextmanager
+def models_of_train() -> Iterator[None]:
+    """
+    Find the runs of ``train --uuid``, and the checkpoints that ``train`` makes to resume from.
+
+    RL Zoo looks for folders that end in a number, and for checkpoints of ``--save-freq``.
+    """
+    import rl_zoo3.utils as zoo
+    from huggingface_sb3 import ModelName
+
+    def get_latest_run_id(log_path: str, env_name: str) -> int:
+        names = [folder.name.removeprefix(f"{env_name}_") for folder in Path(log_path).glob(f"{env_name}_*")]
+        found = [RunId(name) for name in names if re.fullmatch(r"\d+(_[0-9a-f-]{36})?", name)]
+
+        def when(run_id: RunId) -> tuple[int, float]:
+            file = Path(log_path, f"{env_name}_{run_id}", env_name, "args.yml")
+            return int(run_id), file.stat().st_mtime if file.is_file() else 0.0
+
+        return max(found, key=when, default=0)
+
+    def get_model_path(
+        exp_id: int,
+        folder: str,
+        algo: str,
+        env_name: str,
+        load_best: bool = False,
+        load_checkpoint: str | None = None,
+        load_last_checkpoint: bool = False,
+    ) -> tuple[str, str, str]:
+        try:
+            return find(exp_id, folder, algo, env_name, load_best, load_checkpoint, load_last_checkpoint)
+        except ValueError:
+            top = Path(folder, algo)
+            exp_id = exp_id or get_latest_run_id(str(top), env_name)
+            run = top / f"{env_name}_{exp_id}" if exp_id > 0 else top
+            for file in checkpoints_in(run / FOLDER) if not load_best else []:
+                if load_last_checkpoint or load_checkpoint == steps_of(file):
+                    return f"checkpoint-{steps_of(file)}-{ModelName(algo, env_name)}", str(file), str(run)
+            raise
+
+    find = zoo.get_model_path
+    with replaced(zoo, "get_model_path", get_model_path), replaced(zoo, "get_latest_run_id", get_latest_run_id):
+        yield
+
+
 class Patch(NamedTuple):
     """A patch, and what it is for."""
 
@@ -212,6 +348,11 @@ PATCHES = (
     Patch(absolute_output_folder, "rl_zoo3==2.9.2"),
     Patch(hub_metadata, "sb3-team-hf-integration==3.2", ("push_to_hub",)),
     Patch(card_with_our_commands, "rl_zoo3==2.9.2", ("push_to_hub",)),
+    Patch(missing_runs_named, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
+    Patch(single_evaluations, "rl_zoo3==2.9.2", ("plots.all_plots",)),
+    Patch(single_runs, "rl_zoo3==2.9.2", ("plots.all_plots", "plots.plot_from_file")),
+    Patch(models_of_train, "rl_zoo3==2.9.2", ("enjoy", "benchmark", "record_video", "record_training", "push_to_hub")),
+    Patch(uploads_masked, "rl_zoo3==2.9.2", ("push_to_hub",)),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
     Patch(downloads, "sb3-team-hf-integration==3.2", ("enjoy", "benchmark", "load_from_hub")),
 )

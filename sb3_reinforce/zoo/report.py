@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.tracking import WandbCallback
+from sb3_reinforce.tracking.settings import masked_command
 
 # SB3's own rollout/ep_rew_mean averages over as many
 SMOOTHING_WINDOW = 100
@@ -69,12 +70,23 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     return pd.Series(values).rolling(window, min_periods=1).mean().to_numpy()
 
 
-def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path | None:
-    """:return: a PNG of training returns over environment steps, with the score as a line; None without matplotlib"""
+def learning_curve(experiment: ExperimentManager, score: Score | None) -> str:
+    """:return: where the learning curve is, or why there is none: the trained model is saved, whatever happens here"""
     try:
-        from matplotlib.figure import Figure
+        return relative(draw_learning_curve(experiment, score))
     except ImportError:
-        return None
+        return 'not drawn: pip install "sb3-reinforce[plots]"'
+    except Exception as error:  # Monitor's files may be torn, or gone
+        return f"not drawn: {error or type(error).__name__}"
+
+
+def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path:
+    """
+    :return: a PNG of training returns over environment steps, with the score as a line
+    :raises ImportError: without matplotlib
+    """
+    from matplotlib.figure import Figure
+
     steps, returns = episodes_of(Path(experiment.save_path))
     # without pyplot: neither a display nor the user's own figures are touched
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -98,17 +110,18 @@ def report_lines(
     experiment: ExperimentManager,
     arguments: Sequence[str],
     score: Score | None,
-    curve: Path | None,
+    curve: str,
     tracker: WandbCallback | None,
 ) -> list[str]:
     """:return: score, model, learning curve, W&B run and the next command"""
     if tracker is None:
         run = "not tracked, add --track"
-    elif tracker.run_dir is None:
+    elif tracker.run_url is not None:
+        run = tracker.run_url
+    elif tracker.run_dir is None or not tracker.run_dir.is_dir():
         run = "none was kept"
     else:
-        run = tracker.run_url or f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
-    picture = relative(curve) if curve is not None else 'not drawn: pip install "sb3-reinforce[plots]"'
+        run = f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
     again = f"{command('sb3-reinforce')} train"
     if experiment.algo == "reinforce":
         following = f"the same without a baseline: {again} {without_baseline(arguments)}"
@@ -117,15 +130,15 @@ def report_lines(
     return [
         f"Score:          {score or 'not evaluated, add --eval-final 100'}",
         f"Model:          {relative(model_file(experiment))}",
-        f"Learning curve: {picture}",
+        f"Learning curve: {curve}",
         f"W&B run:        {run}",
         f"Next:           {following}",
     ]
 
 
 def without_baseline(arguments: Sequence[str]) -> str:
-    """:return: a command line of training, quoted for a shell, with ``baseline="none"`` among its ``-params``"""
-    words = [shlex.quote(word) for word in arguments]
+    """:return: a command line of training, quoted for a shell, secrets masked, with ``baseline="none"`` in ``-params``"""
+    words = [shlex.quote(word) for word in masked_command(arguments)]
     if not {"-params", "--hyperparams"} & set(words):
         words.append("-params")
     last = max(number for number, word in enumerate(words) if word in ("-params", "--hyperparams"))

@@ -17,7 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
 from sb3_reinforce.tracking.run import exit_code_of
-from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.tracking.settings import masked_text
+from sb3_reinforce.zoo.disk import no_room_in_one_line
+from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
@@ -65,7 +67,9 @@ class Search(Experiment):
         self.no_optim_plots = True  # of the zoo, which would open a browser
         self._failures: list[Exception] = []  # Optuna does not raise all those of threads
         try:
-            super().hyperparameters_optimization()
+            # private: the zoo pickles the study with its storage
+            with private_files(self.storage), no_room_in_one_line():
+                super().hyperparameters_optimization()
         except ValueError:
             if Results(self.study, Path()).n_finished:
                 raise
@@ -82,8 +86,9 @@ class Search(Experiment):
         trial = self.study.best_trial
         best = self._converted(trial.params, f"trial {trial.number}")
         env_id = self.env_name.gym_id
-        config = results.write_config(env_id, {**self._plain_entry, **best})
-        pictures = results.draw() if self._plots else []
+        with no_room_in_one_line():
+            config = results.write_config(env_id, {**self._plain_entry, **best})
+            pictures = results.draw() if self._plots else []
         return results.lines(env_id, self.algo, config, pictures, self.storage or ""), 0
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -94,7 +99,7 @@ class Search(Experiment):
                 return super(Search, this).objective(trial)
         except optuna.TrialPruned as pruned:
             if pruned.__cause__ is not None:
-                trial.set_user_attr("error", str(pruned.__cause__))
+                trial.set_user_attr("error", masked_text(str(pruned.__cause__)))
             raise
         except Exception as error:
             self._failures.append(error)

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from torch import nn
 
 from sb3_reinforce.running.files import write_atomically
+from sb3_reinforce.tracking.settings import holds_secret
 from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import Range
 from sb3_reinforce.zoo.usage import UsageError
@@ -124,7 +125,7 @@ class Results:
             f"{env_id} --conf-file {relative(self.folder / 'best.yml')}\n"
         )
         body = yaml.safe_dump({env_id: {key: entry[key] for key in sorted(entry)}}, sort_keys=False)
-        return self._write("best.yml", (header + body).encode())
+        return self._write("best.yml", (header + body).encode(), mode=0o600 if holds_secret(entry) else 0o666)
 
     def draw(self) -> list[Path]:
         """:return: Optuna's plots, as PNG; none where matplotlib is not installed"""
@@ -148,9 +149,9 @@ class Results:
             drawn.append(self._write(f"{name}.png", picture.getvalue()))
         return drawn
 
-    def _write(self, name: str, content: bytes) -> Path:
+    def _write(self, name: str, content: bytes, mode: int = 0o666) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, content)
+        write_atomically(self.folder / name, content, mode)
         return self.folder / name
 
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:

@@ -16,11 +16,19 @@ from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.tracking.run import INTERRUPTED, exit_code_of
-from sb3_reinforce.tracking.settings import command_line
+from sb3_reinforce.tracking.settings import command_line, masked_command, masked_text
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.checkpoints import SavedRun, read_run, run_of_launch, without_resume
 from sb3_reinforce.zoo.experiment import Experiment, Plan
-from sb3_reinforce.zoo.options import check_options, check_ranks, check_resumed, defaults_for_zoo, make_parser, parse
+from sb3_reinforce.zoo.options import (
+    check_options,
+    check_ranks,
+    check_resumed,
+    defaults_for_zoo,
+    make_parser,
+    parse,
+    read_options,
+)
 from sb3_reinforce.zoo.patches import replaced
 from sb3_reinforce.zoo.search import Search
 from sb3_reinforce.zoo.training import Training
@@ -60,12 +68,14 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
         trust = trust or (options.resume is None and run.arguments[: len(typed)] == typed)
         if not trust:
             try:
-                check_command(parse(parser, run.arguments)[0], options, run.folder)
+                check_command(read_options(parser, run.arguments)[0], read_options(parser, typed)[0], run.folder)
             except UntrustedError as error:
                 parser.error(f"--resume {error}")
         # restarted by torchrun, the command line is the run's own
         arguments = [*run.arguments, *(typed if options.resume is not None else ())]
+        other_ranks = options.other_ranks
         options, zoo_arguments = parse(parser, arguments)
+        options.other_ranks = other_ranks
     options.trust = trust
     check_options(options, run, parser)
     tracker = _tracker(options, parser) if options.track and ranks.rank() == 0 else None
@@ -79,7 +89,8 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
         with files_read(trust=True):  # those that it has just written
             lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
     except UsageError as error:
-        exit_code = refuse(error, verb)
+        refuse(error, verb)
+        exit_code = error.exit_code
     except BaseException as error:
         exit_code = exit_code_of(error)
         raise
@@ -88,7 +99,7 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
             # where the zoo trains without our checkpoints it swallows a Ctrl-C
             tracker.finish(INTERRUPTED if exit_code == 0 and tracker.training_interrupted else exit_code)
     if lines:
-        print("\n".join(lines), flush=True)
+        print(masked_text("\n".join(lines)), flush=True)
     return exit_code
 
 
@@ -130,7 +141,17 @@ def _tracker(options: argparse.Namespace, parser: Parser) -> WandbCallback:
 
 def _run_zoo(verb: str, zoo_arguments: list[str], kind: type[Experiment], plan: Plan) -> None:
     register()
+
+    def print_masked(*words: object) -> None:
+        print(masked_text(" ".join(map(str, words))))
+
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
     with replaced(exp_manager, "ExperimentManager", type(kind.__name__, (kind,), {"plan": plan})):
-        with replaced(sys, "argv", [f"sb3-reinforce {verb}", *zoo_arguments]), errors_in_one_line(verb):
+        # orig_argv: the zoo saves it in files and in the study
+        with (
+            replaced(sys, "argv", [f"sb3-reinforce {verb}", *zoo_arguments]),
+            replaced(sys, "orig_argv", masked_command(sys.orig_argv)),
+            replaced(exp_manager, "print", print_masked),
+            errors_in_one_line(verb),
+        ):
             runpy.run_module("rl_zoo3.train", run_name="__main__")

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
 from sb3_reinforce.running.claims import claim
+from sb3_reinforce.running.disk import try_to_write, write_whole
 from sb3_reinforce.zoo import checkpoints
-from sb3_reinforce.zoo.experiment import Experiment
+from sb3_reinforce.zoo.disk import DiskError, with_forgiving_monitor, written_by
+from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
-from sb3_reinforce.zoo.report import command, draw_learning_curve, evaluate_saved, relative, report_lines
+from sb3_reinforce.zoo.report import command, evaluate_saved, learning_curve, relative, report_lines
 from sb3_reinforce.zoo.trust import needs_trust
 from sb3_reinforce.zoo.usage import UsageError
 
@@ -81,8 +84,10 @@ class Training(Experiment):
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         if ranks.rank() > 0:
             return
-        if self.plan.run is None:
-            super()._save_config(saved_hyperparams)
+        self._saved_hyperparams = saved_hyperparams
+        if not Path(self.params_path, "config.yml").is_file():
+            with private_files(vars(self.args), saved_hyperparams):
+                super()._save_config(saved_hyperparams)
         if self.checkpoint is not None:
             arguments = [*checkpoints.without_resume(self.plan.arguments), "--seed", str(self.seed)]
             hyperparams = checkpoints.plain_hyperparams(saved_hyperparams)
@@ -100,6 +105,7 @@ class Training(Experiment):
         def make_vec_env(*args: Any, **kwargs: Any) -> VecEnv:
             kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}
             kwargs["start_index"] = first
+            kwargs["wrapper_class"] = partial(with_forgiving_monitor, wrapper=kwargs["wrapper_class"])
             return original_make_vec_env(*args, **kwargs)
 
         original_make_vec_env = exp_manager.make_vec_env
@@ -107,7 +113,8 @@ class Training(Experiment):
             env = super().create_envs(n_envs, eval_env, no_log)
         # Monitor counts seconds from the start that its file names
         for index, file in enumerate(there):
-            env.env_method("set_wrapper_attr", "t_start", checkpoints.started_at(file), indices=index)
+            with suppress(NotImplementedError, AttributeError):  # a vec_env_wrapper may not pass this on
+                env.env_method("set_wrapper_attr", "t_start", checkpoints.started_at(file), indices=index)
         return env
 
     def create_callbacks(self) -> None:
@@ -124,6 +131,7 @@ class Training(Experiment):
             self.callbacks.append(self.checkpoint)
         if tracker is not None:
             tracker.config.setdefault("env_id", str(self.env_name.gym_id))
+            tracker.config.setdefault("run_folder", relative(Path(self.save_path)))  # so that `report` shows the run once
             if options.wandb_video_freq:
                 with replaced(self, "eval_env_kwargs", {**self.eval_env_kwargs, "render_mode": "rgb_array"}):
                     tracker.video_env = self.create_envs(1, eval_env=True, no_log=True)
@@ -138,9 +146,9 @@ class Training(Experiment):
             if run is None:
                 model = super()._load_pretrained_agent(hyperparams, env)
             else:
-                model = REINFORCE.resume(
-                    run.checkpoints, env, None if self.device == "auto" else self.device, self.plan.options.trust
-                )
+                device = None if self.device == "auto" else self.device
+                options = self.plan.options
+                model = REINFORCE.resume(run.checkpoints, env, device, options.other_ranks, options.trust)
         except ValueError as error:
             raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
         if run is None:
@@ -153,6 +161,10 @@ class Training(Experiment):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
+        with written_by(try_to_write, type(model)):
+            self._learn(model)
+
+    def _learn(self, model: BaseAlgorithm) -> None:
         if self.checkpoint is not None and model.unfinished == "bootstrap":  # type: ignore[attr-defined]
             print('No checkpoints: with unfinished="bootstrap" a run cannot be resumed exactly')
             self.callbacks.remove(self.checkpoint)
@@ -174,7 +186,7 @@ class Training(Experiment):
             self.stopped_by = [number for numbers in exchange.gather(self.stopped_by) for number in numbers]
         except Exception as error:
             if self.checkpoint.newest is not None:
-                error.add_note("\n".join(self._how_to_resume(self.checkpoint)))
+                error.add_note("\n".join(self._how_to_resume()))
             raise
         finally:
             for callback in self.callbacks:
@@ -187,25 +199,39 @@ class Training(Experiment):
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         if ranks.rank() > 0:
             return
-        super().save_trained_model(model)
+        try:
+            if not Path(self.params_path, "config.yml").is_file():
+                print(f"{self.save_path} was deleted during training: it is made anew, without Monitor's rows")
+                super().create_log_folder()
+                self._save_config(self._saved_hyperparams)
+            with written_by(write_whole, type(model)):
+                super().save_trained_model(model)
+        except OSError as error:
+            go_on = "" if self.checkpoint is None else f". {' '.join(self._how_to_resume())}"
+            reason = error.strerror or error
+            raise DiskError(f"the trained model could not be saved in {self.save_path}: {reason}{go_on}") from error
         self.plan.finished = self
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: the report of a finished run, or how to resume a stopped one; the exit code"""
         if self.stopped_by:
-            assert self.checkpoint is not None, "signals are caught for its sake"
-            return self._how_to_resume(self.checkpoint), 128 + self.stopped_by[0]
+            return self._how_to_resume(), 128 + self.stopped_by[0]
         plan = self.plan
         score = evaluate_saved(self, plan.options.eval_final) if plan.options.eval_final else None
         if plan.tracker is not None and score is not None:
             plan.tracker.log_summary({"eval/final_mean_reward": score.mean, "eval/final_std_reward": score.std})
-        return report_lines(self, plan.arguments, score, draw_learning_curve(self, score), plan.tracker), 0
+        return report_lines(self, plan.arguments, score, learning_curve(self, score), plan.tracker), 0
 
-    def _how_to_resume(self, checkpoint: checkpoints.RunCheckpoint) -> list[str]:
-        if checkpoint.newest is None:
-            return ["Stopped; nothing was saved to resume from."]
-        trust = " --trust" if needs_trust(Path(self.save_path), checkpoint.newest) else ""
+    def _how_to_resume(self) -> list[str]:
+        folder = Path(self.save_path)
+        try:
+            checkpoints.read_run(folder)
+        except ValueError as error:  # the folder was deleted, or the disk was full from the beginning
+            return [f"Stopped; nothing was saved to resume from: {error}"]
+        newest = checkpoints.checkpoints_in(folder / checkpoints.FOLDER)[0]
         return [
-            f"Saved:   {relative(checkpoint.newest)}",
-            f"Go on:   {command('sb3-reinforce')} train --resume {relative(Path(self.save_path))}{trust}",
+            f"Saved:   {relative(newest)}",
+            f"Go on:   {command('sb3-reinforce')} train --resume {relative(folder)}"
+            + (" --trust" if needs_trust(folder, newest) else "")
+            + (f" (on {ranks.world_size()} ranks again)" if ranks.world_size() > 1 else ""),
         ]

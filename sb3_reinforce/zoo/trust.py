@@ -40,7 +40,7 @@ from sb3_reinforce.running.trust import (
 )
 from sb3_reinforce.zoo.checkpoints import read_run
 from sb3_reinforce.zoo.config import EVALUATED, IMPORTED
-from sb3_reinforce.zoo.options import make_parser, parse
+from sb3_reinforce.zoo.options import make_parser, read_options
 from sb3_reinforce.zoo.patches import replaced
 
 # Names in text that RL Zoo evaluates, in its own modules
@@ -119,7 +119,7 @@ def check_command(saved: Namespace, typed: Namespace, source: object) -> None:
     """
     Refuse a saved command line whose arguments would run code, unless the user has typed them as well.
 
-    :param saved: its options, as ``options.parse`` returns them
+    :param saved: its options, as ``options.read_options`` returns them
     :param typed: those that the user has typed
     :raises UntrustedError: names the option
     """
@@ -144,7 +144,7 @@ def needs_trust(run_folder: Path, checkpoint: Path) -> bool:
     parser = make_parser("train")
     try:
         run = read_run(run_folder)
-        check_command(parse(parser, run.arguments)[0], parse(parser, [])[0], run_folder)
+        check_command(read_options(parser, run.arguments)[0], read_options(parser, [])[0], run_folder)
         check_config(run.hyperparams or {}, run_folder)
         objects_in(checkpoint, {})
     except (ValueError, OSError):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from sb3_reinforce.tracking.settings import masked_text
 from sb3_reinforce.zoo.patches import replaced
 
 USAGE_ERROR = 2
@@ -17,16 +18,18 @@ _PARSE_ARGS = argparse.ArgumentParser.parse_args
 class UsageError(ValueError):
     """A request on the command line, or in a file named there, that cannot be carried out."""
 
+    exit_code = USAGE_ERROR
+
 
 def refuse(message: object, verb: str = "") -> int:
     """
-    Print what is wrong, in one line.
+    Print what is wrong, in one line, with secrets masked.
 
     :param message: an error, or words about it
     :param verb: the command that refuses
     :return: the exit code
     """
-    print(f"sb3-reinforce{verb and f' {verb}'}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"sb3-reinforce{verb and f' {verb}'}: error: {masked_text(' '.join(str(message).split()))}", file=sys.stderr)
     return USAGE_ERROR
 
 
@@ -34,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the list of all options before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
+        self.exit(USAGE_ERROR, masked_text(f"{self.prog}: error: {message}\n"))
 
 
 @contextmanager

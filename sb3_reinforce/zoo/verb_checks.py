@@ -1,8 +1,7 @@
 """``check_VERB`` completes the parsed arguments of one of RL Zoo's commands, or raises a ValueError that names the cure."""
 
 import argparse
-import difflib
-import importlib
+import itertools
 import os
 import pickle
 import sys
@@ -12,13 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import rl_zoo3.import_envs  # noqa: F401  registers more environments
-from rl_zoo3.utils import get_model_path, get_trained_models
+import rl_zoo3.import_envs  # registers more environments
+import rl_zoo3.utils
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_trained_models
 from stable_baselines3.common.monitor import load_results
 
 from sb3_reinforce.running.trust import CURE, UntrustedError, unpickle
+from sb3_reinforce.zoo.environments import find_environment, import_packages
 from sb3_reinforce.zoo.patches import absolute_output_folder, add_config_env_kwargs
 
 
@@ -27,22 +28,14 @@ def has_display() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def check_env_id(env_id: str, packages: Sequence[str] = ()) -> None:
-    """Refuse an environment that is not registered, by itself or by one of the packages."""
-    module, _, name = env_id.rpartition(":")
-    for package in filter(None, [*packages, module]):
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{package}, which is to register environments, cannot be imported: {error}") from error
-    if name not in gym.registry:
-        nearest = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{name!r} is no registered environment, did you mean {nearest!r}?")
+def check_environment(options: argparse.Namespace) -> None:
+    """Refuse an environment that is not registered, by itself or by a package; of ``PACKAGE:ID`` the ID is left."""
+    options.env = EnvironmentName(find_environment(options.env.gym_id, options.gym_packages))
 
 
 def check_model(options: argparse.Namespace) -> None:
     """Refuse an unknown environment, or one without such a model."""
-    check_env_id(options.env.gym_id, getattr(options, "gym_packages", ()))
+    check_environment(options)
     if "rl-trained-agents" in options.folder and hasattr(options, "reward_log"):
         return  # enjoy downloads a model that is missing there
     run_folder = _run_folder(options, options.load_best, options.load_checkpoint, options.load_last_checkpoint)
@@ -53,13 +46,16 @@ def _run_folder(options: argparse.Namespace, *which: Any) -> str:
     """:raises ValueError: if there is no such model in it"""
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            return get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
+            # looked up now, as it is patched
+            return rl_zoo3.utils.get_model_path(options.exp_id, options.folder, options.algo, options.env, *which)[2]
     except (AssertionError, ValueError) as error:
         train = f"sb3-reinforce train --algo {options.algo} --env {options.env.gym_id} -f {options.folder}"
         load_best, load_checkpoint, load_last = which
         extra = " --eval-freq N" * load_best + " --save-freq N" * (load_last or load_checkpoint is not None)
+        run = Path(options.folder, options.algo, f"{options.env}_{options.exp_id or 'N'}")
         raise ValueError(
-            f"{error}; -f names the folder with the runs, --exp-id one of them, `{train}{extra}` makes one"
+            f"{error}; looked for a run {run}: -f names the folder with the runs, --exp-id one of them, "
+            f"`{train}{extra}` makes one"
         ) from error
 
 
@@ -73,7 +69,7 @@ def check_enjoy(options: argparse.Namespace) -> None:
 
 def check_record_training(options: argparse.Namespace) -> None:
     """Refuse a run without any model, and an output folder with other files, which RL Zoo would delete."""
-    check_env_id(options.env.gym_id)
+    check_environment(options)
     final, best, last_checkpoint = (False, None, False), (True, None, False), (False, None, True)
     for which in (best, last_checkpoint, final):
         try:
@@ -99,64 +95,87 @@ def check_push(options: argparse.Namespace) -> None:
 
 def check_benchmark(options: argparse.Namespace) -> None:
     """Refuse a folder without models; take no models from the Hub without ``--hub``."""
+    import_packages(options.gym_packages)
     options.no_hub = options.no_hub or not options.hub
     rule = f"--log-dir must be a folder with runs of train, got {options.log_dir}"
     if not os.path.isdir(options.log_dir):
         raise ValueError(rule)
     models = get_trained_models(options.log_dir)
     if options.no_hub and not models:
-        raise ValueError(f"{rule}, which has none")
+        raise ValueError(f"{rule}, which has none: looked for {Path(options.log_dir, 'ALGO', 'RUN', 'ENV', 'args.yml')}")
     for _, env_id in models.values():
         if ":" in env_id and not options.trust:
             raise ValueError(f"{options.log_dir} has a run of {env_id}, which imports a module: {CURE}")
 
 
-def _runs(folder: str, algo: str, env: str, file: str) -> list[Path]:
-    """:return: the runs that the zoo's plots take as those of an environment, and that have a file"""
-    return sorted(path.parent for path in Path(folder, algo.lower()).glob(f"*/{file}") if env in path.parent.name)
+def _runs(folder: str, algo: str, env: str, file: str) -> tuple[list[Path], str]:
+    """:return: the runs that the zoo's plots take as those of an environment, and that have a file; what was looked for"""
+    top = Path(folder, algo.lower())
+    found = sorted({path.parent for path in top.glob(f"*/{file}") if env in path.parent.name})
+    return found, str(top / f"*{env}*" / file)
 
 
 def check_plot_train(options: argparse.Namespace) -> None:
     """Refuse an environment without runs, and runs with too few episodes."""
-    where = f"in {Path(options.exp_folder, options.algo)}"
     for env in options.env:
-        folders = {*_runs(options.exp_folder, options.algo, env, "*monitor.csv")}
+        folders, pattern = _runs(options.exp_folder, options.algo, env, "*monitor.csv")
         if not folders:
-            raise ValueError(f"no run of {env} {where}")
+            raise ValueError(f"no run of {env}: looked for {pattern}, which `sb3-reinforce train` writes")
         longest = max(len(load_results(str(folder))) for folder in folders)
         if longest < options.episode_window:
             raise ValueError(
                 f"a mean over --episode-window episodes needs that many, got {options.episode_window}, and no run of {env} "
-                f"{where} has more than {longest}: make it smaller"
+                f"in {pattern} has more than {longest}: make it smaller"
             )
 
 
 def check_all_plots(options: argparse.Namespace) -> None:
-    """Refuse an environment without evaluations; say which runs the zoo will leave out."""
+    """Refuse an environment without evaluations; say which algorithms have none, and which runs the zoo will leave out."""
     if not options.env:
         raise ValueError("-e must name at least one environment")
+    if options.labels and len(options.labels) != len(options.exp_folders):
+        raise ValueError(f"-l must have a label for each folder of -f, got {options.labels} for {options.exp_folders}")
     for env in options.env:
-        drawn = False
-        for algo in options.algos:
-            for folder in options.exp_folders:
-                files = [run / "evaluations.npz" for run in _runs(folder, algo, env, "evaluations.npz")]
-                steps = [run for run in (np.load(file)["timesteps"] for file in files) if len(run) > 1]
-                drawn = drawn or bool(steps)
-                n_longest = sum(len(run) == max(map(len, steps)) for run in steps)
-                if n_longest < len(steps) and options.min_timesteps <= 0:
-                    print(
-                        f"{algo} on {env} in {folder}: runs with fewer evaluations than the longest are left out, "
-                        f"{n_longest} of {len(steps)} stay; -max {min(run[-1] for run in steps)} would keep all"
-                    )
-        if not drawn:
-            raise ValueError(
-                f"no run of {env} with two evaluations or more, for {' or '.join(options.algos)} in "
-                f"{' or '.join(options.exp_folders)}: `sb3-reinforce train --eval-freq N` evaluates every N steps"
-            )
+        empty = []
+        for algo, folder in itertools.product(options.algos, options.exp_folders):
+            runs, pattern = _runs(folder, algo, env, "evaluations.npz")
+            steps = [each for run in runs if len(each := _evaluated_at(run, options.key)) > 1]
+            if not steps:
+                empty.append(f"no run of {algo} on {env} with two evaluations or more: looked for {pattern}")
+                continue
+            if max(each[0] for each in steps) > options.max_timesteps:
+                raise ValueError(
+                    f"-max must be at least {max(each[0] for each in steps)}, where a run of {algo} on {env} was first "
+                    f"evaluated, got {options.max_timesteps}"
+                )
+            n_longest = sum(len(each) == max(map(len, steps)) for each in steps)
+            if n_longest < len(steps) and options.min_timesteps <= 0:
+                print(
+                    f"{algo} on {env} in {folder}: runs with fewer evaluations than the longest are left out, "
+                    f"{n_longest} of {len(steps)} stay; -max {min(each[-1] for each in steps)} would keep all"
+                )
+        if len(empty) == len(options.algos) * len(options.exp_folders):
+            raise ValueError(f"{'; '.join(empty)}; `sb3-reinforce train --eval-freq N` evaluates every N steps")
+        for line in empty:
+            print(line)
+
+
+def _evaluated_at(run: Path, key: str) -> np.ndarray:
+    """:return: the steps at which a run was evaluated"""
+    file = run / "evaluations.npz"
+    try:
+        evaluations = dict(np.load(file).items())
+    except Exception as error:  # NumPy and zipfile raise what the damaged byte leads to
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): delete it to plot the other runs"
+        ) from error
+    if not {"timesteps", key} <= set(evaluations):
+        raise ValueError(f"-k must be one of {', '.join(evaluations)}, which {file} has, got {key!r}")
+    return evaluations["timesteps"]
 
 
 def check_plot_file(options: argparse.Namespace) -> None:
-    """Refuse a file that is not from all-plots, and comparisons of fewer than two runs."""
+    """Refuse a file that is not from all-plots, curves without runs, and intervals of fewer than two runs."""
     rule = "-i must name a file that `sb3-reinforce all-plots -o` has written"
     if not options.input:
         raise ValueError(rule)
@@ -178,10 +197,20 @@ def check_plot_file(options: argparse.Namespace) -> None:
 
     # the zoo uses the first environment's names for all
     keys = kept([*next(iter(n_runs.values()), ())], options.skip_keys, options.keep_keys)
-    for env in kept([*n_runs], options.skip_envs, options.keep_envs):
+    envs = kept([*n_runs], options.skip_envs, options.keep_envs)
+    if not keys or not envs:
+        raise ValueError(
+            f"nothing is left to draw: {path} has the environments {', '.join(n_runs)} and the curves "
+            f"{', '.join(next(iter(n_runs.values()), ()))}"
+        )
+    if options.labels and len(options.labels) != len(keys):
+        raise ValueError(f"-l must have a label for each of {', '.join(keys)}, got {', '.join(options.labels)}")
+    needed = 2 if options.rliable else 1
+    for env in envs:
         for key in keys:
-            if n_runs[env].get(key, 0) < 2:
+            if n_runs[env].get(key, 0) < needed:
                 raise ValueError(
-                    f"a comparison needs two runs on each environment, {key} has {n_runs[env].get(key, 0)} on {env}: "
-                    "train with more seeds, or leave it out by --skip-keys or --skip-envs"
+                    f"{'--rliable' if needed == 2 else 'a curve'} needs {needed} run{'s' * (needed - 1)} on each environment, "
+                    f"{key} has {n_runs[env].get(key, 0)} on {env}: train with more seeds, or leave it out by --skip-keys or "
+                    "--skip-envs"
                 )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import errors as hub_errors
 
 from sb3_reinforce.zoo import register, verb_checks
-from sb3_reinforce.zoo.patches import patched, registered_children, replaced
+from sb3_reinforce.zoo.patches import RunId, patched, registered_children, replaced
 from sb3_reinforce.zoo.trust import files_read
 from sb3_reinforce.zoo.usage import errors_in_one_line, refuse
 
@@ -47,6 +47,12 @@ _TRUST: tuple[str, dict[str, Any]] = (
     "--trust",
     {"action": "store_true", "help": "run code that files of the runs may hold: for files that you would run as a program"},
 )
+_GYM_PACKAGES: dict[str, Any] = {
+    "metavar": "PACKAGE",
+    "nargs": "+",
+    "default": [],
+    "help": "packages to import, which register environments",
+}
 _OF_PLOTS: dict[str, Any] = {"needs": ("seaborn", "plots"), "options": (_PNG,)}
 ZOO_VERBS = {
     "enjoy": ZooVerb(
@@ -117,7 +123,7 @@ ZOO_VERBS = {
     ),
     "pull": ZooVerb(
         "load_from_hub",
-        lambda options: verb_checks.check_env_id(options.env.gym_id),
+        verb_checks.check_environment,
         "sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
         "Downloads files and reads none. `enjoy` runs no code of theirs without --trust.",
     ),
@@ -145,6 +151,11 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         for option, settings in verb.options:
             parser.add_argument(option, **settings)
+        known = parser._option_string_actions
+        if "--gym-packages" not in known and not verb.module.startswith("plots."):
+            parser.add_argument("--gym-packages", **_GYM_PACKAGES)
+        if "--exp-id" in known:
+            known["--exp-id"].type = RunId
         options = parse_whole_names(parser, *args, **kwargs)
         verb.check(options)
         parsed.append(options)

@@ -1,0 +1,562 @@
+"""
+What happens when things go wrong? Every fault is tried in a process of its own, with a time limit.
+
+    python benchmarks/faults.py            # some minutes; --only KIND for one kind, --seed N for other random moments
+
+prints one row per kind of fault: how often it was tried, and how it ended. It fails if anything hangs, is lost, ends in an
+unclear error, or trains silently on what is wrong; each such case is printed with its arguments.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import io
+import math
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+import sb3_reinforce
+from sb3_reinforce import REINFORCE, TrainingCheckpoint
+from sb3_reinforce.running.logs import appending_logger
+
+SECONDS = 60  # the time limit of a case
+FORK = multiprocessing.get_context("fork")
+
+# Outcomes that are as they should be; all others are faults
+TRAINED, CLEAR, TOLD, SAME, OLDER = "trained", "clear error", "warned, then trained", "same bits", "older checkpoint, warned"
+GOOD = (TRAINED, CLEAR, TOLD, SAME, OLDER)
+
+
+@dataclass
+class Case:
+    """A fault: its kind, what it is in words, and a function that tries it and returns the outcome."""
+
+    kind: str
+    what: str
+    run: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error: whether it is of the types for bad input, its type and text."""
+
+    bad_input: bool
+    text: str
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+def in_child(function: Callable[[], Any], seconds: float = SECONDS, **environment: str) -> Callable[[], Any]:
+    """
+    Start a function in a forked process, in an empty folder.
+
+    :return: a function that waits for its result: what it returned, what it raised, "hung", or "died: code"
+    """
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def body() -> None:
+        os.environ.update(environment)
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+            os.chdir(folder)
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+            try:
+                sender.send(function())
+            except BaseException as error:
+                bad_input = isinstance(error, ValueError | FileNotFoundError)
+                sender.send(Raised(bad_input, f"{type(error).__name__}: {error}"))
+            os.chdir("/")
+        os._exit(0)
+
+    process = FORK.Process(target=body, daemon=True)
+    process.start()
+    started = time.monotonic()
+
+    def result() -> Any:
+        left = max(0.0, seconds - (time.monotonic() - started))
+        try:
+            found = receiver.recv() if receiver.poll(left) else "hung"
+        except EOFError:
+            process.join(1)
+            found = f"died: {process.exitcode}"
+        process.kill()
+        return found
+
+    return result
+
+
+def outcome_of(found: Any, *names: str) -> str:
+    """:return: the outcome of a case, from what :func:`in_child` found; an error is clear if it says one of the names"""
+    if isinstance(found, Raised):
+        return CLEAR if found.bad_input and (not names or any(name in found.text for name in names)) else found.text
+    return str(found)
+
+
+def trains(make: Callable[[], REINFORCE], steps: int = 60) -> str:
+    """:return: "trained", or "warned, then trained" """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make().learn(steps)
+    return TOLD if any(issubclass(warning.category, UserWarning) for warning in caught) else TRAINED
+
+
+def bits(model: REINFORCE) -> str:
+    """:return: a hash of parameters, optimisers and counters"""
+    digest = hashlib.sha256(repr((model.num_timesteps, model._n_updates)).encode())
+    for values in model.get_parameters().values():
+        for key, value in sorted(flat(values)):
+            digest.update(key.encode() + (value.numpy().tobytes() if isinstance(value, th.Tensor) else repr(value).encode()))
+    return digest.hexdigest()
+
+
+def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """:return: the leaves of nested dicts and lists, with their paths"""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list | tuple) else None
+    if pairs is None:
+        yield name, values
+    else:
+        for key, value in pairs:
+            yield from flat(value, f"{name}/{key}")
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+# name -> arguments, environment, number of environments, in VecNormalize
+SETTINGS: dict[str, tuple[dict[str, Any], str, int, bool]] = {
+    "default": ({}, "CartPole-v1", 1, False),
+    "8 environments": ({}, "CartPole-v1", 8, False),
+    "n_episodes": ({"n_episodes": 4}, "CartPole-v1", 2, False),
+    "none": ({"baseline": "none"}, "CartPole-v1", 1, False),
+    "mean": ({"baseline": "mean"}, "CartPole-v1", 4, False),
+    "leave_one_out": ({"baseline": "leave_one_out", "n_episodes": 4}, "CartPole-v1", 2, False),
+    "per_step": ({"baseline": "per_step"}, "CartPole-v1", 4, False),
+    "moving_average": ({"baseline": "moving_average"}, "CartPole-v1", 1, False),
+    "optimal": ({"baseline": "optimal", "n_episodes": 4}, "CartPole-v1", 2, False),
+    "greedy": ({"baseline": "greedy", "n_episodes": 2}, "CartPole-v1", 2, False),
+    "whole-episode returns": ({"returns": "episode", "baseline": "none"}, "CartPole-v1", 4, False),
+    "reuse": ({"n_epochs": 3, "batch_size": 32, "clip_range": 0.2}, "CartPole-v1", 2, False),
+    "schedules": ({"learning_rate": "lin_3e-3", "ent_coef": "lin_0.01"}, "CartPole-v1", 2, False),
+    "chunks": ({"chunk_size": 16}, "CartPole-v1", 2, False),
+    "discounted states": ({"discount_state": True, "gamma": 0.9}, "CartPole-v1", 1, False),
+    "natural gradient": ({"natural_gradient": True, "n_steps": 200}, "Pendulum-v1", 2, False),
+    "VecNormalize": ({"n_steps": 200}, "Pendulum-v1", 2, True),
+    "frozen VecNormalize": ({"freeze_normalization_after": 800, "n_steps": 200}, "Pendulum-v1", 2, True),
+    "gSDE": ({"use_sde": True, "n_steps": 200}, "Pendulum-v1", 2, False),
+    "RMSprop": ({"policy_kwargs": {"optimizer_class": th.optim.RMSprop}}, "CartPole-v1", 2, False),
+}
+
+
+def make_env(name: str) -> Any:
+    """:return: the environments of a setting"""
+    _, env_id, n_envs, normalized = SETTINGS[name]
+    env = make_vec_env(env_id, n_envs, seed=0)
+    return VecNormalize(env) if normalized else env
+
+
+def make_model(name: str, **more: Any) -> REINFORCE:
+    """:return: the model of a setting"""
+    return REINFORCE("MlpPolicy", make_env(name), **{"n_steps": 64, "seed": 0, "device": "cpu"} | SETTINGS[name][0] | more)
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+def kills(rng: random.Random) -> Iterator[Case]:
+    """``kill -9`` at random moments; the resumed run must end at the bits of one that was never stopped."""
+    for name in SETTINGS:
+        delays = [rng.uniform(0.05, 0.8) for _ in range(4)]
+        yield Case("kill -9 and resume", name, lambda name=name, delays=delays: killed_and_resumed(name, delays))
+
+
+def killed_and_resumed(name: str, delays: list[float]) -> str:
+    total = 6_000 if SETTINGS[name][1] == "CartPole-v1" else 4_000
+    straight = in_child(lambda: bits(make_model(name).learn(total)))()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def life(delay: float | None) -> str:
+            try:
+                model = REINFORCE.resume(folder, make_env(name))
+            except FileNotFoundError:
+                model = make_model(name)
+            if delay is not None:
+                timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+                timer.daemon = True
+                timer.start()
+            done = model.num_timesteps
+            if done < total:
+                saves = TrainingCheckpoint(folder, every_n_updates=1)
+                model.learn(total - done, callback=saves, reset_num_timesteps=done == 0)
+            return bits(model)
+
+        for delay in delays:
+            ended = in_child(lambda delay=delay: life(delay))()
+            if not str(ended).startswith("died: -9") and ended != straight:
+                return f"a life ended with {ended}"
+        resumed = in_child(lambda: life(None))()
+    return SAME if resumed == straight else f"{outcome_of(resumed)} instead of {outcome_of(straight)}"
+
+
+# ------------------------------------------------------------------------------------------------------------- ranks
+
+
+def on_two_ranks(functions: list[Callable[[], Any]], seconds: float = SECONDS) -> list[Any]:
+    """:return: what two processes found that train together, started as a cluster's scheduler starts them"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    waiting = [
+        in_child(function, seconds, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank, function in enumerate(functions)
+    ]
+    return [wait() for wait in waiting]
+
+
+# What rank 1 has otherwise than rank 0. Each rank may have its own n_steps, number of environments and batch sizes.
+UNEQUAL: dict[str, dict[str, Any]] = {
+    "gamma": {"gamma": 0.9},
+    "learning_rate": {"learning_rate": 1e-4},
+    "baseline": {"baseline": "mean"},
+    "n_epochs": {"n_epochs": 2},
+    "n_value_epochs": {"n_value_epochs": 1},
+    "clip_range": {"clip_range": 0.2},
+    "ent_coef": {"ent_coef": 0.01},
+    "max_grad_norm": {"max_grad_norm": 1.0},
+    "discount_state": {"discount_state": True},
+    "loss_reduction": {"loss_reduction": "step"},
+    "normalize_advantage": {"normalize_advantage": True},
+    "natural_gradient": {"natural_gradient": True},
+    "unfinished": {"unfinished": "bootstrap"},
+    "value_learning_rate": {"value_learning_rate": 1e-4},
+    "activation": {"policy_kwargs": {"activation_fn": th.nn.ReLU}},
+    "net_arch": {"policy_kwargs": {"net_arch": [8]}},
+    "optimizer_class": {"policy_kwargs": {"optimizer_class": th.optim.SGD}},
+    "optimizer_kwargs": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.5, 0.9)}}},
+    "n_steps": {"n_steps": 96},
+    "batch_size": {"batch_size": 16},
+    "value_batch_size": {"value_batch_size": 16},
+    "chunk_size": {"chunk_size": 16},
+    "seed": {"seed": 1},
+}
+UNEQUAL_NORMALIZE: dict[str, dict[str, Any]] = {
+    "norm_reward": {"norm_reward": False},
+    "norm_obs": {"norm_obs": False},
+    "clip_obs": {"clip_obs": 1.0},
+    "clip_reward": {"clip_reward": 1.0},
+    "gamma of VecNormalize": {"gamma": 0.5},
+    "epsilon": {"epsilon": 1e-2},
+}
+
+
+def ranks_cases(rng: random.Random) -> Iterator[Case]:
+    """Ranks that differ, die, or never come: an error on both, or equal bits on both."""
+
+    def train(normalize: dict[str, Any] | None = None, before: Callable[[], Any] = lambda: None, **arguments: Any) -> str:
+        env = make_vec_env("CartPole-v1", 1)
+        model = REINFORCE(
+            "MlpPolicy", env if normalize is None else VecNormalize(env, **normalize),
+            **{"n_steps": 64, "seed": 0, "device": "cpu", "batch_size": 32, "value_batch_size": 64} | arguments,
+        )  # fmt: skip
+        before()
+        model.learn(1_000)
+        return hashlib.sha256(th.cat([p.detach().flatten() for p in model.policy.parameters()]).numpy().tobytes()).hexdigest()
+
+    def together(*functions: Callable[[], Any]) -> str:
+        found = on_two_ranks(list(functions))
+        outcomes = [outcome_of(each) for each in found]
+        if outcomes[0] == outcomes[1] and len(outcomes[0]) == 64:
+            return "same bits"
+        # the rank that is fine ends with an error of its own, which names the other
+        errors = [isinstance(each, Raised) or str(each).startswith("died") for each in found]
+        return CLEAR if all(errors) else " and ".join(outcomes)
+
+    for name, arguments in UNEQUAL.items():
+        yield Case("ranks unequal", name, lambda a=arguments: together(train, lambda: train(**a)))
+    for name, arguments in UNEQUAL_NORMALIZE.items():
+        yield Case("ranks unequal", name, lambda a=arguments: together(lambda: train({}), lambda: train(a)))
+
+    def fail() -> None:
+        raise KeyError("a rank's own fault")
+
+    def kill() -> None:
+        threading.Timer(rng.uniform(0.05, 0.5), os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    moments = {
+        "fails in its constructor": lambda: train(gamma=7),
+        "fails before learn": lambda: train(before=fail),
+        "never makes a model": fail,
+        "is killed while training": lambda: train(before=kill),
+    }
+    for name, function in moments.items():
+        for rank in (0, 1):
+            pair = [function, train] if rank == 0 else [train, function]
+            yield Case("a rank fails", f"rank {rank} {name}", lambda pair=pair: together(*pair))
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def files(rng: random.Random) -> Iterator[Case]:
+    """Checkpoints and models cut or with a flipped bit: the same content, the older checkpoint, or an error."""
+    folder = Path(tempfile.mkdtemp())
+    model = make_model("default").learn(500, callback=TrainingCheckpoint(folder / "checkpoints", every_n_updates=1, keep=2))
+    model.save(folder / "model")
+    newest, right = model.newest_checkpoint, bits(model)
+    for kind, path in (("checkpoint damaged", newest), ("model file damaged", folder / "model.zip")):
+        content = path.read_bytes()
+        for i in range(40):
+            place = rng.randrange(len(content))
+            cut = i % 2 == 0
+            damaged = (
+                content[:place]
+                if cut
+                else content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
+            )
+            what = f"{'cut' if cut else 'bit flipped'} at byte {place} of {len(content)}"
+            yield Case(kind, what, lambda d=damaged, p=path: loads(folder, p, d, right))
+
+
+def loads(folder: Path, path: Path, content: bytes, right: str) -> str:
+    def load() -> str:
+        with tempfile.TemporaryDirectory() as copy, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+            (Path(copy) / path.relative_to(folder)).write_bytes(content)
+            if path.suffix == ".zip" and path.name == "model.zip":
+                return SAME if bits(REINFORCE.load(Path(copy) / "model")) == right else "other parameters, silently"
+            model = REINFORCE.resume(Path(copy) / "checkpoints", make_env("default"))
+            model.learn(1, reset_num_timesteps=False)  # restores the rest
+            older = any("which is older" in str(warning.message) for warning in caught)
+            return OLDER if older else SAME if model.newest_checkpoint.name == path.name else "another, silently"
+
+    return outcome_of(in_child(load)())
+
+
+# ---------------------------------------------------------------------------------------------------------- disk full
+
+
+def disk_full(rng: random.Random) -> Iterator[Case]:
+    """Files that cannot grow beyond some size, and a folder that is deleted, with everything on that writes."""
+    for _ in range(12):
+        limit = int(2 ** rng.uniform(8, 18))
+        yield Case(
+            "disk full", f"files of at most {limit} bytes", lambda limit=limit: outcome_of(in_child(lambda: writes(limit))())
+        )
+    yield Case("folder deleted", "during training", lambda: outcome_of(in_child(lambda: writes(None))()))
+
+
+def writes(limit: int | None) -> str:
+    env = make_vec_env("CartPole-v1", 2, seed=0, monitor_dir="run/monitor")
+    model = REINFORCE("MlpPolicy", env, n_steps=64, seed=0, device="cpu")
+    model.set_logger(appending_logger("run/logs", ["csv"]))
+    straight = bits(make_model("8 environments").learn(1))  # nothing that the limit touches
+    assert straight
+    evaluates = EvalCallback(
+        make_vec_env("CartPole-v1", 1),
+        eval_freq=200,
+        n_eval_episodes=2,
+        log_path="run/eval",
+        best_model_save_path="run",
+        verbose=0,
+    )
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    else:
+        threading.Timer(0.3, shutil.rmtree, ("run",)).start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(5_000, callback=[TrainingCheckpoint("run/checkpoints", every_n_updates=2), evaluates])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return TOLD if caught else TRAINED
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+ODD_VALUES: list[Any] = [-1, 0, 0.5, math.nan, math.inf, "x", "lin_x", None, [], {}, (1, 2), True, 1e30, object(), print, b"x"]
+
+
+class Odd(gym.Env):
+    """Five steps per episode; one thing in it is odd."""
+
+    def __init__(
+        self, observation: Any = None, reward: Any = 1.0, info: Any = None, space: Any = None, action_space: Any = None
+    ):
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32) if space is None else space
+        self.action_space = spaces.Discrete(2) if action_space is None else action_space
+        self.odd, self.reward, self.info = observation, reward, info or {}
+
+    def _observe(self) -> Any:
+        return self.odd if self.odd is not None and self.t == 2 else self.observation_space.sample()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        self.t += 1
+        return self._observe(), self.reward if self.t == 3 else 1.0, self.t == 5, False, dict(self.info) if self.t == 5 else {}
+
+
+BOX64 = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+# what is odd -> arguments of Odd, words of which one is in the error
+ODD_ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "reward NaN": ({"reward": math.nan}, "reward"),
+    "reward 1e300": ({"reward": 1e300}, "reward"),
+    "reward of shape (1,)": ({"reward": np.array([1.0])}, "reward"),
+    "reward of shape (2,)": ({"reward": np.array([1.0, 2.0])}, "reward"),
+    "reward text": ({"reward": "x"}, "reward"),
+    "reward None": ({"reward": None}, "reward"),
+    "reward of 400 digits": ({"reward": 10**400}, "reward"),
+    "episode without r": ({"info": {"episode": {"l": 3}}}, "episode"),
+    "episode a number": ({"info": {"episode": 3}}, "episode"),
+    "is_success text": ({"info": {"is_success": "yes"}}, "is_success"),
+    "observation NaN": ({"observation": np.full(2, np.nan, np.float32)}, "observation"),
+    "observation 1e300": ({"space": BOX64, "observation": np.array([1e300, 0])}, "observation"),
+    "observation of shape (0,)": ({"space": spaces.Box(-1, 1, (0,))}, "observation_space"),
+    "observation 2-D MultiDiscrete": ({"space": spaces.MultiDiscrete([[2, 3], [3, 4]])}, "observation_space"),
+    "observation empty Dict": ({"space": spaces.Dict()}, "observation_space"),
+    "observation nested Dict": ({"space": spaces.Dict(a=spaces.Dict(b=BOX64))}, "observation_space"),
+    "observation Text": ({"space": spaces.Text(5)}, "observation_space"),
+    "observation Tuple": ({"space": spaces.Tuple([BOX64])}, "observation_space"),
+    "observation Sequence": ({"space": spaces.Sequence(BOX64)}, "observation_space"),
+    "observation Discrete(3) = 7": ({"space": spaces.Discrete(3), "observation": 7}, "observation"),
+    "observation Discrete(3) = -1": ({"space": spaces.Discrete(3), "observation": -1}, "observation"),
+    "observation MultiDiscrete([2, 3]) = [1, 3]": (
+        {"space": spaces.MultiDiscrete([2, 3]), "observation": np.array([1, 3])}, "observation",
+    ),
+    "actions Dict": ({"action_space": spaces.Dict(a=BOX64)}, "action_space"),
+    "actions Tuple": ({"action_space": spaces.Tuple([BOX64])}, "action_space"),
+    "actions without bounds": ({"action_space": BOX64}, "action_space"),
+    "actions of whole numbers": ({"action_space": spaces.Box(-5, 5, (1,), np.int64)}, "action_space"),
+    "actions of shape (0,)": ({"action_space": spaces.Box(-1, 1, (0,))}, "action_space"),
+    "actions from 1": ({"action_space": spaces.Discrete(3, start=1)}, "action_space"),
+}  # fmt: skip
+
+# arguments of the command line; each must end in one line with exit code 2
+ODD_COMMANDS = [
+    "train --env NoSuchEnvironment-v0",
+    "train --env CartPole-v1 --algo nothing",
+    "train --env CartPole-v1 --conf-file missing.yml",
+    "train --env CartPole-v1 -params nothing:1",
+    "train --env CartPole-v1 -params gamma:2",
+    "train --env CartPole-v1 -params policy:'CnnPolicy'",
+    "train --env CartPole-v1 -n -5",
+    "train --env CartPole-v1 --resume nowhere",
+    "train --env CartPole-v1 -i nowhere.zip",
+    "enjoy --env CartPole-v1 -f nowhere",
+    "record-video --env CartPole-v1 -f nowhere",
+    "plot-file -i nowhere.pkl",
+    "report nowhere",
+    "tune --env CartPole-v1 --n-trials 0",
+    "compare-baselines --env NoSuchEnvironment-v0",
+    "push --env CartPole-v1 -f nowhere -orga me",
+    "nothing",
+]
+
+
+def bad_inputs(rng: random.Random) -> Iterator[Case]:
+    """Arguments, environments and command lines that cannot be right: an error that names them, or training."""
+
+    def tried(make: Callable[[], REINFORCE], *names: str) -> str:
+        return outcome_of(in_child(lambda: trains(make))(), *names)
+
+    for name in inspect.signature(REINFORCE.__init__).parameters:
+        for value in ODD_VALUES if name not in ("self", "env", "_init_setup_model") else ():
+            arguments = {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 20, "device": "cpu"} | {name: value}
+            yield Case("argument", f"{name}={value!r}", lambda a=arguments, n=name: tried(lambda: REINFORCE(**a), n, f"{n} "))
+    for what, (arguments, name) in ODD_ENVIRONMENTS.items():
+
+        def make(arguments: dict[str, Any] = arguments) -> REINFORCE:
+            policy = "MultiInputPolicy" if isinstance(arguments.get("space"), spaces.Dict) else "MlpPolicy"
+            return REINFORCE(policy, Odd(**arguments), n_steps=10, device="cpu")
+
+        yield Case("environment", what, lambda make=make, name=name: tried(make, name))
+    for line in ODD_COMMANDS:
+        yield Case("command line", line, lambda line=line: outcome_of(in_child(lambda: command(line))()))
+
+
+def command(line: str) -> str:
+    from sb3_reinforce.zoo.cli import main
+
+    sys.argv = ["sb3-reinforce", *line.split()]
+    said = io.StringIO()
+    code: Any = 0
+    with contextlib.redirect_stderr(said):
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+    lines = [text for text in said.getvalue().splitlines() if text.strip() and not text.startswith("usage")]
+    return CLEAR if code == 2 and "Traceback" not in said.getvalue() else f"exit code {code}: {lines[-1:]}"
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+KINDS = {"inputs": bad_inputs, "files": files, "disk": disk_full, "ranks": ranks_cases, "kills": kills}
+
+
+def run(case: Case) -> str:
+    """:return: the outcome; an error of the case itself is one, too"""
+    try:
+        return case.run()
+    except Exception:
+        return traceback.format_exc(limit=-2)
+
+
+def main() -> int:
+    """:return: 0 if nothing is a fault"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, places and sizes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
+    options = parser.parse_args()
+    th.set_num_threads(1)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("stable-baselines3", "torch", "gymnasium", "numpy"))
+    print(f"sb3-reinforce {sb3_reinforce.__version__}, {packages}; Python {sys.version.split()[0]}; {vars(options)}\n")
+    started = time.perf_counter()
+    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+    faults = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        cases = [case for name in options.only for case in KINDS[name](random.Random(options.seed))]
+        for case, outcome in zip(cases, pool.map(run, cases), strict=True):
+            outcomes[case.kind][outcome if outcome in GOOD else "FAULT"] += 1
+            if outcome not in GOOD:
+                faults.append(f"{case.kind}: {case.what}: {outcome}")
+                print("FAULT", faults[-1][:500], flush=True)
+    print("| what was tried | how often | what happened |\n| --- | --- | --- |")
+    for kind, counts in outcomes.items():
+        print(f"| {kind} | {sum(counts.values())} | {', '.join(f'{n} {what}' for what, n in counts.most_common())} |")
+    print(f"\n{len(cases)} cases in {time.perf_counter() - started:.0f} s, {len(faults)} faults")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Checks of policies: whether class, arguments, optimiser and spaces fit together. Errors say what to use instead."""
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+
+SMALLEST_IMAGE = 36  # what NatureCNN's kernels (8, 4 and 3 with strides 4, 2 and 1) leave one number of
+# Policies of sb3-contrib, by a part of their name or by what they are called with
+CONTRIB = {"Lstm": "RecurrentPPO", "Maskable": "MaskablePPO", "lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
+
+
+def check_policy_arguments(policy: Any, aliases: Mapping[str, type[BasePolicy]], policy_kwargs: Any) -> None:
+    """:raises ValueError: for a policy that does not exist, or arguments for it that are no dict"""
+    expected = f"policy must be one of {', '.join(map(repr, aliases))} or a class such as ActorCriticPolicy, got {policy!r}"
+    if isinstance(policy, str) and policy not in aliases:
+        other = next((f"; sb3-contrib has it, for {other}" for part, other in CONTRIB.items() if part in policy), "")
+        raise ValueError(f"{expected}{other}")
+    if not isinstance(policy, str) and not (
+        isinstance(policy, type)
+        and issubclass(policy, BasePolicy)
+        and (hasattr(policy, "evaluate_actions") or hasattr(policy, "get_distribution"))
+    ):
+        raise ValueError(expected)
+    if not isinstance(policy_kwargs, (dict, type(None))):
+        raise ValueError(f"policy_kwargs must be a dict, such as dict(net_arch=[64, 64]), got {policy_kwargs!r}")
+
+
+@contextmanager
+def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
+    """
+    Around the making of the networks: check what they are made of, and say what an error there is about.
+
+    :raises ValueError: for a policy that cannot be made, or cannot be trained
+    """
+    policy_class, kwargs = model.policy_class, model.policy_kwargs
+    name = next((alias for alias, known in model.policy_aliases.items() if known is policy_class), policy_class.__name__)
+    _check_calls(policy_class, name, type(model).__name__)
+    _check_keys(policy_class, name, kwargs)
+    _check_observations(policy_class, name, kwargs, model.observation_space)
+    try:
+        yield
+    except (AssertionError, AttributeError, TypeError) as error:
+        if "rollout_buffer" in vars(model):  # made just before the policy
+            raise ValueError(f"{name} cannot be made with policy_kwargs={kwargs}: {error}") from error
+        if model.rollout_buffer_kwargs:
+            raise ValueError(f"rollout_buffer_kwargs={model.rollout_buffer_kwargs}: {error}") from error
+        raise
+    _check_optimizer(model.policy.optimizer)
+
+
+def _check_calls(policy_class: Any, name: str, algorithm: str) -> None:
+    if not hasattr(policy_class, "evaluate_actions"):
+        return
+    others = [*inspect.signature(policy_class.evaluate_actions).parameters.values()][3:]  # self, observations, actions
+    needed = [p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not issubclass(policy_class, ActorCriticPolicy):  # MaskableActorCriticPolicy, whose masks have a default
+        needed += [p.name for p in others if p.name == "action_masks" and p.default is None]
+    if needed:
+        other = next((f", or {other} of sb3-contrib" for part, other in CONTRIB.items() if part in needed), "")
+        raise ValueError(
+            f"policy must need nothing but observations, got {name}, which also needs {' and '.join(needed)} that {algorithm} "
+            f"does not give: use MlpPolicy, CnnPolicy or MultiInputPolicy{other}"
+        )
+
+
+def _check_keys(policy_class: type[BasePolicy], name: str, kwargs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(policy_class).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in kwargs:
+        if key not in parameters:
+            nearest = difflib.get_close_matches(key, parameters, n=1)
+            meant = f", did you mean {nearest[0]!r}?" if nearest else f": it has {', '.join([*parameters][3:])}"
+            raise ValueError(f"policy_kwargs: {name} has no {key!r}{meant}")
+
+
+def _check_observations(policy_class: type[BasePolicy], name: str, kwargs: Mapping[str, Any], space: spaces.Space) -> None:
+    parameters = inspect.signature(policy_class).parameters
+
+    def given(argument: str) -> Any:
+        return kwargs[argument] if argument in kwargs else getattr(parameters.get(argument), "default", None)
+
+    extractor, is_normalized = given("features_extractor_class"), not given("normalize_images")
+    is_dict = isinstance(space, spaces.Dict)
+    if is_dict and extractor in (FlattenExtractor, NatureCNN):
+        raise ValueError(f"policy must be MultiInputPolicy for Dict observations, got {name} and {space}")
+    if not is_dict and extractor is CombinedExtractor:
+        raise ValueError(f"{name} is for Dict observations, got {space}: use MlpPolicy, or CnnPolicy for images")
+    if extractor is NatureCNN and not is_image_space(space, check_channels=False, normalized_image=is_normalized):
+        raise ValueError(
+            f"{name} is for images, got {space}: use MlpPolicy for what are none. Images are uint8 in [0, 255]; floats in "
+            "[0, 1], channels first, need policy_kwargs=dict(normalize_images=False)"
+        )
+    images = [space] if extractor is NatureCNN else []
+    if isinstance(space, spaces.Dict) and extractor is CombinedExtractor:
+        images = [part for part in space.spaces.values() if is_image_space(part, normalized_image=is_normalized)]
+    for image in images:
+        assert image.shape is not None, "it is a Box"
+        if min(image.shape[1:]) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"{name} needs images of {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, channels first, got {image}: "
+                "use gymnasium.wrappers.ResizeObservation, or give policy_kwargs=dict(features_extractor_class=...)"
+            )
+
+
+def _check_optimizer(optimizer: th.optim.Optimizer) -> None:
+    kind = type(optimizer).__name__
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    if any(parameter.name == "closure" and parameter.default is parameter.empty for parameter in parameters):
+        raise ValueError(
+            f"optimizer_class must step by the gradient alone, got {kind}, which evaluates the loss again, by a closure: use "
+            "Adam, or another that needs none"
+        )
+    if isinstance(optimizer, th.optim.SparseAdam):
+        raise ValueError(f"optimizer_class must take dense gradients, got {kind}: use Adam")
