@@ -103,13 +103,14 @@ def play(
     evaluate: bool = True,
     every: int = 2,
     learn: dict[str, Any] | None = None,
+    trust: bool = False,
     **arguments: Any,
 ) -> REINFORCE:
     """Start the run in a folder, or resume it, and train to its end; rows go to progress.csv."""
     made = make_env(**(env or {}))
     resumes = bool(checkpoints_in(folder / "checkpoints"))
     if resumes:
-        model = REINFORCE.resume(folder / "checkpoints", made)
+        model = REINFORCE.resume(folder / "checkpoints", made, trust=trust)
     else:
         defaults: dict[str, Any] = dict(n_steps=16, seed=7, device="cpu", policy_kwargs=dict(net_arch=[8]))
         model = REINFORCE("MlpPolicy", made, **{**defaults, **arguments})

@@ -21,7 +21,14 @@ from sb3_reinforce.running.training_state import equal, plain
 from tests.runs import make_env, play
 
 
-def test_plain_values_survive(tmp_path):
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    play(folder, evaluate=False)
+    return folder / "checkpoints"
+
+
+def test_plain_values_survive(run_folder, tmp_path):
     value = {
         "float": 0.1, "nan": float("nan"), "inf": -float("inf"), "big": 2**100, "none": None, "list": [1, (2, "x"), True],
         "array": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.float32(0.3), "tensor": th.tensor([1, 2]), 3: {},
@@ -29,20 +36,14 @@ def test_plain_values_survive(tmp_path):
     }  # fmt: skip
     model = REINFORCE("MlpPolicy", make_env(), device="cpu")
     path = tmp_path / "checkpoint_0_steps.zip"
-    path.write_bytes(checkpoint_bytes(model, plain(value)))
-    back = read_parts(path)[2]
+    state = read_parts(checkpoints_in(run_folder)[0])[2]
+    path.write_bytes(checkpoint_bytes(model, state | {"callbacks": {"Own0": {"value": plain(value)}}}))
+    back = read_parts(path)[2]["callbacks"]["Own0"]["value"]
     assert equal(back, value)
     assert type(back["scalar"]) is np.float32
     assert not equal(back, {**value, "float": 0.2})
     with pytest.raises(TypeError, match="object"):
         plain({"x": [object()]})
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    play(folder, evaluate=False)
-    return folder / "checkpoints"
 
 
 def copy_of(run_folder: Path, folder: Path) -> list[Path]:

@@ -273,11 +273,11 @@ def test_card_with_our_commands():
     assert 'pip install "sb3-reinforce[zoo]"' in ours
     lines = [line for line in ours.splitlines() if "sb3-reinforce " in line]
     assert len(lines) == text.count("python -m ")
-    pull = "TRUST_REMOTE_CODE=True sb3-reinforce pull --algo reinforce --env CartPole-v1 -orga me -f logs/ -name pole"
+    pull = "sb3-reinforce pull --algo reinforce --env CartPole-v1 -orga me -f logs/ -name pole"
     assert pull in lines
     assert "sb3-reinforce train --algo reinforce --env CartPole-v1 -f logs/" in lines
     assert "sb3-reinforce push --algo reinforce --env CartPole-v1 -f logs/ -orga me -name pole" in lines
-    verbs = [line.removeprefix("TRUST_REMOTE_CODE=True ").split()[1] for line in lines]
+    verbs = [line.split()[1] for line in lines]
     assert set(verbs) <= set(cli.VERBS)
     assert {"pull", "enjoy", "train", "push"} == set(verbs)
 
@@ -317,3 +317,25 @@ def test_optional_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with patches.optional_statistics():
         the_zoo_alone("load_from_hub", [*MODEL, "-f", str(tmp_path)], monkeypatch)
     assert (tmp_path / "reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+# --- downloads ---
+
+
+def download(monkeypatch: pytest.MonkeyPatch) -> str:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: "file")
+    return importlib.import_module("huggingface_sb3").load_from_hub("me/pole", "config.yml")
+
+
+def test_downloads_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
+    with pytest.raises(ValueError, match="TRUST_REMOTE_CODE"):
+        download(monkeypatch)  # else: delete downloads
+
+
+def test_downloads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
+    with patches.downloads():
+        assert download(monkeypatch) == "file"

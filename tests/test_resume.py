@@ -56,7 +56,8 @@ def test_every_baseline(tmp_path, baseline, actions):
         pytest.param(dict(freeze_normalization_after=70), id="frozen statistics"),
         pytest.param(dict(learning_rate="lin_1e-2", ent_coef="lin_0.1"), id="schedules by name"),
         pytest.param(
-            dict(learning_rate=LinearSchedule(1e-2, 1e-4, 0.7), value_learning_rate=lambda p: 0.01 * p * p), id="schedules"
+            dict(learning_rate=LinearSchedule(1e-2, 1e-4, 0.7), value_learning_rate=lambda p: 0.01 * p * p, trust=True),
+            id="schedules",
         ),
         pytest.param(dict(n_epochs=2, batch_size=16, value_batch_size=8, clip_range="lin_0.2"), id="minibatches"),
         pytest.param(dict(n_epochs=np.int64(2)), id="NumPy's whole numbers"),

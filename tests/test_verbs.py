@@ -133,10 +133,10 @@ def test_push_and_pull(command: Installed, trained: Path, tmp_path: Path):
         assert "mean_reward" in card
         assert "('n_timesteps', 1500)" in card
         pull, enjoy = [line for line in card.splitlines() if " pull " in line or " enjoy " in line][:2]
-        assert pull.startswith("TRUST_REMOTE_CODE=True sb3-reinforce pull ")
+        assert pull.startswith("sb3-reinforce pull ")
         other = tmp_path / "somebody"
         other.mkdir()
-        out = check(command(*pull.split()[2:], cwd=other, HF_ENDPOINT=address, TRUST_REMOTE_CODE="True"))
+        out = check(command(*pull.split()[1:], cwd=other, HF_ENDPOINT=address))
         assert "No normalization file" in out
     assert enjoy.startswith("sb3-reinforce enjoy ")
     out = check(command(*enjoy.split()[1:], cwd=other))
@@ -155,12 +155,11 @@ def test_the_hub_refuses(command: Installed, trained: Path, tmp_path: Path):
         assert line.startswith("sb3-reinforce push: error: Hugging Face Hub: Client error '401")
         assert line.endswith("log in by `hf auth login` or HF_TOKEN")
 
-        trust = {"TRUST_REMOTE_CODE": "True"}
-        done = command("pull", "--env", "CartPole-v1", "-orga", "me", cwd=tmp_path, HF_ENDPOINT=address, **trust)
+        done = command("pull", "--env", "CartPole-v1", "-orga", "me", cwd=tmp_path, HF_ENDPOINT=address)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("sb3-reinforce pull: error: Hugging Face Hub: 404 Client Error. Repository Not Found")
-    done = command("pull", "--env", "CartPole-v1", "-orga", "me", cwd=tmp_path, HF_ENDPOINT=address, **trust)
+    done = command("pull", "--env", "CartPole-v1", "-orga", "me", cwd=tmp_path, HF_ENDPOINT=address)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("sb3-reinforce pull: error: ")
     assert "Traceback" not in done.stderr
@@ -267,7 +266,6 @@ def test_missing_model(start: str, refused: Callable[..., str], trained: Path):
         ),
         (["enjoy", "--gym-packages", "no_such"], "no_such, which is to register environments, cannot be imported"),
         (["enjoy", "--env", "no_such:CartPole-v1"], "no_such, which is to register environments, cannot be imported"),
-        (["pull", "--env", "CartPole-v1", "-orga", "me"], "set the environment variable `TRUST_REMOTE_CODE` to `True`"),
         (["push", "--env", "CartPole-v1"], "the following arguments are required: -orga/--organization"),
         (["benchmark"], "--log-dir must be a folder with runs of train, got logs"),
         (["benchmark", "--log-dir", "."], "got ., which has none: looked for ALGO/RUN/ENV/args.yml"),
@@ -281,9 +279,8 @@ def test_missing_model(start: str, refused: Callable[..., str], trained: Path):
         (["plot-file", "-i", "nothing"], "No such file or directory: 'nothing.pkl'"),
     ],
 )
-def test_bad_input(arguments: list[str], words: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+def test_bad_input(arguments: list[str], words: str, refused: Callable[..., str]):
     pytest.importorskip("seaborn")
-    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
     assert words in refused(*arguments)
 
 

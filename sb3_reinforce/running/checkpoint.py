@@ -14,6 +14,7 @@ from sb3_reinforce.arguments import check_count
 from sb3_reinforce.running import ranks
 from sb3_reinforce.running.callbacks import callbacks_by_name
 from sb3_reinforce.running.checkpoint_file import ModelParts, checkpoint_bytes, checkpoints_in, steps_of
+from sb3_reinforce.running.claims import Claim, FolderInUseError, claim
 from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.running.training_state import (
     callback_state,
@@ -22,6 +23,7 @@ from sb3_reinforce.running.training_state import (
     model_state,
     plain,
     random_state,
+    without_settings,
 )
 
 
@@ -49,7 +51,8 @@ class TrainingCheckpoint(BaseCallback):
     :param keep: how many of the newest ones to keep
     :param verbose: 2 prints the name of each checkpoint
     :raises ValueError: for numbers below 1; when training starts: with ``unfinished="bootstrap"``, whose environments keep
-        running across updates, with another algorithm, or if the folder has checkpoints that the model was not resumed from
+        running across updates, with another algorithm, if the folder has checkpoints that the model was not resumed from, or
+        if another process trains in it
     """
 
     def __init__(self, path: str | Path, every_n_updates: int = 10, keep: int = 3, verbose: int = 0):
@@ -69,6 +72,7 @@ class TrainingCheckpoint(BaseCallback):
         self._at_start: dict[str, dict[str, Any]] = {}
         self._boundary: tuple[dict[str, Any], ModelParts] | None = None
         self._n_updates_taken = 0
+        self._claim: Claim | None = None
 
     def can_resume(self) -> bool:
         """:return: whether the folder has checkpoints, for :meth:`REINFORCE.resume`"""
@@ -106,6 +110,11 @@ class TrainingCheckpoint(BaseCallback):
     def _on_training_start(self) -> None:
         self._stop_asked = False
         self._boundary = None
+        if self.writes:
+            try:
+                self._claim = claim(self.path)
+            except FolderInUseError as error:
+                raise FolderInUseError(f"path {error}") from None
         resumed_from: Path | None = self.model.newest_checkpoint  # type: ignore[attr-defined]
         there = checkpoints_in(self.path)
         self.newest = None
@@ -128,6 +137,7 @@ class TrainingCheckpoint(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._write_boundary()
+        self._claim = None
 
     def begin(self, root: BaseCallback) -> None:
         """See :class:`~sb3_reinforce.running.callbacks.UpdateListener`."""
@@ -150,6 +160,7 @@ class TrainingCheckpoint(BaseCallback):
         if self._algorithm._n_updates > self._n_updates_taken:  # the error came after the update, while its row was written
             self._take_boundary(iteration)
         self._write_boundary()
+        self._claim = None
 
     @property
     def _algorithm(self) -> OnPolicyAlgorithm:
@@ -164,7 +175,7 @@ class TrainingCheckpoint(BaseCallback):
         states = {name: callback_state(each) for name, each in callbacks.items()}
         for name, each in callbacks.items():
             if not hasattr(each, "state_dict"):
-                states[name] = changed(self._at_start.get(name, {}), states[name])
+                states[name] = without_settings(each, changed(self._at_start.get(name, {}), states[name]))
         random_states = {name: evaluation_random_state(each) for name, each in callbacks.items()}
         state = {
             "iteration": iteration,

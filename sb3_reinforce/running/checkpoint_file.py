@@ -26,6 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_reinforce.running import checkpoint_schema
 from sb3_reinforce.running.normalization import VEC_NORMALIZE_SETTINGS, wrappers
 from sb3_reinforce.running.training_state import copied, plain
 from sb3_reinforce.version import __version__
@@ -33,7 +34,6 @@ from sb3_reinforce.version import __version__
 # Raised whenever an older checkpoint could be misread.
 FORMAT = 2
 MANIFEST, TRAINING, ARRAYS = "manifest.json", "training.json", "training.npz"
-LIBRARIES = ("stable-baselines3", "gymnasium", "torch", "numpy")
 # Attributes that resume makes anew or reads from TRAINING: left out, they need not be pickled.
 NOT_SAVED = (
     "_last_obs", "_last_original_obs", "_last_episode_starts", "_steps_into_episode", "ep_info_buffer", "ep_success_buffer",
@@ -125,8 +125,10 @@ def read_parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
             if MANIFEST not in names:
                 raise CheckpointError(f"it has no {MANIFEST}: torn, or a model file, which load() reads")
             manifest = json.loads(archive.read(MANIFEST))
-            if manifest.get("format") != FORMAT:
-                raise CheckpointError(f"it has the format {manifest.get('format')}, this version reads {FORMAT}")
+            found = manifest.get("format") if isinstance(manifest, dict) else None
+            if found != FORMAT:
+                raise CheckpointError(f"it has the format {found}, this version reads {FORMAT}")
+            _fits(checkpoint_schema.MANIFEST, manifest, MANIFEST)
             sums = manifest["sha256"]
             if sorted(names) != sorted([*sums, MANIFEST]):
                 raise CheckpointError("its parts are not those of its manifest")
@@ -135,12 +137,20 @@ def read_parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
                     raise CheckpointError(f"its part {name} is damaged")
             with np.load(io.BytesIO(archive.read(ARRAYS)), allow_pickle=False) as arrays:
                 state = _from_json(json.loads(archive.read(TRAINING)), dict(arrays))
+            _fits(checkpoint_schema.TRAINING, state, TRAINING)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no checkpoint to resume from: {error}") from None
     except Exception as error:  # zipfile, json and numpy raise what the damaged byte leads to
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} is no checkpoint to resume from: it is torn or damaged ({reason})") from error
     return data, manifest, state
+
+
+def _fits(check: checkpoint_schema.Check, value: Any, part: str) -> None:
+    try:
+        check(value, part)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _to_json(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -191,7 +201,7 @@ def _description(model: OnPolicyAlgorithm) -> dict[str, Any]:
 
 def installed_libraries() -> dict[str, str]:
     """:return: versions of the libraries whose numbers a run depends on"""
-    return {library: installed_version(library) for library in LIBRARIES}
+    return {library: installed_version(library) for library in checkpoint_schema.LIBRARIES}
 
 
 def describe_env(env: VecEnv | None) -> dict[str, Any]:

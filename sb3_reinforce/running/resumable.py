@@ -20,6 +20,7 @@ from sb3_reinforce.running.files import check_model_file, parameters_to_load, wi
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
 from sb3_reinforce.running.settings import described, shared_settings
+from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
 COUNTERS = ("num_timesteps", "_n_rollouts", "_n_updates", "ep_info_buffer", "ep_success_buffer")
@@ -276,21 +277,37 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             super().save(path, exclude, include)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
-        *args: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        trust: bool = False,
         **kwargs: Any,
     ) -> Self:
         """
-        Load the model from a zip-file, as every Stable-Baselines3 algorithm does; see there for the arguments.
+        Load the model from a zip-file, as every Stable-Baselines3 algorithm does, but run no code of the file.
 
         :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+        :param device: Device on which the code should run.
+        :param custom_objects: objects by name that replace the saved ones, which are then not read
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param trust: whether objects of the user's own (a policy class, a function as schedule) are unpickled, too, which may
+            run any code: for files that you would run as a program
+        :param kwargs: extra arguments to change the model when loading
         :return: new model instance with loaded parameters
-        :raises ValueError: if the file is torn or is no saved model
+        :raises ValueError: if the file is torn, is no saved model, or needs ``trust``
         """
         check_model_file(path)
-        model = super().load(path, *args, **kwargs)
+        if not trust:
+            path, custom_objects = objects_in(path, custom_objects or {})
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if model._saved_state is not None:
             model._set_extra_state(model._saved_state)
         return model
@@ -302,6 +319,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         env: GymEnv | str,
         device: th.device | str | None = None,
         other_ranks: bool = False,
+        trust: bool = False,
     ) -> Self:
         """
         Resume from a checkpoint of :class:`~sb3_reinforce.TrainingCheckpoint`, as if training had never stopped.
@@ -316,11 +334,12 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param device: None: that of the first run
         :param other_ranks: whether the numbers of ranks and environments may differ from the first run's. Batch and random
             numbers are then others; change ``n_steps`` or ``n_episodes`` of the model for a batch of the same size
+        :param trust: see :meth:`load`
         :return: the model
-        :raises ValueError: if a file, or all in the folder, are damaged or of another algorithm, version, environment or
-            number of ranks
+        :raises ValueError: if a file, or all in the folder, are damaged, of another algorithm, version, environment or number
+            of ranks, or need ``trust``
         """
-        model, state = resume(cls, path, env, device, other_ranks)
+        model, state = resume(cls, path, env, device, other_ranks, trust)
         model._resumed, model.newest_checkpoint = state, state.path
         return model
 

@@ -32,6 +32,7 @@ from sb3_reinforce.running.training_state import (
     set_model_state,
     set_random_state,
 )
+from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.version import __version__
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
@@ -56,12 +57,14 @@ class ResumedState:
         """
         state = self.state
         callbacks = callbacks_by_name(callback)
-        for name, saved in state["callbacks"].items():
-            if name in callbacks:
-                set_callback_state(callbacks[name], saved)
-        for name, saved in state["evaluation"].items():
-            if name in callbacks:
-                set_evaluation_random_state(callbacks[name], saved)
+        restoring = (("callbacks", set_callback_state), ("evaluation", set_evaluation_random_state))
+        for part, restore in restoring:
+            for name, saved in state[part].items():
+                try:
+                    if name in callbacks:
+                        restore(callbacks[name], saved)
+                except Exception as error:  # whatever a callback of the user's, or a forged value, leads to
+                    raise CheckpointError(f"{self.path}: the state of {name} cannot be restored: {error!r}") from error
         counters = {"n_calls", "num_timesteps", "n_updates_seen"}
         missing = [name for name, saved in state["callbacks"].items() if name not in callbacks and set(saved) - counters]
         if missing and ranks.rank() == 0:  # the other ranks lack what only rank 0 has
@@ -79,7 +82,12 @@ class ResumedState:
 
 
 def resume(
-    cls: type[Algorithm], path: str | Path, env: GymEnv | str, device: th.device | str | None, other_ranks: bool
+    cls: type[Algorithm],
+    path: str | Path,
+    env: GymEnv | str,
+    device: th.device | str | None,
+    other_ranks: bool,
+    trust: bool = False,
 ) -> tuple[Algorithm, ResumedState]:
     """
     See :meth:`ResumableAlgorithm.resume`.
@@ -92,12 +100,12 @@ def resume(
     if not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"path must be a folder with checkpoints or one of them, got {path}, which does not exist")
-        return _resume_from(cls, path, env, device, other_ranks)
+        return _resume_from(cls, path, env, device, other_ranks, trust)
     candidates = checkpoints_in(path)
     reasons = []
     for candidate in candidates:
         try:
-            resumed = _resume_from(cls, candidate, env, device, other_ranks)
+            resumed = _resume_from(cls, candidate, env, device, other_ranks, trust)
         except OtherRanksError:  # an older one of as many ranks is not what the user wants
             raise
         except CheckpointError as error:
@@ -112,27 +120,30 @@ def resume(
 
 
 def _resume_from(
-    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None, other_ranks: bool
+    cls: type[Algorithm], path: Path, env: VecEnv, device: th.device | str | None, other_ranks: bool, trust: bool
 ) -> tuple[Algorithm, ResumedState]:
     data, manifest, state = read_parts(path)
     # A launched rank takes its own GPU, not rank 0's
     saved = manifest["device"].partition(":")[0] if ranks.launched() else manifest["device"]
     device = ranks.start(device or saved)
     own = _own_settings(path, state, other_ranks)
-    n_envs = env.num_envs if other_ranks else own.get("n_envs", manifest["env"]["n_envs"])
+    n_envs = env.num_envs if other_ranks else own.get("n_envs", manifest["env"].get("n_envs"))
     _check_same_run(cls, path, manifest, n_envs, env)
-    # What is known here is not unpickled; what is left are objects that the user passed to the constructor.
+    # What is known here is not read from the file.
     known: dict[str, Any] = {"observation_space": env.observation_space, "action_space": env.action_space}
-    if manifest["policy"] is not None:
-        known["policy_class"] = cls.policy_aliases[manifest["policy"]]
-    if manifest["rollout_buffer"] is not None:
-        known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
     try:
-        model = cls.load(io.BytesIO(data), env=env, device=device, custom_objects=known)
+        if manifest["policy"] is not None:
+            known["policy_class"] = cls.policy_aliases[manifest["policy"]]
+        if manifest["rollout_buffer"] is not None:
+            known["rollout_buffer_class"] = ROLLOUT_BUFFERS[manifest["rollout_buffer"]]
+        model = cls.load(io.BytesIO(data), env, device, known, trust=trust)  # type: ignore[call-arg]
         set_model_state(model, state["model"])
         names: tuple[str, ...] = getattr(cls, "own_of_each_rank", ())
         vars(model).update({name: own[name] for name in names if name in own}, n_envs=env.num_envs)
         set_random_state(model, state["random"])
+        model._check_training()  # type: ignore[attr-defined]
+    except UntrustedError as error:  # not passed over for an older one: whoever resumes should know
+        raise UntrustedError(f"{path}: {error}") from None
     except Exception as error:
         raise CheckpointError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     return model, ResumedState(path.resolve(), state)
@@ -165,16 +176,16 @@ def _check_same_run(cls: type[OnPolicyAlgorithm], path: Path, manifest: Mapping[
             "install that one to resume, or start a new run with its parameters: REINFORCE.load(file, env=env)"
         )
     saved, given = {**manifest["env"], "n_envs": n_envs}, describe_env(env)
-    for name in saved:
-        if name == "id" and None in (saved["id"], given["id"]):
+    for name in given:
+        if name == "id" and None in (saved.get("id"), given["id"]):
             continue
-        if saved[name] != given[name]:
+        if name not in saved or saved[name] != given[name]:
             raise CheckpointError(
-                f"{path} is of another environment: {name} was {saved[name]}, got {given[name]}: give an environment made and "
-                "wrapped as in the first run"
+                f"{path} is of another environment: {name} was {saved.get(name)}, got {given[name]}: give an environment "
+                "made and wrapped as in the first run"
             )
     libraries = installed_libraries()
     if others := [
-        f"{name} {old} (now {libraries[name]})" for name, old in manifest["libraries"].items() if old != libraries[name]
+        f"{name} {old} (now {now})" for name, now in libraries.items() if (old := manifest["libraries"].get(name)) != now
     ]:
         warnings.warn(f"{path} was saved with {', '.join(others)}: the run may differ in the last digits", stacklevel=5)

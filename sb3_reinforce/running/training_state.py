@@ -1,7 +1,10 @@
 """Save and restore the training state that is not in the networks: counters, statistics, random numbers, callbacks."""
 
 import copy
+import functools
+import inspect
 import random
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -110,7 +113,10 @@ def model_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
 
 def set_model_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
     """Restore what :func:`model_state` returned, in a model made of the same arguments, with its environment."""
-    vars(model).update(state["attributes"])
+    for name, value in state["attributes"].items():
+        if not isinstance(vars(model).get(name, ""), int | float | np.generic | None):
+            raise ValueError(f"the model has no number {name}, got {value}")
+        setattr(model, name, value)
     for name, parameter in model.policy.named_parameters():
         parameter.requires_grad_(name not in state["frozen"])
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
@@ -121,6 +127,11 @@ def set_model_state(model: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
 def set_all_statistics(env: VecEnv | None, state: Mapping[str, Any]) -> None:
     """Restore the statistics of ``VecNormalize`` in what :func:`model_state` returned."""
     for wrapper, statistics in zip(normalizing(env), state["vec_normalize"], strict=True):
+        own, saved = (
+            {name: [*map(np.shape, row)] for name, row in each.items()} for each in (statistics_of(wrapper), statistics)
+        )
+        if own != saved:
+            raise ValueError(f"VecNormalize has statistics of the shapes {own}, got {saved}")
         set_statistics(wrapper, statistics)
 
 
@@ -179,7 +190,33 @@ def set_callback_state(callback: BaseCallback, state: Mapping[str, Any]) -> None
     if hasattr(callback, "load_state_dict"):
         callback.load_state_dict(dict(state))
     else:
-        vars(callback).update({name: plain(value) for name, value in state.items()})
+        not_state = _not_state(type(callback))
+        vars(callback).update({name: plain(value) for name, value in state.items() if name not in not_state})
+
+
+@functools.cache
+def _not_state(kind: type[BaseCallback]) -> set[str]:
+    """:return: attributes of a callback that no file may set: what its constructor sets, and methods and properties"""
+    constructors = [vars(each)["__init__"] for each in kind.__mro__ if "__init__" in vars(each) and each is not object]
+    settings = {argument for constructor in constructors for argument in inspect.signature(constructor).parameters}
+    of_the_class = {name for name in dir(kind) if callable(getattr(kind, name)) or isinstance(getattr(kind, name), property)}
+    return (NOT_A_CALLBACKS_OWN | settings | of_the_class) - {"n_calls", "num_timesteps"}  # counters of every callback
+
+
+def without_settings(callback: BaseCallback, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param changes: attributes that training has changed
+    :return: those that :func:`set_callback_state` restores; a warning names the others
+    """
+    settings = _not_state(type(callback)) & changes.keys()
+    if settings:
+        warnings.warn(
+            f"{type(callback).__name__} changes {', '.join(sorted(settings))}, named like its constructor's arguments: a "
+            "resumed run takes such settings from the new callback; state_dict() and load_state_dict() would save and restore "
+            "them",
+            stacklevel=2,
+        )
+    return {name: value for name, value in changes.items() if name not in settings}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,13 +81,13 @@ def plain_hyperparams(hyperparams: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def without_resume(arguments: Sequence[str]) -> list[str]:
-    """:return: a command line without ``--resume FOLDER`` and ``--other-ranks``"""
+    """:return: a command line without ``--resume FOLDER``, ``--other-ranks``, and ``--trust``, which no file may say"""
     kept: list[str] = []
     left = iter(arguments)
     for argument in left:
         if argument == "--resume":
             next(left, None)
-        elif not argument.startswith("--resume=") and argument != "--other-ranks":
+        elif not argument.startswith("--resume=") and argument not in ("--other-ranks", "--trust"):
             kept.append(argument)
     return kept
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import with_checked_spaces
 from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.running.trust import load_statistics
 from sb3_reinforce.zoo.environments import find_environment
 from sb3_reinforce.zoo.usage import refuse
 
@@ -34,6 +35,7 @@ def compare(arguments: Sequence[str]) -> int:
         help="statistics from the model's training (default: vecnormalize.pkl beside the model, or in the folder beside it "
         "that is named like the environment, where RL Zoo saves it)",
     )
+    parser.add_argument("--trust", action="store_true", help="run code that the files may hold: as you would run a program")
     parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: baselines-ID.png)")
     options = parser.parse_args(arguments)
     try:
@@ -47,9 +49,9 @@ def compare(arguments: Sequence[str]) -> int:
             beside = [folder / "vecnormalize.pkl", folder / options.env / "vecnormalize.pkl"]
             statistics = next((file for file in beside if file.is_file()), None)
         if statistics is not None:
-            env = VecNormalize.load(str(statistics), env)
+            env = load_statistics(statistics, env, options.trust)
             print(f"Observations and rewards as in {statistics}")
-        model = None if options.model is None else REINFORCE.load(options.model, device="cpu")
+        model = None if options.model is None else REINFORCE.load(options.model, device="cpu", trust=options.trust)
         comparison = compare_baselines(env, model, n_episodes=options.episodes, seed=options.seed)
         env.close()
     except (ValueError, OSError) as error:

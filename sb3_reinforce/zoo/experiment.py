@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import with_checked_spaces
+from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.tracking.settings import as_setting, holds_secret
 from sb3_reinforce.zoo.checkpoints import SavedRun
@@ -30,6 +31,7 @@ from sb3_reinforce.zoo.config import check_entry, read_entry
 from sb3_reinforce.zoo.disk import no_room_in_one_line
 from sb3_reinforce.zoo.search_space import complete_sample
 from sb3_reinforce.zoo.study import open_study, params_of_trial, plain_entry
+from sb3_reinforce.zoo.trust import check_config
 from sb3_reinforce.zoo.usage import UsageError
 
 
@@ -77,6 +79,8 @@ class Experiment(exp_manager.ExperimentManager):
                 return super().setup_experiment()
         except UsageError:
             raise
+        except UntrustedError as error:
+            raise UsageError(error) from error
         except ValueError as error:  # from a constructor
             raise UsageError(f"{error} (hyperparameters from {self._source()})") from error
 
@@ -100,8 +104,10 @@ class Experiment(exp_manager.ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the zoo reads them, but errors are named, trial 0 counts, and ``-i``, ``--resume`` and a sweep give theirs."""
-        run = self.plan.run
+        run, trust = self.plan.run, self.plan.options.trust
         if run is not None and run.hyperparams is not None:
+            if not trust:
+                check_config(run.hyperparams, f"--resume {run.folder}")
             return copy.deepcopy(run.hyperparams), copy.deepcopy(run.hyperparams)
         saved = self._config_of_pretrained()
         print(f"Loading hyperparameters from: {self._source()}")
@@ -109,6 +115,8 @@ class Experiment(exp_manager.ExperimentManager):
             config = read_entry(self.config, self.env_name.gym_id, self._is_atari)
         else:  # it holds Python objects, and is read as the zoo itself reads it
             config = dict(yaml.load(saved.read_text(), Loader=yaml.UnsafeLoader))
+        if not trust and (saved is not None or run is not None):
+            check_config(config, self._source())
         parts = {str(saved or self.config): config}
         if self.trial_id is not None:
             source = f"trial {self.trial_id}"

@@ -37,7 +37,8 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        parser.set_defaults(eval_final=0, resume=None, other_ranks=False, checkpoint_every=0, wandb_video_freq=0, sampled=None)
+        no_resuming: dict[str, Any] = {"resume": None, "other_ranks": False, "trust": False, "checkpoint_every": 0}
+        parser.set_defaults(eval_final=0, wandb_video_freq=0, sampled=None, **no_resuming)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")
     parser.add_argument(
@@ -63,6 +64,9 @@ def _add_options_of_training(parser: argparse.ArgumentParser) -> None:
         help="with --resume: also on another number of torchrun's processes, with other batches and random numbers",
     )
     parser.add_argument(
+        "--trust", action="store_true", help="run code that the files of --resume or -i may hold: as you would run a program"
+    )
+    parser.add_argument(
         "--sampled",
         metavar="JSON",
         type=_sampled,
@@ -86,8 +90,8 @@ def _sampled(text: str) -> dict[str, Any]:
     return sampled
 
 
-def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
+def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """:return: as :func:`parse`, for arguments of a file, too: no package is imported, and the environment not looked for"""
     options, zoo_arguments = parser.parse_known_args(arguments)
     peek = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="reinforce")
@@ -102,7 +106,12 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
-    options = peek.parse_known_args(arguments, options)[0]
+    return peek.parse_known_args(arguments, options)[0], zoo_arguments
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
+    options, zoo_arguments = read_options(parser, arguments)
     try:
         options.env = find_environment(options.env, options.gym_packages)
     except ValueError as error:
@@ -128,7 +137,7 @@ def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) ->
         "hyperparams": "-params", "conf_file": "--conf-file", "trial_id": "--trial-id",
         "trained_agent": "-i", "seed": "--seed",
     }  # fmt: skip
-    unset, own = (vars(parse(parser, arguments)[0]) for arguments in ([], run.arguments))
+    unset, own = (vars(read_options(parser, arguments)[0]) for arguments in ([], run.arguments))
     changed = [option for name, option in names.items() if getattr(options, name) not in (unset[name], own[name])]
     if options.sampled is not None:
         changed.append("--sampled")

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial, partialmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -162,8 +162,7 @@ def our_commands(card: str, repo_name: str) -> str:
         verb, arguments = VERB_OF_SCRIPT[match[1]], match[2].rstrip()
         if verb in ("push", "pull"):  # without a name they look for ALGO-ENV
             arguments += f" -name {repo_name}"
-        trust = "TRUST_REMOTE_CODE=True " if verb == "pull" else ""
-        return f"{trust}sb3-reinforce {verb}{arguments}"
+        return f"sb3-reinforce {verb}{arguments}"
 
     changed = re.sub(r"python -m (rl_zoo3\.\w+)( --algo reinforce .*)", command, card)
     if changed == card:
@@ -171,8 +170,7 @@ def our_commands(card: str, repo_name: str) -> str:
     changed = changed.replace("pip install rl_zoo3", 'pip install "sb3-reinforce[zoo]"')
     return changed.replace(
         "Install the RL Zoo (with SB3 and SB3-Contrib):",
-        "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. A model may run code when it is loaded: "
-        "`TRUST_REMOTE_CODE=True` says that you trust this one.",
+        "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. It runs no code of a model without `--trust`.",
     )
 
 
@@ -217,6 +215,11 @@ def optional_statistics() -> Iterator[None]:
     zoo = rl_zoo3.load_from_hub
     with replaced(huggingface_sb3, "load_from_hub", load_from_hub), replaced(zoo, "load_from_hub", load_from_hub):
         yield
+
+
+def downloads() -> AbstractContextManager[Any]:
+    """Let ``load_from_hub`` download without ``TRUST_REMOTE_CODE``: it loads nothing, and we load nothing that runs code."""
+    return mock.patch.dict(os.environ, TRUST_REMOTE_CODE="True")
 
 
 @contextmanager
@@ -351,6 +354,7 @@ PATCHES = (
     Patch(models_of_train, "rl_zoo3==2.9.2", ("enjoy", "benchmark", "record_video", "record_training", "push_to_hub")),
     Patch(uploads_masked, "rl_zoo3==2.9.2", ("push_to_hub",)),
     Patch(optional_statistics, "huggingface_hub==2.4.0", ("enjoy", "benchmark", "load_from_hub")),
+    Patch(downloads, "sb3-team-hf-integration==3.2", ("enjoy", "benchmark", "load_from_hub")),
 )
 
 

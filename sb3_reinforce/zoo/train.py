@@ -13,16 +13,26 @@ import numpy as np
 from rl_zoo3 import exp_manager
 
 from sb3_reinforce.running import exchange, ranks
+from sb3_reinforce.running.trust import UntrustedError
 from sb3_reinforce.tracking.callback import WandbCallback
 from sb3_reinforce.tracking.run import INTERRUPTED, exit_code_of
 from sb3_reinforce.tracking.settings import command_line, masked_command, masked_text
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.checkpoints import SavedRun, read_run, run_of_launch, without_resume
 from sb3_reinforce.zoo.experiment import Experiment, Plan
-from sb3_reinforce.zoo.options import check_options, check_ranks, check_resumed, defaults_for_zoo, make_parser, parse
+from sb3_reinforce.zoo.options import (
+    check_options,
+    check_ranks,
+    check_resumed,
+    defaults_for_zoo,
+    make_parser,
+    parse,
+    read_options,
+)
 from sb3_reinforce.zoo.patches import replaced
 from sb3_reinforce.zoo.search import Search
 from sb3_reinforce.zoo.training import Training
+from sb3_reinforce.zoo.trust import check_command, files_read
 from sb3_reinforce.zoo.usage import Parser, UsageError, errors_in_one_line, refuse
 
 
@@ -49,14 +59,24 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
         if options.seed < 0:  # the same for all ranks
             zoo_arguments += ["--seed", str(exchange.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))]
     run = _run_to_resume(options, parser)
+    trust = options.trust or (run is None and options.trained_agent is None)  # then it reads its own files alone
     if run is not None:
+        typed = without_resume(arguments)
         if options.resume is not None:
             check_resumed(options, run, parser)
+        # a run that torchrun has restarted is its own
+        trust = trust or (options.resume is None and run.arguments[: len(typed)] == typed)
+        if not trust:
+            try:
+                check_command(read_options(parser, run.arguments)[0], read_options(parser, typed)[0], run.folder)
+            except UntrustedError as error:
+                parser.error(f"--resume {error}")
         # restarted by torchrun, the command line is the run's own
-        arguments = [*run.arguments, *(without_resume(arguments) if options.resume is not None else ())]
+        arguments = [*run.arguments, *(typed if options.resume is not None else ())]
         other_ranks = options.other_ranks
         options, zoo_arguments = parse(parser, arguments)
         options.other_ranks = other_ranks
+    options.trust = trust
     check_options(options, run, parser)
     tracker = _tracker(options, parser) if options.track and ranks.rank() == 0 else None
     plan = Plan(arguments, options, run, tracker)
@@ -64,9 +84,10 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     lines: list[str] = []
     exit_code = 1
     try:
-        with _silence() if ranks.rank() > 0 else nullcontext():
+        with files_read(trust), _silence() if ranks.rank() > 0 else nullcontext():
             _run_zoo(verb, [*defaults_for_zoo(options), *zoo_arguments], kind, plan)
-        lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
+        with files_read(trust=True):  # those that it has just written
+            lines, exit_code = plan.finished.outcome() if plan.finished is not None else (lines, 0)
     except UsageError as error:
         refuse(error, verb)
         exit_code = error.exit_code

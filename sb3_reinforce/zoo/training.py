@@ -1,6 +1,8 @@
 """One training run: its folder and environments, checkpoints and tracking, resuming, and several ranks."""
 
+import itertools
 import os
+import re
 import shutil
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -15,12 +17,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
+from sb3_reinforce.running.claims import claim
 from sb3_reinforce.running.disk import try_to_write, write_whole
 from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.disk import DiskError, with_forgiving_monitor, written_by
 from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
 from sb3_reinforce.zoo.report import command, evaluate_saved, learning_curve, relative, report_lines
+from sb3_reinforce.zoo.trust import needs_trust
 from sb3_reinforce.zoo.usage import UsageError
 
 
@@ -41,6 +45,10 @@ class Training(Experiment):
         if run is not None:
             self.save_path, self.params_path = str(run.folder), str(run.folder / self.env_name)
             self.continue_training, self.first_step = True, run.first_step
+            try:  # before Monitor's files are touched
+                self._claim = claim(run.checkpoints) if ranks.rank() == 0 else None
+            except ValueError as error:
+                raise UsageError(f"--resume {error}") from None
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
@@ -52,13 +60,26 @@ class Training(Experiment):
 
     def create_log_folder(self) -> None:
         if ranks.rank() == 0:
-            there = os.path.exists(self.save_path)
             try:
+                if self.plan.run is None:
+                    self._make_new_folder()
                 super().create_log_folder()
             except OSError as error:
                 raise UsageError(f"the run's folder {self.save_path} cannot be made: {error.strerror}") from error
-            self.created_folder = None if there else self.save_path
         self.save_path, self.params_path = exchange.broadcast((self.save_path, self.params_path))
+
+    def _make_new_folder(self) -> None:
+        """Make the folder of the run under the next number that is free: other runs may begin at the same time."""
+        os.makedirs(self.log_path, exist_ok=True)
+        start = len(os.path.join(self.log_path, f"{self.env_name}_"))
+        number, uuid = re.fullmatch(r"(\d+)(.*)", self.save_path[start:]).groups()  # type: ignore[union-attr]
+        for following in itertools.count(int(number)):
+            self.save_path = f"{self.save_path[:start]}{following}{uuid}"
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            with suppress(FileExistsError):
+                os.mkdir(self.save_path)
+                break
+        self.created_folder = self.save_path
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         if ranks.rank() > 0:
@@ -126,7 +147,8 @@ class Training(Experiment):
                 model = super()._load_pretrained_agent(hyperparams, env)
             else:
                 device = None if self.device == "auto" else self.device
-                model = REINFORCE.resume(run.checkpoints, env, device, self.plan.options.other_ranks)
+                options = self.plan.options
+                model = REINFORCE.resume(run.checkpoints, env, device, options.other_ranks, options.trust)
         except ValueError as error:
             raise UsageError(f"{f'-i {self.trained_agent}' if run is None else f'--resume {run.folder}'}: {error}") from error
         if run is None:
@@ -206,8 +228,10 @@ class Training(Experiment):
             checkpoints.read_run(folder)
         except ValueError as error:  # the folder was deleted, or the disk was full from the beginning
             return [f"Stopped; nothing was saved to resume from: {error}"]
+        newest = checkpoints.checkpoints_in(folder / checkpoints.FOLDER)[0]
         return [
-            f"Saved:   {relative(checkpoints.checkpoints_in(folder / checkpoints.FOLDER)[0])}",
+            f"Saved:   {relative(newest)}",
             f"Go on:   {command('sb3-reinforce')} train --resume {relative(folder)}"
+            + (" --trust" if needs_trust(folder, newest) else "")
             + (f" (on {ranks.world_size()} ranks again)" if ranks.world_size() > 1 else ""),
         ]

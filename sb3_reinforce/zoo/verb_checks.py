@@ -18,6 +18,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_trained_models
 from stable_baselines3.common.monitor import load_results
 
+from sb3_reinforce.running.trust import CURE, UntrustedError, unpickle
 from sb3_reinforce.zoo.environments import find_environment, import_packages
 from sb3_reinforce.zoo.patches import absolute_output_folder, add_config_env_kwargs
 
@@ -99,8 +100,12 @@ def check_benchmark(options: argparse.Namespace) -> None:
     rule = f"--log-dir must be a folder with runs of train, got {options.log_dir}"
     if not os.path.isdir(options.log_dir):
         raise ValueError(rule)
-    if options.no_hub and not get_trained_models(options.log_dir):
+    models = get_trained_models(options.log_dir)
+    if options.no_hub and not models:
         raise ValueError(f"{rule}, which has none: looked for {Path(options.log_dir, 'ALGO', 'RUN', 'ENV', 'args.yml')}")
+    for _, env_id in models.values():
+        if ":" in env_id and not options.trust:
+            raise ValueError(f"{options.log_dir} has a run of {env_id}, which imports a module: {CURE}")
 
 
 def _runs(folder: str, algo: str, env: str, file: str) -> tuple[list[Path], str]:
@@ -175,6 +180,11 @@ def check_plot_file(options: argparse.Namespace) -> None:
     if not options.input:
         raise ValueError(rule)
     path = Path(options.input if options.input.endswith(".pkl") else f"{options.input}.pkl")
+    try:
+        for file in [] if options.trust else [path, *map(Path, options.merge)]:
+            unpickle(file.read_bytes())
+    except UntrustedError as error:
+        raise ValueError(f"{rule}, and {file} {error}: {CURE}") from None
     try:
         results = pickle.loads(path.read_bytes())
         del results["results_table"]

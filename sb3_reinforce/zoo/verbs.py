@@ -5,7 +5,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from huggingface_hub import errors as hub_errors
 
 from sb3_reinforce.zoo import register, verb_checks
 from sb3_reinforce.zoo.patches import RunId, patched, registered_children, replaced
+from sb3_reinforce.zoo.trust import files_read
 from sb3_reinforce.zoo.usage import errors_in_one_line, refuse
 
 # The Hub refuses, or cannot be reached. The base class of both comes from the HTTP library, of which there have been three.
@@ -42,6 +43,10 @@ _PNG = (
         "help": "write the figures as PNG into this folder, no windows (where there is no display: plots)",
     },
 )
+_TRUST: tuple[str, dict[str, Any]] = (
+    "--trust",
+    {"action": "store_true", "help": "run code that files of the runs may hold: for files that you would run as a program"},
+)
 _GYM_PACKAGES: dict[str, Any] = {
     "metavar": "PACKAGE",
     "nargs": "+",
@@ -55,6 +60,7 @@ ZOO_VERBS = {
         verb_checks.check_enjoy,
         "sb3-reinforce enjoy --env CartPole-v1 --load-best",
         "Does not render where there is no display.",
+        options=(_TRUST,),
     ),
     "benchmark": ZooVerb(
         "benchmark",
@@ -63,7 +69,7 @@ ZOO_VERBS = {
         "No models from the Hub without --hub.\n"
         "A model with results in --benchmark-dir is not played again: delete its folder there after training anew.",
         defaults=("--log-dir", "logs"),
-        options=(("--hub", {"action": "store_true", "help": "all models of sb3 on the Hub, too"}),),
+        options=(("--hub", {"action": "store_true", "help": "all models of sb3 on the Hub, too"}), _TRUST),
     ),
     "plot-train": ZooVerb(
         "plots.plot_train",
@@ -87,7 +93,8 @@ ZOO_VERBS = {
         "sb3-reinforce plot-file -i results --no-million --png plots",
         "Draws the file of all-plots -o: curves with bands, bars, with --rliable intervals over environments.",
         defaults=(),
-        **_OF_PLOTS,
+        needs=("seaborn", "plots"),
+        options=(_PNG, _TRUST),
     ),
     "record-video": ZooVerb(
         "record_video",
@@ -95,6 +102,7 @@ ZOO_VERBS = {
         "sb3-reinforce record-video --env CartPole-v1 -n 500 --load-best",
         "Needs no display (MuJoCo: through EGL).",
         needs=("moviepy", "video"),
+        options=(_TRUST,),
     ),
     "record-training": ZooVerb(
         "record_training",
@@ -103,6 +111,7 @@ ZOO_VERBS = {
         "One video of all checkpoints (train --save-freq), the final and the best model.\n"
         "Needs neither a display nor an installed ffmpeg.",
         needs=("moviepy", "video"),
+        options=(_TRUST,),
     ),
     "push": ZooVerb(
         "push_to_hub",
@@ -110,12 +119,13 @@ ZOO_VERBS = {
         "sb3-reinforce push --env CartPole-v1 -orga YOUR_NAME",
         "The model card's commands are ours.\n"
         "Log in first: `hf auth login`, or HF_TOKEN. A copy of what was uploaded stays in the folder hub.",
+        options=(_TRUST,),
     ),
     "pull": ZooVerb(
         "load_from_hub",
         verb_checks.check_environment,
-        "TRUST_REMOTE_CODE=True sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
-        "A model from the Hub may run code when it is loaded: set TRUST_REMOTE_CODE=True if you trust it.",
+        "sb3-reinforce pull --env CartPole-v1 -orga YOUR_NAME",
+        "Downloads files and reads none. `enjoy` runs no code of theirs without --trust.",
     ),
 }
 
@@ -129,6 +139,7 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
     if verb.needs is not None and find_spec(verb.needs[0]) is None:
         return refuse(f'needs {verb.needs[0]}: pip install "sb3-reinforce[{verb.needs[1]}]"', name)
     parsed: list[argparse.Namespace] = []
+    trust = "--trust" in arguments
 
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
         """Add our help, our options and our check to the zoo's parser, which is complete by now."""
@@ -154,7 +165,12 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
     try:
         figures = _figures(parsed) if verb.module.startswith("plots.") else nullcontext()
         argv = [f"sb3-reinforce {name}", *verb.defaults, *arguments]
-        with registered_children(main), patched(verb.module), figures, errors_in_one_line(name), warnings.catch_warnings():
+        # the commands that it starts read the same files
+        children = registered_children(lambda command: main([*command, "--trust"] if trust else command))
+        patches = (children, patched(verb.module), files_read(trust), figures, errors_in_one_line(name))
+        with ExitStack() as stack, warnings.catch_warnings():
+            for patch in patches:
+                stack.enter_context(patch)
             # the zoo's package imports its plots
             warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
             parse_whole_names = argparse.ArgumentParser.parse_args
