@@ -38,13 +38,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_reinforce
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
-from sb3_reinforce.running.logs import appending_logger
 
 SECONDS = 60  # the time limit of a case
 FORK = multiprocessing.get_context("fork")
@@ -363,9 +361,9 @@ def loads(folder: Path, path: Path, content: bytes, right: str) -> str:
 
 
 def disk_full(rng: random.Random) -> Iterator[Case]:
-    """Files that cannot grow beyond some size, and a folder that is deleted, with everything on that writes."""
+    """Files that cannot grow beyond some size, and a folder that is deleted, under ``sb3-reinforce train``."""
     for _ in range(12):
-        limit = int(2 ** rng.uniform(8, 18))
+        limit = int(2 ** rng.uniform(8, 20))
         yield Case(
             "disk full", f"files of at most {limit} bytes", lambda limit=limit: outcome_of(in_child(lambda: writes(limit))())
         )
@@ -373,28 +371,21 @@ def disk_full(rng: random.Random) -> Iterator[Case]:
 
 
 def writes(limit: int | None) -> str:
-    env = make_vec_env("CartPole-v1", 2, seed=0, monitor_dir="run/monitor")
-    model = REINFORCE("MlpPolicy", env, n_steps=64, seed=0, device="cpu")
-    model.set_logger(appending_logger("run/logs", ["csv"]))
-    straight = bits(make_model("8 environments").learn(1))  # nothing that the limit touches
-    assert straight
-    evaluates = EvalCallback(
-        make_vec_env("CartPole-v1", 1),
-        eval_freq=200,
-        n_eval_episodes=2,
-        log_path="run/eval",
-        best_model_save_path="run",
-        verbose=0,
-    )
+    """:return: the outcome of a training run that evaluates, saves the best model, checkpoints and the last model"""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     else:
-        threading.Timer(0.3, shutil.rmtree, ("run",)).start()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.learn(5_000, callback=[TrainingCheckpoint("run/checkpoints", every_n_updates=2), evaluates])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return TOLD if caught else TRAINED
+        threading.Thread(target=delete_when_there_is_an_evaluation, daemon=True).start()
+    return command(
+        "train --env CartPole-v1 -n 10000 --eval-freq 1000 --eval-episodes 2 --save-freq 2000 --checkpoint-every 2 -f logs",
+        (0, 1),
+    )
+
+
+def delete_when_there_is_an_evaluation() -> None:
+    while not list(Path().rglob("evaluations.npz")):
+        time.sleep(0.01)
+    shutil.rmtree("logs", ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -491,7 +482,11 @@ def bad_inputs(rng: random.Random) -> Iterator[Case]:
     for name in inspect.signature(REINFORCE.__init__).parameters:
         for value in ODD_VALUES if name not in ("self", "env", "_init_setup_model") else ():
             arguments = {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 20, "device": "cpu"} | {name: value}
-            yield Case("argument", f"{name}={value!r}", lambda a=arguments, n=name: tried(lambda: REINFORCE(**a), n, f"{n} "))
+            yield Case(
+                "argument",
+                f"{name}={value!r}",
+                lambda a=arguments, n=name: tried(lambda: REINFORCE(**a), n, "update 1 must", "gSDE"),
+            )
     for what, (arguments, name) in ODD_ENVIRONMENTS.items():
 
         def make(arguments: dict[str, Any] = arguments) -> REINFORCE:
@@ -503,19 +498,23 @@ def bad_inputs(rng: random.Random) -> Iterator[Case]:
         yield Case("command line", line, lambda line=line: outcome_of(in_child(lambda: command(line))()))
 
 
-def command(line: str) -> str:
+def command(line: str, codes: tuple[int, ...] = (1, 2)) -> str:
+    """:return: the outcome of a command line, which must end with one of these codes and without a traceback"""
     from sb3_reinforce.zoo.cli import main
 
     sys.argv = ["sb3-reinforce", *line.split()]
     said = io.StringIO()
     code: Any = 0
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(said), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
             code = main()
         except SystemExit as end:
             code = end.code
-    lines = [text for text in said.getvalue().splitlines() if text.strip() and not text.startswith("usage")]
-    return CLEAR if code == 2 and "Traceback" not in said.getvalue() else f"exit code {code}: {lines[-1:]}"
+    text = said.getvalue()
+    if code not in codes or "Traceback" in text:
+        return f"exit code {code}: {text[-300:]}"
+    return CLEAR if code else TOLD if any(issubclass(w.category, UserWarning) for w in caught) else TRAINED
 
 
 # --------------------------------------------------------------------------------------------------------------- main

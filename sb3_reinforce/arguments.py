@@ -5,14 +5,17 @@ The rules of an algorithm read its constructor's arguments off the attributes of
 """
 
 import math
+import os
 import warnings
 from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import Baseline, make_baseline
@@ -44,8 +47,10 @@ def check_count(name: str, value: Any, optional: bool = False) -> None:
     """:raises ValueError: unless ``value`` is a whole number >= 1 (or None, where that is allowed)"""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1{' or None' if optional else ''}, got {value!r}")
+    is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    if not is_count or int(value) >= 2**31:
+        rule = "less than 2^31" if is_count else "a whole number >= 1"
+        raise ValueError(f"{name} must be {rule}{' or None' if optional else ''}, got {value!r}")
 
 
 def check_fraction(name: str, value: Any) -> None:
@@ -144,6 +149,37 @@ def check_clip_range(clip_range: Any) -> None:
     """
     if make_schedule("clip_range", clip_range)(1.0) == 0.0:
         raise ValueError(f"clip_range must be > 0 at the start of training, got {clip_range!r}")
+
+
+def check_inherited(
+    use_sde: Any,
+    sde_sample_freq: Any,
+    rollout_buffer_class: Any,
+    rollout_buffer_kwargs: Any,
+    stats_window_size: Any,
+    tensorboard_log: Any,
+    verbose: Any,
+    device: Any,
+) -> None:
+    """:raises ValueError: for arguments of Stable-Baselines3's constructor that cannot be right, and that it does not check"""
+    check_flag("use_sde", use_sde)
+    if sde_sample_freq != -1:
+        check_count("sde_sample_freq", sde_sample_freq)
+    check_count("stats_window_size", stats_window_size)
+    is_class = isinstance(rollout_buffer_class, type) and issubclass(rollout_buffer_class, RolloutBuffer)
+    if rollout_buffer_class is not None and not is_class:
+        raise ValueError(f"rollout_buffer_class must be None or a subclass of RolloutBuffer, got {rollout_buffer_class!r}")
+    if not isinstance(rollout_buffer_kwargs, dict | None):
+        raise ValueError(f"rollout_buffer_kwargs must be a dict or None, got {rollout_buffer_kwargs!r}")
+    if not isinstance(tensorboard_log, str | os.PathLike | None):
+        raise ValueError(f"tensorboard_log must be the path of a folder or None, got {tensorboard_log!r}")
+    if not isinstance(verbose, Integral) or verbose < 0:
+        raise ValueError(f"verbose must be 0 for no output, 1 for rows and notes, or 2 for more, got {verbose!r}")
+    try:
+        th.device("cpu" if device == "auto" else device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or another of torch, got {device!r} ({reason})') from error
 
 
 class UnsupportedSpaceError(ValueError, AssertionError, NotImplementedError):

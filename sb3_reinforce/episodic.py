@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import check_count, check_env, check_episodic
+from sb3_reinforce.arguments import check_env, check_episodic, check_inherited
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
@@ -105,7 +105,10 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         self.learning_rate, self.ent_coef = learning_rate, ent_coef  # type: ignore[assignment]
         # Before the environment is made: what can be refused without it is refused without its cost.
         self._check_arguments()
-        check_count("stats_window_size", stats_window_size)
+        check_inherited(
+            use_sde, sde_sample_freq, rollout_buffer_class, rollout_buffer_kwargs, stats_window_size, tensorboard_log,
+            verbose, device,
+        )  # fmt: skip
         check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
         device = ranks.start(device)
         verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes

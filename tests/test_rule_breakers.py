@@ -230,12 +230,13 @@ def test_what_a_vec_env_returns_is_checked(arguments, message):
         REINFORCE("MlpPolicy", HomeMadeVecEnv(**arguments), n_episodes=2).learn(10)
 
 
-@pytest.mark.parametrize("reward", [np.array([1.0, 2.0]), "x", 10**400])
-def test_a_reward_that_is_no_number(reward):
-    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 3), lambda: RewardListEnv([1.0, reward, 1.0])])
-    with pytest.raises(ValueError, match="reward must be one number, got") as caught:
+@pytest.mark.parametrize("reward", [np.array([1.0]), "x", None, 10**400])
+@pytest.mark.parametrize("monitor", [Monitor, lambda env: env])
+def test_a_reward_that_is_no_number(reward, monitor):
+    env = DummyVecEnv([lambda: RewardListEnv([1.0] * 3), lambda: monitor(RewardListEnv([1.0, reward, 1.0]))])
+    message = "reward must be (one number|finite), got .* environment 1 (in|at) step 1 of the rollout"
+    with pytest.raises(ValueError, match=message):
         REINFORCE("MlpPolicy", env, n_steps=3).learn(10)
-    assert "raised by environment 1 in step 1 of the rollout" in caught.value.__notes__
 
 
 @pytest.mark.parametrize(

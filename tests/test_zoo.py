@@ -223,6 +223,8 @@ def test_another_algorithm_keeps_the_zoos_config(tmp_path: Path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (["-n", "-5"], "-n must be a number of steps >= 1, got -5"),
+        (["-optimize", "--n-trials", "0"], "--n-trials must be a number of trials >= 1, got 0"),
         (["--eval-final", "-3"], "--eval-final must be a number of episodes >= 0, got -3"),
         (["--wandb-mode", "of"], "invalid choice: 'of'"),
         (["--checkpoint-every", "-1"], "--checkpoint-every must be a number of updates >= 0, got -1"),

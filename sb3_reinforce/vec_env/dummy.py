@@ -34,10 +34,7 @@ def step_wait(self: DummyVecEnv) -> VecEnvStepReturn:
     infos = self.buf_infos
     for env_idx, env in enumerate(self.envs):
         obs, reward, terminated, truncated, info = env.step(self.actions[env_idx])
-        try:
-            self.buf_rews[env_idx] = reward
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"reward must be one number, got {reward!r}: mend step() of the environment") from error
+        self.buf_rews[env_idx] = reward
         done = terminated or truncated
         self.buf_dones[env_idx] = done
         info["TimeLimit.truncated"] = truncated and not terminated

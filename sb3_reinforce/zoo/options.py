@@ -154,6 +154,10 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
         value = getattr(options, name)
         if value < 0:
             parser.error(f"--{name.replace('_', '-')} must be a number of {unit} >= 0, got {value}")
+    if options.n_timesteps < 1 and options.n_timesteps != -1:  # RL Zoo's default: as the config says
+        parser.error(f"-n must be a number of steps >= 1, got {options.n_timesteps}")
+    if options.n_trials < 1:
+        parser.error(f"--n-trials must be a number of trials >= 1, got {options.n_trials}")
     if run is not None and options.optimize_hyperparameters:
         parser.error(
             "--resume goes on with a training run; a search goes on by itself: give the same --study-name and --storage"
