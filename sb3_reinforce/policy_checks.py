@@ -45,7 +45,8 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
     name = next((alias for alias, known in model.policy_aliases.items() if known is policy_class), policy_class.__name__)
     _check_calls(policy_class, name, type(model).__name__)
     _check_keys(policy_class, name, kwargs)
-    _check_observations(policy_class, name, kwargs, model.observation_space)
+    if policy_class in model.policy_aliases.values():  # a class of the user's own may extract features otherwise
+        _check_observations(policy_class, name, kwargs, model.observation_space)
     try:
         yield
     except (AssertionError, AttributeError, TypeError) as error:
@@ -54,7 +55,8 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
         if model.rollout_buffer_kwargs:
             raise ValueError(f"rollout_buffer_kwargs={model.rollout_buffer_kwargs}: {error}") from error
         raise
-    _check_optimizer(model.policy.optimizer)
+    if hasattr(model.policy, "optimizer"):
+        _check_optimizer(model.policy.optimizer)
 
 
 def _check_calls(policy_class: Any, name: str, algorithm: str) -> None:
@@ -97,7 +99,7 @@ def _check_observations(policy_class: type[BasePolicy], name: str, kwargs: Mappi
         raise ValueError(f"{name} is for Dict observations, got {space}: use MlpPolicy, or CnnPolicy for images")
     if extractor is NatureCNN and not is_image_space(space, check_channels=False, normalized_image=is_normalized):
         raise ValueError(
-            f"{name} is for images, got {space}: use MlpPolicy for what are none. Images are uint8 in [0, 255]; floats in "
+            f"{name} is for images, got {space}: use MlpPolicy for vectors. Images are uint8 in [0, 255]; floats in "
             "[0, 1], channels first, need policy_kwargs=dict(normalize_images=False)"
         )
     images = [space] if extractor is NatureCNN else []

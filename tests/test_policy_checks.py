@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
@@ -110,6 +111,14 @@ def test_what_fits_is_accepted():
     for policy, space in (("MlpPolicy", IMAGE), ("CnnPolicy", IMAGE), ("MultiInputPolicy", spaces.Dict(a=IMAGE, b=VECTOR))):
         REINFORCE(policy, Random(space, spaces.Discrete(2)), policy_kwargs=dict(net_arch=[8]))
     REINFORCE("CnnPolicy", Random(FLOATS, spaces.Discrete(2)), policy_kwargs=dict(normalize_images=False))
+
+
+def test_a_class_of_the_users_own_may_take_dicts():
+    class Mine(ActorCriticPolicy):
+        def make_features_extractor(self):
+            return CombinedExtractor(self.observation_space)
+
+    assert REINFORCE(Mine, Random(spaces.Dict(a=VECTOR), spaces.Discrete(2)), n_steps=8).learn(1)._n_updates == 1
 
 
 def test_an_error_of_the_users_policy_keeps_its_words():

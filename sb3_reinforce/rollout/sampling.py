@@ -51,8 +51,7 @@ def draws_before_tanh(policy: nn.Module) -> bool:
     return (
         type(distribution) is StateDependentNoiseDistribution
         and distribution.bijector is not None
-        and not overrides(policy, "forward")
-        and not overrides(policy, "evaluate_actions")
+        and not any(overrides(policy, method) for method in ("forward", "evaluate_actions", "get_distribution"))
     )
 
 
