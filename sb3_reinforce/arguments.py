@@ -47,10 +47,10 @@ def check_count(name: str, value: Any, optional: bool = False) -> None:
     """:raises ValueError: unless ``value`` is a whole number >= 1 (or None, where that is allowed)"""
     if optional and value is None:
         return
-    is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-    if not is_count or int(value) >= 2**31:
-        rule = "less than 2^31" if is_count else "a whole number >= 1"
-        raise ValueError(f"{name} must be {rule}{' or None' if optional else ''}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1{' or None' if optional else ''}, got {value!r}")
+    if int(value) >= 2**31:
+        raise ValueError(f"{name} must be less than 2^31, got {value!r}")
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -105,6 +105,8 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Nam
     for names in (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",)):
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
+    peek.add_argument("-n", "--n-timesteps", type=int, default=-1)
+    peek.add_argument("--n-trials", type=int, default=500)
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return peek.parse_known_args(arguments, options)[0], zoo_arguments
 
