@@ -8,12 +8,7 @@ unclear error, or trains silently on what is wrong; each such case is printed wi
 """
 
 import argparse
-import contextlib
 import hashlib
-import inspect
-import io
-import math
-import multiprocessing
 import os
 import random
 import resource
@@ -29,123 +24,18 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch as th
-from gymnasium import spaces
+from bad_inputs import bad_inputs
+from fault_trials import CLEAR, GOOD, OLDER, SAME, SECONDS, Case, Raised, bits, command, in_child, outcome_of
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_reinforce
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
-
-SECONDS = 60  # the time limit of a case
-FORK = multiprocessing.get_context("fork")
-
-# Outcomes that are as they should be; all others are faults
-TRAINED, CLEAR, TOLD, SAME, OLDER = "trained", "clear error", "warned, then trained", "same bits", "older checkpoint, warned"
-GOOD = (TRAINED, CLEAR, TOLD, SAME, OLDER)
-
-
-@dataclass
-class Case:
-    """A fault: its kind, what it is in words, and a function that tries it and returns the outcome."""
-
-    kind: str
-    what: str
-    run: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class Raised:
-    """An error: whether it is of the types for bad input, its type and text."""
-
-    bad_input: bool
-    text: str
-
-
-# --------------------------------------------------------------------------------------------------------- processes
-
-
-def in_child(function: Callable[[], Any], seconds: float = SECONDS, **environment: str) -> Callable[[], Any]:
-    """
-    Start a function in a forked process, in an empty folder.
-
-    :return: a function that waits for its result: what it returned, what it raised, "hung", or "died: code"
-    """
-    receiver, sender = FORK.Pipe(duplex=False)
-
-    def body() -> None:
-        os.environ.update(environment)
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-            os.chdir(folder)
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-            try:
-                sender.send(function())
-            except BaseException as error:
-                bad_input = isinstance(error, ValueError | FileNotFoundError)
-                sender.send(Raised(bad_input, f"{type(error).__name__}: {error}"))
-            os.chdir("/")
-        os._exit(0)
-
-    process = FORK.Process(target=body, daemon=True)
-    process.start()
-    started = time.monotonic()
-
-    def result() -> Any:
-        left = max(0.0, seconds - (time.monotonic() - started))
-        try:
-            found = receiver.recv() if receiver.poll(left) else "hung"
-        except EOFError:
-            process.join(1)
-            found = f"died: {process.exitcode}"
-        process.kill()
-        return found
-
-    return result
-
-
-def outcome_of(found: Any, *names: str) -> str:
-    """:return: the outcome of a case, from what :func:`in_child` found; an error is clear if it says one of the names"""
-    if isinstance(found, Raised):
-        return CLEAR if found.bad_input and (not names or any(name in found.text for name in names)) else found.text
-    return str(found)
-
-
-def trains(make: Callable[[], REINFORCE], steps: int = 60) -> str:
-    """:return: "trained", or "warned, then trained" """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        make().learn(steps)
-    return TOLD if any(issubclass(warning.category, UserWarning) for warning in caught) else TRAINED
-
-
-def bits(model: REINFORCE) -> str:
-    """:return: a hash of parameters, optimisers and counters"""
-    digest = hashlib.sha256(repr((model.num_timesteps, model._n_updates)).encode())
-    for values in model.get_parameters().values():
-        for key, value in sorted(flat(values)):
-            digest.update(key.encode() + (value.numpy().tobytes() if isinstance(value, th.Tensor) else repr(value).encode()))
-    return digest.hexdigest()
-
-
-def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """:return: the leaves of nested dicts and lists, with their paths"""
-    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list | tuple) else None
-    if pairs is None:
-        yield name, values
-    else:
-        for key, value in pairs:
-            yield from flat(value, f"{name}/{key}")
-
-
-# ---------------------------------------------------------------------------------------------------------- settings
 
 # name -> arguments, environment, number of environments, in VecNormalize
 SETTINGS: dict[str, tuple[dict[str, Any], str, int, bool]] = {
@@ -184,9 +74,6 @@ def make_model(name: str, **more: Any) -> REINFORCE:
     return REINFORCE("MlpPolicy", make_env(name), **{"n_steps": 64, "seed": 0, "device": "cpu"} | SETTINGS[name][0] | more)
 
 
-# ------------------------------------------------------------------------------------------------------------- kills
-
-
 def kills(rng: random.Random) -> Iterator[Case]:
     """``kill -9`` at random moments; the resumed run must end at the bits of one that was never stopped."""
     for name in SETTINGS:
@@ -220,9 +107,6 @@ def killed_and_resumed(name: str, delays: list[float]) -> str:
                 return f"a life ended with {ended}"
         resumed = in_child(lambda: life(None))()
     return SAME if resumed == straight else f"{outcome_of(resumed)} instead of {outcome_of(straight)}"
-
-
-# ------------------------------------------------------------------------------------------------------------- ranks
 
 
 def on_two_ranks(functions: list[Callable[[], Any]], seconds: float = SECONDS) -> list[Any]:
@@ -318,9 +202,6 @@ def ranks_cases(rng: random.Random) -> Iterator[Case]:
             yield Case("a rank fails", f"rank {rank} {name}", lambda pair=pair: together(*pair))
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
 def files(rng: random.Random) -> Iterator[Case]:
     """Checkpoints and models cut or with a flipped bit: the same content, the older checkpoint, or an error."""
     folder = Path(tempfile.mkdtemp())
@@ -357,9 +238,6 @@ def loads(folder: Path, path: Path, content: bytes, right: str) -> str:
     return outcome_of(in_child(load)())
 
 
-# ---------------------------------------------------------------------------------------------------------- disk full
-
-
 def disk_full(rng: random.Random) -> Iterator[Case]:
     """Files that cannot grow beyond some size, and a folder that is deleted, under ``sb3-reinforce train``."""
     for _ in range(12):
@@ -387,137 +265,6 @@ def delete_when_there_is_an_evaluation() -> None:
         time.sleep(0.01)
     shutil.rmtree("logs", ignore_errors=True)
 
-
-# ---------------------------------------------------------------------------------------------------------- bad input
-
-ODD_VALUES: list[Any] = [-1, 0, 0.5, math.nan, math.inf, "x", "lin_x", None, [], {}, (1, 2), True, 1e30, object(), print, b"x"]
-
-
-class Odd(gym.Env):
-    """Five steps per episode; one thing in it is odd."""
-
-    def __init__(
-        self, observation: Any = None, reward: Any = 1.0, info: Any = None, space: Any = None, action_space: Any = None
-    ):
-        self.observation_space = spaces.Box(-1, 1, (2,), np.float32) if space is None else space
-        self.action_space = spaces.Discrete(2) if action_space is None else action_space
-        self.odd, self.reward, self.info = observation, reward, info or {}
-
-    def _observe(self) -> Any:
-        return self.odd if self.odd is not None and self.t == 2 else self.observation_space.sample()
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
-        super().reset(seed=seed)
-        self.t = 0
-        return self._observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
-        self.t += 1
-        return self._observe(), self.reward if self.t == 3 else 1.0, self.t == 5, False, dict(self.info) if self.t == 5 else {}
-
-
-BOX64 = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-# what is odd -> arguments of Odd, words of which one is in the error
-ODD_ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "reward NaN": ({"reward": math.nan}, "reward"),
-    "reward 1e300": ({"reward": 1e300}, "reward"),
-    "reward of shape (1,)": ({"reward": np.array([1.0])}, "reward"),
-    "reward of shape (2,)": ({"reward": np.array([1.0, 2.0])}, "reward"),
-    "reward text": ({"reward": "x"}, "reward"),
-    "reward None": ({"reward": None}, "reward"),
-    "reward of 400 digits": ({"reward": 10**400}, "reward"),
-    "episode without r": ({"info": {"episode": {"l": 3}}}, "episode"),
-    "episode a number": ({"info": {"episode": 3}}, "episode"),
-    "is_success text": ({"info": {"is_success": "yes"}}, "is_success"),
-    "observation NaN": ({"observation": np.full(2, np.nan, np.float32)}, "observation"),
-    "observation 1e300": ({"space": BOX64, "observation": np.array([1e300, 0])}, "observation"),
-    "observation of shape (0,)": ({"space": spaces.Box(-1, 1, (0,))}, "observation_space"),
-    "observation 2-D MultiDiscrete": ({"space": spaces.MultiDiscrete([[2, 3], [3, 4]])}, "observation_space"),
-    "observation empty Dict": ({"space": spaces.Dict()}, "observation_space"),
-    "observation nested Dict": ({"space": spaces.Dict(a=spaces.Dict(b=BOX64))}, "observation_space"),
-    "observation Text": ({"space": spaces.Text(5)}, "observation_space"),
-    "observation Tuple": ({"space": spaces.Tuple([BOX64])}, "observation_space"),
-    "observation Sequence": ({"space": spaces.Sequence(BOX64)}, "observation_space"),
-    "observation Discrete(3) = 7": ({"space": spaces.Discrete(3), "observation": 7}, "observation"),
-    "observation Discrete(3) = -1": ({"space": spaces.Discrete(3), "observation": -1}, "observation"),
-    "observation MultiDiscrete([2, 3]) = [1, 3]": (
-        {"space": spaces.MultiDiscrete([2, 3]), "observation": np.array([1, 3])}, "observation",
-    ),
-    "actions Dict": ({"action_space": spaces.Dict(a=BOX64)}, "action_space"),
-    "actions Tuple": ({"action_space": spaces.Tuple([BOX64])}, "action_space"),
-    "actions without bounds": ({"action_space": BOX64}, "action_space"),
-    "actions of whole numbers": ({"action_space": spaces.Box(-5, 5, (1,), np.int64)}, "action_space"),
-    "actions of shape (0,)": ({"action_space": spaces.Box(-1, 1, (0,))}, "action_space"),
-    "actions from 1": ({"action_space": spaces.Discrete(3, start=1)}, "action_space"),
-}  # fmt: skip
-
-# arguments of the command line; each must end in one line with exit code 2
-ODD_COMMANDS = [
-    "train --env NoSuchEnvironment-v0",
-    "train --env CartPole-v1 --algo nothing",
-    "train --env CartPole-v1 --conf-file missing.yml",
-    "train --env CartPole-v1 -params nothing:1",
-    "train --env CartPole-v1 -params gamma:2",
-    "train --env CartPole-v1 -params policy:'CnnPolicy'",
-    "train --env CartPole-v1 -n -5",
-    "train --env CartPole-v1 --resume nowhere",
-    "train --env CartPole-v1 -i nowhere.zip",
-    "enjoy --env CartPole-v1 -f nowhere",
-    "record-video --env CartPole-v1 -f nowhere",
-    "plot-file -i nowhere.pkl",
-    "report nowhere",
-    "tune --env CartPole-v1 --n-trials 0",
-    "compare-baselines --env NoSuchEnvironment-v0",
-    "push --env CartPole-v1 -f nowhere -orga me",
-    "nothing",
-]
-
-
-def bad_inputs(rng: random.Random) -> Iterator[Case]:
-    """Arguments, environments and command lines that cannot be right: an error that names them, or training."""
-
-    def tried(make: Callable[[], REINFORCE], *names: str) -> str:
-        return outcome_of(in_child(lambda: trains(make))(), *names)
-
-    for name in inspect.signature(REINFORCE.__init__).parameters:
-        for value in ODD_VALUES if name not in ("self", "env", "_init_setup_model") else ():
-            arguments = {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 20, "device": "cpu"} | {name: value}
-            yield Case(
-                "argument",
-                f"{name}={value!r}",
-                lambda a=arguments, n=name: tried(lambda: REINFORCE(**a), n, "update 1 must", "gSDE"),
-            )
-    for what, (arguments, name) in ODD_ENVIRONMENTS.items():
-
-        def make(arguments: dict[str, Any] = arguments) -> REINFORCE:
-            policy = "MultiInputPolicy" if isinstance(arguments.get("space"), spaces.Dict) else "MlpPolicy"
-            return REINFORCE(policy, Odd(**arguments), n_steps=10, device="cpu")
-
-        yield Case("environment", what, lambda make=make, name=name: tried(make, name))
-    for line in ODD_COMMANDS:
-        yield Case("command line", line, lambda line=line: outcome_of(in_child(lambda: command(line))()))
-
-
-def command(line: str, codes: tuple[int, ...] = (1, 2)) -> str:
-    """:return: the outcome of a command line, which must end with one of these codes and without a traceback"""
-    from sb3_reinforce.zoo.cli import main
-
-    sys.argv = ["sb3-reinforce", *line.split()]
-    said = io.StringIO()
-    code: Any = 0
-    with contextlib.redirect_stderr(said), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            code = main()
-        except SystemExit as end:
-            code = end.code
-    text = said.getvalue()
-    if code not in codes or "Traceback" in text:
-        return f"exit code {code}: {text[-300:]}"
-    return CLEAR if code else TOLD if any(issubclass(w.category, UserWarning) for w in caught) else TRAINED
-
-
-# --------------------------------------------------------------------------------------------------------------- main
 
 KINDS = {"inputs": bad_inputs, "files": files, "disk": disk_full, "ranks": ranks_cases, "kills": kills}
 
