@@ -149,7 +149,7 @@ def test_a_checkpoint_that_is_asked_to_stop_stops_all_ranks(two_ranks):
     # three updates of 2 ranks * 20 steps; rank 0 alone writes, both can resume
     for both in (rank["asked_to_stop"] for rank in found):
         assert (both["num_timesteps"], both["n_updates"]) == ((120, 120), 3)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint_120_steps.zip"]
+    assert [path.name for path in (folder / "checkpoints").glob("*.zip")] == ["checkpoint_120_steps.zip"]
     assert Path(found[0]["asked_to_stop"]["newest"]).name == "checkpoint_120_steps.zip"
     assert found[1]["asked_to_stop"]["newest"] == "None"
     assert [both["asked_to_stop"]["chunk_size"] for both in found] == [8, 9]  # each rank its own

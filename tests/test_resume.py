@@ -130,7 +130,7 @@ class Meddling(BaseCallback):
 
 def test_what_changes_within_the_rollout_that_failed(tmp_path):
     """The checkpoint has parameters, schedule and baseline as they were behind the last update."""
-    arguments = dict(env=dict(actions="box"), every=3, total=450)
+    arguments = dict(env=dict(actions="box"), every=3, total=450, trust=True)
     model = play(tmp_path / "whole", more=[Meddling()], learning_rate=Fading(), baseline=Counting(), **arguments)
     assert model.baseline.n == model._n_rollouts > 4
     for at in (2, 3, 5):  # 3: the write was due, and done, before
