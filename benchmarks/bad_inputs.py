@@ -8,8 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from fault_trials import Case, command, in_child, outcome_of, trains
 from gymnasium import spaces
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_reinforce import REINFORCE
 
@@ -74,6 +76,33 @@ ODD_ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "actions from 1": ({"action_space": spaces.Discrete(3, start=1)}, "action_space"),
 }  # fmt: skip
 
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+# what does not fit -> arguments of REINFORCE, the observation space, words of which one is in the error
+ODD_POLICIES: dict[str, tuple[dict[str, Any], spaces.Space | None, str]] = {
+    "CnnPolicy for a vector": ({"policy": "CnnPolicy"}, None, "images"),
+    "CnnPolicy for images of floats": ({"policy": "CnnPolicy"}, spaces.Box(0, 1, (3, 36, 36), np.float32), "images"),
+    "CnnPolicy for small images": ({"policy": "CnnPolicy"}, spaces.Box(0, 255, (3, 8, 8), np.uint8), "36 x 36"),
+    "MultiInputPolicy for a vector": ({"policy": "MultiInputPolicy"}, None, "Dict"),
+    "MlpPolicy for a Dict": ({"policy": "MlpPolicy"}, spaces.Dict(a=BOX64), "MultiInputPolicy"),
+    "MlpPolicy for an image": ({"policy": "MlpPolicy"}, IMAGE, "nothing: it trains"),
+    "MlpLstmPolicy": ({"policy": "MlpLstmPolicy"}, None, "RecurrentPPO"),
+    "MaskableMlpPolicy": ({"policy": "MaskableMlpPolicy"}, None, "MaskablePPO"),
+    "a policy of DQN": ({"policy": DQNPolicy}, None, "policy must be"),
+    "a key that the policy lacks": ({"policy_kwargs": {"net_arc": [8]}}, None, "net_arch"),
+    "a layer of no units": ({"policy_kwargs": {"net_arch": [0]}}, None, "nothing: it trains"),
+    "an activation by name": ({"policy_kwargs": {"activation_fn": "relu"}}, None, "policy_kwargs"),
+    "LBFGS": ({"policy_kwargs": {"optimizer_class": th.optim.LBFGS}}, None, "closure"),
+    "SparseAdam": ({"policy_kwargs": {"optimizer_class": th.optim.SparseAdam}}, None, "dense"),
+    "an argument that the optimiser lacks": ({"policy_kwargs": {"optimizer_kwargs": {"momentums": 1}}}, None, "policy_kwargs"),
+    "an argument of PPO": ({"gae_lambda": 0.9}, None, "gae_lambda"),
+    "an argument of A2C": ({"vf_coef": 0.5}, None, "vf_coef"),
+    "an argument of nobody": ({"learning_rat": 0.5}, None, "learning_rat"),
+    "a greedy baseline without n_episodes": ({"baseline": "greedy"}, None, "n_episodes"),
+    "other episodes, but there is one": ({"baseline": "leave_one_out", "n_episodes": 1}, None, "n_episodes"),
+    "natural gradient in minibatches": ({"natural_gradient": True, "batch_size": 8}, None, "batch_size"),
+    "bootstrap without a value": ({"truncation": "bootstrap", "baseline": "none"}, None, "baseline"),
+}
+
 # arguments of the command line; each must end in one line with exit code 2
 ODD_COMMANDS = [
     "train --env NoSuchEnvironment-v0",
@@ -117,5 +146,8 @@ def bad_inputs(rng: random.Random) -> Iterator[Case]:
             return REINFORCE(policy, Odd(**arguments), n_steps=10, device="cpu")
 
         yield Case("environment", what, lambda make=make, name=name: tried(make, name))
+    for what, (arguments, space, name) in ODD_POLICIES.items():
+        given = {"policy": "MlpPolicy", "n_steps": 10, "device": "cpu"} | arguments
+        yield Case("policy", what, lambda a=given, s=space, n=name: tried(lambda: REINFORCE(env=Odd(space=s), **a), n))
     for line in ODD_COMMANDS:
         yield Case("command line", line, lambda line=line: outcome_of(in_child(lambda: command(line))()))

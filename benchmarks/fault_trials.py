@@ -60,6 +60,7 @@ def in_child(function: Callable[[], Any], seconds: float = SECONDS, **environmen
                 sender.send(function())
             except BaseException as error:
                 bad_input = isinstance(error, ValueError | FileNotFoundError)
+                bad_input |= isinstance(error, TypeError) and "argument" in str(error)  # one that does not exist
                 sender.send(Raised(bad_input, f"{type(error).__name__}: {error}"))
             os.chdir("/")
         os._exit(0)

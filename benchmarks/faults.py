@@ -87,10 +87,8 @@ def killed_and_resumed(name: str, delays: list[float]) -> str:
     with tempfile.TemporaryDirectory() as folder:
 
         def life(delay: float | None) -> str:
-            try:
-                model = REINFORCE.resume(folder, make_env(name))
-            except FileNotFoundError:
-                model = make_model(name)
+            saved = list(Path(folder).glob("checkpoint_*.zip"))
+            model = REINFORCE.resume(folder, make_env(name)) if saved else make_model(name)
             if delay is not None:
                 timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
                 timer.daemon = True
