@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -105,8 +106,8 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Nam
     for names in (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",)):
         peek.add_argument(*names, nargs="+", default=[])
     peek.add_argument("--trial-id", type=int)
-    peek.add_argument("-n", "--n-timesteps", type=int, default=-1)
-    peek.add_argument("--n-trials", type=int, default=500)
+    peek.add_argument("-n", "--n-timesteps")
+    peek.add_argument("--n-trials")
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return peek.parse_known_args(arguments, options)[0], zoo_arguments
 
@@ -156,10 +157,10 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
         value = getattr(options, name)
         if value < 0:
             parser.error(f"--{name.replace('_', '-')} must be a number of {unit} >= 0, got {value}")
-    if options.n_timesteps < 1 and options.n_timesteps != -1:  # RL Zoo's default: as the config says
-        parser.error(f"-n must be a number of steps >= 1, got {options.n_timesteps}")
-    if options.n_trials < 1:
-        parser.error(f"--n-trials must be a number of trials >= 1, got {options.n_trials}")
+    for option, number, unit in (("-n", options.n_timesteps, "steps"), ("--n-trials", options.n_trials, "trials")):
+        with suppress(TypeError, ValueError):  # not given, or no number: the zoo's parser says so
+            if int(number) < 1 and (option, int(number)) != ("-n", -1):  # the zoo's default: as the config says
+                parser.error(f"{option} must be a number of {unit} >= 1, got {number}")
     if run is not None and options.optimize_hyperparameters:
         parser.error(
             "--resume goes on with a training run; a search goes on by itself: give the same --study-name and --storage"
