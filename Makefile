@@ -12,6 +12,8 @@ SEED ?= 0
 # no key, no question, no network; `make train WANDB_MODE=online` uploads
 WANDB_MODE ?= offline
 PYTEST_ARGS ?=
+# tests run in so many processes; each file in one of them, because fixtures are made per process
+JOBS ?= 2
 
 # small networks: a second thread only costs time
 export OMP_NUM_THREADS ?= 1
@@ -39,7 +41,7 @@ train: $(STAMP)
 	$(BIN)/sb3-reinforce train --env $(ENV) --seed $(SEED) -P --track --wandb-mode $(WANDB_MODE) --eval-final 100
 
 test: lint type
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # pytest ends with 5 where no test is marked slow
 test-slow: $(STAMP)
