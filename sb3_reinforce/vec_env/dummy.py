@@ -22,7 +22,7 @@ def quicken(env: VecEnv) -> None:
     What it returns is the same, but for terminal observations of environments that reuse their arrays.
     """
     inner = env.unwrapped
-    if isinstance(inner, DummyVecEnv) and inner.step_wait.__func__ is _SB3_STEP_WAIT:  # type: ignore[attr-defined]
+    if isinstance(inner, DummyVecEnv) and getattr(inner.step_wait, "__func__", None) is _SB3_STEP_WAIT:
         inner.step_wait = MethodType(step_wait, inner)  # type: ignore[method-assign]
 
 
