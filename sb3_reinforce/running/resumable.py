@@ -20,6 +20,7 @@ from sb3_reinforce.running.files import check_model_file, parameters_to_load, wi
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
 from sb3_reinforce.running.settings import described, shared_settings
+from sb3_reinforce.running.threads import one_thread
 from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
@@ -167,11 +168,13 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
         try:
             while self.num_timesteps < total_timesteps:
-                if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
-                    break
+                with one_thread():
+                    if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                        break
                 iteration += 1
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self.train()
+                with one_thread():
+                    self.train()
                 # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
