@@ -110,7 +110,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             verbose, device,
         )  # fmt: skip
         check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
-        device = ranks.start(device)
+        device = self._start(device)
         verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")

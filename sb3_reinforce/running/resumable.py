@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_count, check_new_env, check_number
 from sb3_reinforce.running import callbacks, exchange, ranks
+from sb3_reinforce.running.devices import move_to_best_device
 from sb3_reinforce.running.files import check_model_file, parameters_to_load, with_value_optimizer_inside
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
@@ -50,6 +51,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     # What _own_settings() was on each rank at the last rollout's end
     _settings_of_ranks: list[dict[str, Any]]
     _warned_of_other_parameters = False
+    # device="auto": chosen when the networks are there
+    _chooses_device = False
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -99,6 +102,22 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
+
+    def _start(self, device: th.device | str) -> th.device | str:
+        """
+        Join the other ranks.
+
+        :param device: as the constructor was given it
+        :return: where the networks are built: for "auto" the CPU
+        """
+        self._chooses_device = device == "auto"
+        device = ranks.start(device)
+        return "cpu" if self._chooses_device else device
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self._chooses_device:
+            move_to_best_device(self)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -257,7 +276,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics",
-            "_settings_of_ranks", "_warned_of_other_parameters",
+            "_settings_of_ranks", "_warned_of_other_parameters", "_chooses_device",
         ]  # fmt: skip
 
     def save(
@@ -310,6 +329,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         check_model_file(path)
         if not trust:
             path, custom_objects = objects_in(path, custom_objects or {})
+        if device == "auto":  # the file is read to the CPU, then the new model chooses
+            ranks.start(device)  # here, because for the CPU it would leave GPUs out
+            device, kwargs["_chooses_device"] = "cpu", True
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if model._saved_state is not None:
             model._set_extra_state(model._saved_state)
@@ -369,7 +391,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
             as ``get_parameters`` returns it
         :param exact_match: whether each module and each of its parameters must be there
-        :param device: Device on which the code should run.
+        :param device: where a file is read to; "auto": the model's
         """
+        device = self.device if device == "auto" else device
         params = parameters_to_load(load_path_or_dict, super().get_parameters(), device)
         super().set_parameters(params, exact_match=exact_match, device=device)
