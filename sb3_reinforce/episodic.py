@@ -63,7 +63,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once: its ``add`` and ``compute_returns_and_advantage`` are not called
 
-    All other arguments are those of ``OnPolicyAlgorithm``.
+    All others are those of ``OnPolicyAlgorithm``, but that ``device="auto"`` is a GPU for policies with convolutions alone.
 
     :raises ValueError: for arguments that cannot be right, alone or together
     """

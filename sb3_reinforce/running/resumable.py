@@ -155,6 +155,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """
         Train for at least ``total_timesteps`` environment steps; the last rollout is played to the end of its episodes.
 
+        NumPy's BLAS and torch use one thread meanwhile, in environments and callbacks of this process, too.
+
         :param total_timesteps: The total number of samples (env steps) to train on, including discarded ones
         :param callback: Callback(s) called at every step with state of the algorithm.
         :param log_interval: number of updates from one log row to the next; None: no rows
