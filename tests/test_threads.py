@@ -1,4 +1,4 @@
-"""While ``learn`` plays and updates, NumPy's BLAS and torch use one thread; behind it the numbers are the user's."""
+"""While ``learn`` plays and updates, it chooses the number of threads; behind it the numbers are the user's."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +7,11 @@ from threading import Event
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.envs import FakeImageEnv
 from threadpoolctl import threadpool_limits
 
-from sb3_reinforce import REINFORCE
-from sb3_reinforce.running.threads import blas, one_thread
+from sb3_reinforce import REINFORCE, TrainingCheckpoint
+from sb3_reinforce.running.threads import blas, limited_threads
 from tests.envs import RewardListEnv
 
 
@@ -31,19 +32,18 @@ def users_numbers() -> Iterator[tuple[int, set[int]]]:
 
 def test_the_users_numbers_are_back(users_numbers):
     assert users_numbers == (3, {2})
-    with one_thread():
+    with limited_threads():
         assert numbers() == (1, {1})
-        with one_thread():
-            assert numbers() == (1, {1})
-        assert numbers()[1] == {1}
+    with limited_threads(2):
+        assert numbers() == (2, {1})
     assert numbers() == users_numbers
-    with pytest.raises(KeyboardInterrupt), one_thread():
+    with pytest.raises(KeyboardInterrupt), limited_threads():
         raise KeyboardInterrupt
     assert numbers() == users_numbers
 
 
 def test_a_number_set_inside_is_kept():
-    with one_thread():
+    with limited_threads():
         th.set_num_threads(4)
     assert numbers() == (4, {2})
 
@@ -53,13 +53,13 @@ def test_runs_side_by_side(users_numbers):
     first_has_ended, second_is_in = Event(), Event()
 
     def second() -> int:
-        with one_thread():
+        with limited_threads():
             second_is_in.set()
             assert first_has_ended.wait(10)
             return th.get_num_threads()
 
     with ThreadPoolExecutor() as pool:
-        with one_thread():
+        with limited_threads():
             result = pool.submit(second)
             assert second_is_in.wait(10)
         assert numbers() == users_numbers
@@ -82,24 +82,26 @@ class Listening(BaseCallback):
 
     def _on_step(self) -> bool:
         self.seen["step"] = numbers()
-        return self.num_timesteps < 1000
+        return self.num_timesteps < 20
 
     def _on_training_end(self) -> None:
         self.seen["training_end"] = numbers()
 
 
-class Learner(REINFORCE):
-    def train(self) -> None:
-        self.during_train = numbers()
-        super().train()
+@pytest.fixture
+def in_updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
+    """Collects the numbers in each update."""
+    train, seen = REINFORCE.train, []
+    monkeypatch.setattr(REINFORCE, "train", lambda self: (seen.append(numbers()), train(self)))
+    return seen
 
 
-def test_learn(users_numbers):
-    model, callback = Learner("MlpPolicy", RewardListEnv([1.0] * 3), n_steps=4, baseline="none", device="cpu"), Listening()
+def test_learn(users_numbers, in_updates):
+    model, callback = REINFORCE("MlpPolicy", RewardListEnv([1.0] * 3), n_steps=4, baseline="none", device="cpu"), Listening()
     model.learn(8, callback)
-    assert model.during_train == callback.seen["step"] == (1, {1})
+    assert in_updates[0] == callback.seen["step"] == (1, {1})
     assert callback.seen["training_start"] == callback.seen["training_end"] == numbers() == users_numbers
-    model.learn(2000, callback)  # which the callback stops
+    model.learn(40, callback)  # which the callback stops
     assert numbers() == users_numbers
     assert model.env is not None
     model.env.close()
@@ -107,3 +109,19 @@ def test_learn(users_numbers):
     with pytest.raises(TypeError, match="not callable"):
         model.learn(8)
     assert numbers() == users_numbers
+
+
+def test_updates_with_convolutions(users_numbers, in_updates, tmp_path):
+    """They use the user's threads; a resumed run uses those of the first run, for the same bits on another machine."""
+
+    def env() -> FakeImageEnv:
+        return FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=True)
+
+    model, listening = REINFORCE("CnnPolicy", env(), n_steps=4, baseline="none", device="cpu"), Listening()
+    model.learn(4, [listening, TrainingCheckpoint(tmp_path)])
+    th.set_num_threads(2)
+    REINFORCE.resume(tmp_path, env()).learn(model.num_timesteps, reset_num_timesteps=False)
+    model.learn(4)
+    assert listening.seen["step"] == (1, {1})
+    assert in_updates == [(3, {1}), (3, {1}), (2, {1})]
+    assert numbers() == (2, {2})

@@ -7,6 +7,11 @@ from torch import nn
 from sb3_reinforce.running import ranks
 
 
+def has_convolutions(policy: nn.Module) -> bool:
+    """:return: whether any part of the policy is a convolution"""
+    return any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in policy.modules())
+
+
 def move_to_best_device(model: OnPolicyAlgorithm) -> None:
     """
     Move a model on the CPU to a GPU, if there is one and the policy has convolutions.
@@ -14,8 +19,7 @@ def move_to_best_device(model: OnPolicyAlgorithm) -> None:
     Layers as small as those of an MLP take longer on a GPU: each step of an environment waits for it. SB3 recommends the CPU
     for them, too (its issue 1245).
     """
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not th.cuda.is_available() or not any(isinstance(module, convolutions) for module in model.policy.modules()):
+    if not th.cuda.is_available() or not has_convolutions(model.policy):
         return
     model.device = th.device(ranks.own_gpu())
     model.policy = model.policy.to(model.device)

@@ -21,7 +21,7 @@ from sb3_reinforce.running.files import check_model_file, parameters_to_load, wi
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
 from sb3_reinforce.running.settings import described, shared_settings
-from sb3_reinforce.running.threads import one_thread
+from sb3_reinforce.running.threads import limited_threads, threads_for_update
 from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
@@ -53,6 +53,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     _warned_of_other_parameters = False
     # device="auto": chosen when the networks are there
     _chooses_device = False
+    # threads of torch in train(): a resumed run has those of the first one, because sums depend on them
+    _update_threads = 1
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -104,12 +106,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
 
     def _start(self, device: th.device | str) -> th.device | str:
-        """
-        Join the other ranks.
-
-        :param device: as the constructor was given it
-        :return: where the networks are built: for "auto" the CPU
-        """
+        """Join the other ranks, and say where the networks are built: for "auto" on the CPU."""
         self._chooses_device = device == "auto"
         device = ranks.start(device)
         return "cpu" if self._chooses_device else device
@@ -155,7 +152,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """
         Train for at least ``total_timesteps`` environment steps; the last rollout is played to the end of its episodes.
 
-        NumPy's BLAS and torch use one thread meanwhile, in environments and callbacks of this process, too.
+        Meanwhile NumPy's BLAS and torch use one thread, in environments and callbacks of this process, too; updates of
+        policies with convolutions use as many as torch is set to.
 
         :param total_timesteps: The total number of samples (env steps) to train on, including discarded ones
         :param callback: Callback(s) called at every step with state of the algorithm.
@@ -183,18 +181,19 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         for listener in listeners:
             listener.begin(callback)
         resumed, self._resumed = self._resumed, None
+        self._update_threads = threads_for_update(self.policy) if resumed is None else self._update_threads
         iteration = 0 if resumed is None else resumed.restore(self, callback, total_timesteps)
         assert self.env is not None, "checked above"
         self._on_learning_started()
 
         try:
             while self.num_timesteps < total_timesteps:
-                with one_thread():
+                with limited_threads():
                     if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                         break
                 iteration += 1
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                with one_thread():
+                with limited_threads(self._update_threads):
                     self.train()
                 # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
                 if log_interval is not None and iteration % log_interval == 0:
