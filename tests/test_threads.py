@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from sb3_reinforce import REINFORCE, TrainingCheckpoint
 from sb3_reinforce.running.threads import blas, limited_threads
-from tests.envs import RewardListEnv
+from tests.envs import RewardListEnv, parameters
 
 
 def numbers() -> tuple[int, set[int]]:
@@ -125,3 +125,12 @@ def test_updates_with_convolutions(users_numbers, in_updates, tmp_path):
     assert listening.seen["step"] == (1, {1})
     assert in_updates == [(3, {1}), (3, {1}), (2, {1})]
     assert numbers() == (2, {2})
+
+
+def test_a_seed_gives_the_same_networks_on_any_number_of_threads():
+    """Orthogonal matrices come from a decomposition whose last digits depend on it."""
+    made = []
+    for n_threads in (1, 2):
+        th.set_num_threads(n_threads)
+        made.append(parameters(REINFORCE("MlpPolicy", RewardListEnv([1.0]), seed=0, device="cpu")))
+    assert th.equal(*made)

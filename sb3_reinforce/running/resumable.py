@@ -112,7 +112,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         return "cpu" if self._chooses_device else device
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with limited_threads():  # the numbers that a seed gives depend on them
+            super()._setup_model()
         if self._chooses_device:
             move_to_best_device(self)
 
