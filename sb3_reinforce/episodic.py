@@ -63,7 +63,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once: its ``add`` and ``compute_returns_and_advantage`` are not called
 
-    All other arguments are those of ``OnPolicyAlgorithm``.
+    All others are those of ``OnPolicyAlgorithm``, but that ``device="auto"`` is a GPU for policies with convolutions alone.
 
     :raises ValueError: for arguments that cannot be right, alone or together
     """
@@ -110,7 +110,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             verbose, device,
         )  # fmt: skip
         check_policy_arguments(policy, self.policy_aliases, policy_kwargs)
-        device = ranks.start(device)
+        device = self._start(device)
         verbose, tensorboard_log = (verbose, tensorboard_log) if ranks.rank() == 0 else (0, None)  # rank 0 alone writes
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or the id of one, got None")

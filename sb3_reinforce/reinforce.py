@@ -111,7 +111,7 @@ class REINFORCE(EpisodicAlgorithm):
         number of the rollout. None: nothing is seeded
 
     ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
-    ``_init_setup_model`` are those of ``OnPolicyAlgorithm``.
+    ``_init_setup_model`` are those of ``OnPolicyAlgorithm``, but that ``device="auto"`` is a GPU for convolutions alone.
 
     :raises ValueError: for arguments that cannot be right, alone or together
     """

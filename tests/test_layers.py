@@ -18,7 +18,8 @@ LAYERS = {
     "processes": [
         "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
         "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
-        "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims",
+        "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
+        "running.threads",
     ],
     "checkpoints": [
         "running.checkpoint_file", "running.settings", "running.checkpoint", "running.resume", "running.resumable",

@@ -123,12 +123,14 @@ def test_device_of_a_rank(local_rank: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "5")
     assert ranks.start("cpu") == "cpu"
     assert ranks.start("cuda:1") == "cuda:1"
+    assert ranks.start("auto") == "auto"  # more ranks than GPUs are right for an MLP
+    assert used == []
     if local_rank == "0":
-        assert ranks.start("auto") == "cuda:0"
-        assert used == [0]
+        assert ranks.start("cuda") == ranks.own_gpu() == "cuda:0"
+        assert used == [0, 0]
     else:
         with pytest.raises(ValueError, match=r"a GPU of its own, got local rank 3 on a machine with 2: start fewer"):
-            ranks.start("auto")
+            ranks.start("cuda")
 
 
 def test_launch(monkeypatch: pytest.MonkeyPatch):

@@ -58,7 +58,7 @@ def test_load_with_another_number_of_environments(tmp_path):
 
 @pytest.mark.parametrize("other_class", [A2C, PPO])
 def test_weights_of_other_algorithms(tmp_path, other_class):
-    other = other_class("MlpPolicy", "CartPole-v1", seed=1).learn(10)
+    other = other_class("MlpPolicy", "CartPole-v1", seed=1, device="cpu").learn(10)
     other.save(tmp_path / "other.zip")
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=2)
     with warnings.catch_warnings(record=True) as caught:
@@ -98,7 +98,7 @@ def test_other_algorithms_load_ours(tmp_path, other_class):
     env = make_vec_env("CartPole-v1")
     model = REINFORCE("MlpPolicy", env, n_steps=16, batch_size=16, seed=1, policy_kwargs=SMALL_NET).learn(40)
     model.save(tmp_path / "model")
-    loaded = other_class.load(tmp_path / "model", env=env)
+    loaded = other_class.load(tmp_path / "model", env=env, device="cpu")
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     expected = model.predict(observations, deterministic=True)[0]
     assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
@@ -106,7 +106,7 @@ def test_other_algorithms_load_ours(tmp_path, other_class):
     loaded.learn(16)
     assert not th.equal(parameters(model), parameters(loaded))
     for given, exact_match in ((model.get_parameters(), True), (str(tmp_path / "model"), False)):
-        other = other_class("MlpPolicy", env, policy_kwargs=SMALL_NET)
+        other = other_class("MlpPolicy", env, policy_kwargs=SMALL_NET, device="cpu")
         other.set_parameters(given, exact_match=exact_match)
         assert th.equal(parameters(model), parameters(other))
 

@@ -83,8 +83,8 @@ def needs_torch(policy: nn.Module) -> str | None:
     if type(layers[0]) is not nn.Linear or type(layers[-1]) is not nn.Linear:
         return "a first or last layer that is not linear"
     for parameter in policy.parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != th.float32:
-            return f"parameters of type {parameter.dtype} on {parameter.device}"
+        if parameter.dtype != th.float32:
+            return f"parameters of type {parameter.dtype}"
     for module in policy.modules():
         # Hooks run in torch calls only, and a method set on an object overrides its class.
         if (
@@ -238,9 +238,10 @@ def _is_known(distribution: Any) -> bool:
 
 class NumpySampler(Sampler):
     """
-    Samples from a plain MLP policy of Stable-Baselines3 on the CPU; see :func:`needs_torch` for which ones.
+    Samples from a plain MLP policy of Stable-Baselines3; see :func:`needs_torch` for which ones.
 
-    Weights and biases are seen through views; the standard deviation is that of the moment it is made: one per rollout.
+    Weights and biases are seen through views, those on a GPU are copied; these and the standard deviation are those of the
+    moment it is made: one per rollout.
     """
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator):
@@ -248,7 +249,7 @@ class NumpySampler(Sampler):
         self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
         self.n_envs = n_envs
         if isinstance(policy.action_dist, DiagGaussianDistribution):
-            self.std = np.exp(policy.log_std.detach().numpy())
+            self.std = np.exp(policy.log_std.detach().cpu().numpy())
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         # Methods of the array, and arrays of equal shape: a third of the time that np.matmul and broadcasting take.
@@ -267,7 +268,7 @@ Layer = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray] | None,
 def _layers(modules: tuple[nn.Module, ...], n_envs: int) -> list[Layer]:
     """
     :param modules: Linear layers and activations in order, the last one Linear
-    :return: per Linear layer: transposed weight and bias (views of the parameters), the activations behind it (None
+    :return: per Linear layer: transposed weight and bias (views of parameters on the CPU), the activations behind it (None
         for none), and memory for its output
     """
     layers: list[Layer] = []
@@ -278,8 +279,8 @@ def _layers(modules: tuple[nn.Module, ...], n_envs: int) -> list[Layer]:
                 if isinstance(activation, nn.Linear):
                     break
                 behind.append(_in_numpy(activation))
-            weight = module.weight.detach().numpy().T
-            bias = module.bias.detach().numpy()[None] if module.bias is not None else np.zeros((1, 1), np.float32)
+            weight = module.weight.detach().cpu().numpy().T
+            bias = module.bias.detach().cpu().numpy()[None] if module.bias is not None else np.zeros((1, 1), np.float32)
             layers.append((weight, bias, _compose(behind), np.empty((n_envs, module.out_features), np.float32)))
     return layers
 

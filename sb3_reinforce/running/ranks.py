@@ -79,25 +79,18 @@ def start(device: th.device | str = "auto") -> th.device | str:
     too.
 
     :param device: the device asked for
-    :return: the device to use: for ``"auto"`` and ``"cuda"`` each rank of a machine gets a GPU of its own
+    :return: the device to use: for ``"cuda"`` each rank of a machine gets a GPU of its own
     :raises ValueError: if there are more ranks than GPUs on this machine, or for a group that does not serve the CPU
     :raises LostRankError: if another rank does not come, or in a process that has left its group because of an error
     """
     global _store
-    if not dist.is_available() or not (dist.is_initialized() or launched()):
+    if not _in_group():
         return device
     if _rank_before_leaving is not None:
         raise LostRankError("this process has left its group of ranks because of an error: start the run again")
     use_cuda = th.cuda.is_available() and th.device("cuda" if device == "auto" else device).type == "cuda"
-    if use_cuda and str(device) in ("auto", "cuda"):
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        if local_rank >= th.cuda.device_count():
-            raise ValueError(
-                f"each rank needs a GPU of its own, got local rank {local_rank} on a machine with {th.cuda.device_count()}: "
-                'start fewer ranks (torchrun --nproc-per-node), or use device="cpu"'
-            )
-        device = f"cuda:{local_rank}"
-        th.cuda.set_device(local_rank)
+    if use_cuda and str(device) == "cuda":
+        device = own_gpu()
     if dist.is_initialized() and _store is None and "cpu:" not in dist.get_backend_config():
         raise ValueError(
             f"the process group must serve tensors on the CPU, too, got {dist.get_backend_config()!r}: leave "
@@ -110,6 +103,28 @@ def start(device: th.device | str = "auto") -> th.device | str:
         _store = dist.PrefixStore("sb3_reinforce", store)  # where a failing rank leaves its message
         atexit.register(_leave_at_exit)
     return device
+
+
+def _in_group() -> bool:
+    """Whether this process is one of several ranks, or is to join them."""
+    return dist.is_available() and (dist.is_initialized() or launched())
+
+
+def own_gpu() -> str:
+    """
+    :return: the GPU of this process: in a group, that of its number on this machine
+    :raises ValueError: if there are more ranks than GPUs on this machine
+    """
+    if not _in_group():
+        return "cuda"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= th.cuda.device_count():
+        raise ValueError(
+            f"each rank needs a GPU of its own, got local rank {local_rank} on a machine with {th.cuda.device_count()}: "
+            'start fewer ranks (torchrun --nproc-per-node), or use device="cpu"'
+        )
+    th.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
 
 
 def _by_torchrun() -> bool:

@@ -16,10 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_count, check_new_env, check_number
 from sb3_reinforce.running import callbacks, exchange, ranks
+from sb3_reinforce.running.devices import move_to_best_device
 from sb3_reinforce.running.files import check_model_file, parameters_to_load, with_value_optimizer_inside
 from sb3_reinforce.running.normalization import Statistics, set_statistics, statistics_of
 from sb3_reinforce.running.resume import ResumedState, resume
 from sb3_reinforce.running.settings import described, shared_settings
+from sb3_reinforce.running.threads import limited_threads, threads_for_update
 from sb3_reinforce.running.trust import objects_in
 from sb3_reinforce.schedules import make_schedule, plain_schedule
 
@@ -49,6 +51,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     # What _own_settings() was on each rank at the last rollout's end
     _settings_of_ranks: list[dict[str, Any]]
     _warned_of_other_parameters = False
+    # device="auto": chosen when the networks are there
+    _chooses_device = False
+    # threads of torch in train(): a resumed run has those of the first one, because sums depend on them
+    _update_threads = 1
     # The observation is an array, or a dict of arrays for Dict spaces
     _last_obs: Any
     lr_schedule: Schedule
@@ -99,6 +105,18 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _set_extra_state(self, state: dict[str, Any]) -> None:
         """Called by ``load`` and ``resume``, and on ranks other than 0 when training starts."""
 
+    def _start(self, device: th.device | str) -> th.device | str:
+        """Join the other ranks, and say where the networks are built: for "auto" on the CPU."""
+        self._chooses_device = device == "auto"
+        device = ranks.start(device)
+        return "cpu" if self._chooses_device else device
+
+    def _setup_model(self) -> None:
+        with limited_threads():  # the numbers that a seed gives depend on them
+            super()._setup_model()
+        if self._chooses_device:
+            move_to_best_device(self)
+
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         check_new_env(env)
@@ -135,6 +153,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         """
         Train for at least ``total_timesteps`` environment steps; the last rollout is played to the end of its episodes.
 
+        Meanwhile NumPy's BLAS and torch use one thread, in environments and callbacks of this process, too; updates of
+        policies with convolutions use as many as torch is set to.
+
         :param total_timesteps: The total number of samples (env steps) to train on, including discarded ones
         :param callback: Callback(s) called at every step with state of the algorithm.
         :param log_interval: number of updates from one log row to the next; None: no rows
@@ -161,17 +182,20 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         for listener in listeners:
             listener.begin(callback)
         resumed, self._resumed = self._resumed, None
+        self._update_threads = threads_for_update(self.policy) if resumed is None else self._update_threads
         iteration = 0 if resumed is None else resumed.restore(self, callback, total_timesteps)
         assert self.env is not None, "checked above"
         self._on_learning_started()
 
         try:
             while self.num_timesteps < total_timesteps:
-                if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
-                    break
+                with limited_threads():
+                    if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                        break
                 iteration += 1
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self.train()
+                with limited_threads(self._update_threads):
+                    self.train()
                 # After the update, unlike SB3's own loop: the row then shows the update that its episodes made.
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
@@ -254,7 +278,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(), "_scheduled", "_resumed", "newest_checkpoint", "_statistics",
-            "_settings_of_ranks", "_warned_of_other_parameters",
+            "_settings_of_ranks", "_warned_of_other_parameters", "_chooses_device",
         ]  # fmt: skip
 
     def save(
@@ -307,6 +331,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         check_model_file(path)
         if not trust:
             path, custom_objects = objects_in(path, custom_objects or {})
+        if device == "auto":  # the file is read to the CPU, then the new model chooses
+            ranks.start(device)  # here, because for the CPU it would leave GPUs out
+            device, kwargs["_chooses_device"] = "cpu", True
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if model._saved_state is not None:
             model._set_extra_state(model._saved_state)
@@ -366,7 +393,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
             as ``get_parameters`` returns it
         :param exact_match: whether each module and each of its parameters must be there
-        :param device: Device on which the code should run.
+        :param device: where a file is read to; "auto": the model's
         """
+        device = self.device if device == "auto" else device
         params = parameters_to_load(load_path_or_dict, super().get_parameters(), device)
         super().set_parameters(params, exact_match=exact_match, device=device)
