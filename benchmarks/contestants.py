@@ -55,7 +55,7 @@ def make_env(env_id: str, n_envs: int, vector: bool) -> "VecEnv":
 
 
 def trained(algorithm: str, env_id: str, n_envs: int, vector: bool = False, **kwargs: Any) -> Callable[[float], Speed]:
-    """Of ``learn``, updates included, of a new model each time; how many steps fill the time is tried out first."""
+    """Of ``learn``, updates included, of a new model each time; how many steps fill the time is known from the time before."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     if algorithm == "SBX":
@@ -79,18 +79,23 @@ def trained(algorithm: str, env_id: str, n_envs: int, vector: bool = False, **kw
         def _on_rollout_end(self) -> None:
             self.n_steps += self.model.rollout_buffer.pos
 
+    rate = 0.0
+
     def speed(seconds: float) -> Speed:
+        nonlocal rate
         model = make("MlpPolicy", make_env(env_id, n_envs, vector), seed=0, device="cpu", **kwargs)
         n_steps = max(1000, n_envs * 100)
-        model.learn(n_steps)  # SBX compiles
-        start = now()
-        model.learn(n_steps)
-        n_steps = int(model.num_timesteps * seconds / (now() - start))
+        model.learn(n_steps)  # start-up; SBX compiles
+        if not rate:
+            start = now()
+            model.learn(n_steps)
+            rate = model.num_timesteps / (now() - start)
         used = Used() if algorithm == "REINFORCE" else None
         start = now()
-        model.learn(n_steps, used)
+        model.learn(max(1, int(rate * seconds)), used)
         steps = model.num_timesteps
-        return steps / (now() - start), 1.0 if used is None else used.n_steps / steps
+        rate = steps / (now() - start)
+        return rate, 1.0 if used is None else used.n_steps / steps
 
     return speed
 

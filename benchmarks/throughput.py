@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,16 +100,23 @@ class Runner:
         command = [str(python), str(Path(__file__).with_name("contestants.py")), json.dumps(kwargs)]
         if core is not None:
             command += ["--core", str(core), *(["--cpu-time"] if self.cpu_time else [])]
-        with subprocess.Popen(
-            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:  # its end closes stdin, which ends the process
+        pipe = subprocess.PIPE
+        with (
+            TemporaryFile("w+") as errors,
+            # its end closes stdin, which ends the process
+            subprocess.Popen(command, env=variables, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+        ):
             assert process.stdin is not None
             assert process.stdout is not None
             asked, answers = process.stdin, process.stdout
 
             def measure(seconds: float) -> Any:
                 print(seconds, file=asked, flush=True)
-                return json.loads(answers.readline())
+                answer = answers.readline()
+                if not answer:
+                    errors.seek(0)
+                    raise RuntimeError(f"{kwargs} has ended:\n{errors.read()[-2000:]}")
+                return json.loads(answer)
 
             yield measure
 
@@ -314,7 +322,7 @@ def memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--only", nargs="+", default=["single", "vector", "threads"], choices=["single", "vector", "threads"])
     parser.add_argument("--env", nargs="+", default=["CartPole-v1", "HalfCheetah-v5"])
