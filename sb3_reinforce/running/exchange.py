@@ -52,14 +52,16 @@ def _bytes_of_all(own: bytes, size: int) -> list[bytes]:
 
 def _tensors_of_all(own: th.Tensor) -> list[th.Tensor]:
     """A tensor of each rank, all of one shape, the own one itself; a plain run has its own."""
+    if world_size() == 1:
+        return [own]
     others = [other for other in range(world_size()) if other != rank()]
     parts = [own if other == rank() else th.empty_like(own) for other in range(world_size())]
     with lost_ranks_named():
         if own.is_cuda:
             dist.all_gather([th.empty_like(own) if part is own else part for part in parts], own)
         else:
-            # From each to each, at once: two thirds of the time of gloo's all_gather or less: it goes round a ring and hands
-            # the work to threads of its own.
+            # From each to each, at once. gloo's all_gather goes round a ring and hands the work to threads of its own, which
+            # takes up to three times as long.
             messages = [dist.irecv(parts[other], other) for other in others] + [dist.isend(own, other) for other in others]
             for message in messages:
                 assert message is not None, "a member of the group"
