@@ -8,7 +8,9 @@ unclear error, or trains silently on what is wrong; each such case is printed wi
 """
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import os
 import random
 import resource
@@ -24,6 +26,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,12 +110,21 @@ def killed_and_resumed(name: str, delays: list[float]) -> str:
     return SAME if resumed == straight else f"{outcome_of(resumed)} instead of {outcome_of(straight)}"
 
 
+PORTS = itertools.count(20_000 + os.getpid() % 20_000)
+
+
+def free_port() -> int:
+    """:return: one that no other case gets: the other rank may wait at it for one that never comes"""
+    for port in PORTS:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("PORTS never ends")
+
+
 def on_two_ranks(functions: list[Callable[[], Any]], seconds: float = SECONDS) -> list[Any]:
     """:return: what two processes found that train together, started as a cluster's scheduler starts them"""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     waiting = [
         in_child(function, seconds, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank, function in enumerate(functions)
     ]
@@ -158,14 +170,16 @@ UNEQUAL_NORMALIZE: dict[str, dict[str, Any]] = {
 def ranks_cases(rng: random.Random) -> Iterator[Case]:
     """Ranks that differ, die, or never come: an error on both, or equal bits on both."""
 
-    def train(normalize: dict[str, Any] | None = None, before: Callable[[], Any] = lambda: None, **arguments: Any) -> str:
+    def train(
+        normalize: dict[str, Any] | None = None, before: Callable[[], Any] = lambda: None, steps: int = 1_000, **arguments: Any
+    ) -> str:
         env = make_vec_env("CartPole-v1", 1)
         model = REINFORCE(
             "MlpPolicy", env if normalize is None else VecNormalize(env, **normalize),
             **{"n_steps": 64, "seed": 0, "device": "cpu", "batch_size": 32, "value_batch_size": 64} | arguments,
         )  # fmt: skip
         before()
-        model.learn(1_000)
+        model.learn(steps)
         return hashlib.sha256(th.cat([p.detach().flatten() for p in model.policy.parameters()]).numpy().tobytes()).hexdigest()
 
     def together(*functions: Callable[[], Any]) -> str:
@@ -192,11 +206,12 @@ def ranks_cases(rng: random.Random) -> Iterator[Case]:
         "fails in its constructor": lambda: train(gamma=7),
         "fails before learn": lambda: train(before=fail),
         "never makes a model": fail,
-        "is killed while training": lambda: train(before=kill),
+        "is killed while training": lambda: train(before=kill, steps=10**6),
     }
     for name, function in moments.items():
         for rank in (0, 1):
-            pair = [function, train] if rank == 0 else [train, function]
+            other = partial(train, steps=10**6)  # still at it when the one fails
+            pair = [function, other] if rank == 0 else [other, function]
             yield Case("a rank fails", f"rank {rank} {name}", lambda pair=pair: together(*pair))
 
 
