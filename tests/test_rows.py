@@ -63,10 +63,10 @@ def test_minibatches_of_ranks(sizes, batch_size, n_minibatches):
 @pytest.mark.parametrize(
     ("policy", "env", "kwargs", "expected"),
     [
-        # Kept of each row: 4 numbers of the observation, 2 x 64 hidden ones, some of the logits; 4 MiB are some 7,500 rows
-        ("MlpPolicy", "CartPole-v1", {}, 8192),
-        # 4 + 4 x 256: some 1,000 rows, just fewer than 1,024
-        ("MlpPolicy", "CartPole-v1", dict(net_arch=dict(pi=[8], vf=[256] * 4)), 1024),
+        # Kept of each row: 4 numbers of the observation, 2 x 64 hidden ones, some of the logits; 2 MiB are some 3,750 rows
+        ("MlpPolicy", "CartPole-v1", {}, 4096),
+        # 4 + 4 x 256: 510 rows
+        ("MlpPolicy", "CartPole-v1", dict(net_arch=dict(pi=[8], vf=[256] * 4)), 512),
         ("CnnPolicy", FakeImageEnv, {}, 128),  # each image alone has 5,184 numbers: the lower limit
         ("MlpPolicy", "CartPole-v1", dict(features_extractor_class=BatchNormDropout), None),
     ],

@@ -10,7 +10,7 @@ from sb3_reinforce.observations import map_arrays
 from sb3_reinforce.update.likelihood import distribution_put_back, example_of, log_prob_and_entropy
 
 # Of what a forward pass keeps for the backward pass: a CPU's cache, a small part of a GPU's memory
-CPU_BYTES, GPU_BYTES = 4 * 2**20, 2**30
+CPU_BYTES, GPU_BYTES = 2 * 2**20, 2**30
 SMALLEST = 128  # With fewer rows, convolutions and large layers take longer per row.
 
 
