@@ -48,7 +48,7 @@ class Rollout:
     @cached_property
     def spans(self) -> list[Span]:
         """The N episodes as objects."""
-        rows = [dict(zip(EPISODES.names, row, strict=True)) for row in self.episodes.tolist()]
+        rows: list[dict[str, Any]] = [dict(zip(EPISODES.names or (), row, strict=True)) for row in self.episodes.tolist()]
         for row in rows:
             if math.isnan(row["total_reward"]):
                 row["total_reward"] = None
