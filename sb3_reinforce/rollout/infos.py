@@ -61,8 +61,7 @@ class UsedInfos:
 
 
 def _not_made(infos: list[dict[str, Any]]) -> EndedEpisodes | None:
-    """The episodes that ended in a step of :class:`VectorEnvAdapter`, where their dicts would tell no more and nobody has read
-    them."""
+    """The episodes that a ``VectorEnvAdapter`` has ended, where their dicts tell no more and nobody has read them."""
     return infos.not_made if isinstance(infos, StepInfos) else None
 
 
@@ -79,8 +78,10 @@ def ends_of(infos: list[dict[str, Any]], env_indices: np.ndarray, row: int) -> t
     """
     if (ended := _not_made(infos)) is not None:
         rows = np.searchsorted(ended.ids, env_indices)
-        # rounded as by Monitor
-        return ended.truncated[rows], ended.returns[rows].round(6), ended.lengths[rows]  # type: ignore[index]
+        if np.array_equal(ended.ids.take(rows, mode="clip"), env_indices):  # a wrapper may end episodes of its own
+            assert ended.returns is not None, "see StepInfos.not_made"
+            assert ended.lengths is not None, "given with the returns"
+            return ended.truncated[rows], ended.returns[rows].round(6), ended.lengths[rows]  # rounded as by Monitor
     indices = env_indices.tolist()
     monitored = [_monitored(infos[i], i, row) for i in indices]
     truncated = np.array([bool(infos[i].get("TimeLimit.truncated", False)) for i in indices], dtype=bool)
