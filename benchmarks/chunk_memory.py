@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 
-SIZES = [None, 512, 128, 32]
+SIZES = [1_000_000, 512, 128, 32]
 
 
 def peak_mb() -> float:

@@ -233,7 +233,8 @@ def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, th.Tensor]:
 
 
 def _with_values(probe: REINFORCE, episodes: Episodes) -> Episodes:
-    values = values_of(probe.policy, episodes.observations, len(episodes.returns), probe.chunk_size)
+    chunk_size = probe.chunk_size or probe._default_chunk_size
+    values = values_of(probe.policy, episodes.observations, len(episodes.returns), chunk_size)
     return replace(episodes, values=values)
 
 

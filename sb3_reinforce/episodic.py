@@ -20,7 +20,7 @@ from sb3_reinforce.observations import by_key
 from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
-from sb3_reinforce.rollout.infos import logged, returns_are_sums
+from sb3_reinforce.rollout.infos import UsedInfos, returns_are_sums
 from sb3_reinforce.rollout.recording import Recording, Rollout
 from sb3_reinforce.rollout.sampling import Sampler, make_sampler, needs_torch, within_bounds
 from sb3_reinforce.rollout.spans import Spans
@@ -251,11 +251,10 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             n_rollout_steps, self.n_episodes, self.unfinished == "finish", self._keeps_last_observations(),
             self.max_episode_steps, self._steps_into_episode,
         )  # fmt: skip
-        shared = ranks.world_size() > 1
         before = (self.num_timesteps, list(self.ep_info_buffer or ()), list(self.ep_success_buffer or ()))
-        used_infos: list[tuple[int, dict[str, Any]]] = []
         # Calling callbacks at each step costs time.
         listening = callbacks.needs_steps(callback)
+        used_infos = UsedInfos(self._update_info_buffer, self._stats_window_size, wait=not listening)
         is_box = isinstance(self.action_space, spaces.Box)
         normalized = self._vec_normalize_env
         if normalized is not None:
@@ -291,19 +290,17 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     recording.end_step(rewards, dones)
                     self._last_obs, self._last_episode_starts = new_obs, dones
                     if np.count_nonzero(dones):
-                        for index in spans.end_episodes(n_steps, dones, infos):
-                            self._update_info_buffer([infos[index]], dones[[index]])
-                            if shared:
-                                used_infos.append((n_steps, logged(infos[index])))
+                        used_infos.add(n_steps, infos, spans.end_episodes(n_steps, dones, infos))
         except BaseException as error:
             self._abandon_rollout()
             if isinstance(error, Exception) and self.logger.name_to_value:  # not Ctrl-C
                 self.logger.dump(self.num_timesteps)  # nothing recorded is lost
             raise
 
+        used_infos.log_waiting()
         spans.cut_episodes(n_steps, self._last_obs)
         recording.check(self._last_obs)
-        rollout = recording.pack(rollout_buffer, spans.ended, returns_are_sums(env))
+        rollout = recording.pack(rollout_buffer, spans, returns_are_sums(env))
         keep_before_tanh(rollout, sampler)
         self.rollout, self._steps_into_episode = rollout, spans.steps_into_episode
         result, told = self._evaluate_rollout(rollout, sampler, callback)
@@ -327,7 +324,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     def _exchange(
         self,
         n_steps: int,
-        used_infos: list[tuple[int, dict[str, Any]]],
+        used_infos: UsedInfos,
         before: tuple[int, list[Any], list[Any]],
         callback: BaseCallback,
         rollout: Rollout | None = None,
@@ -344,7 +341,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         if rollout is not None:
             report.add_rollout(rollout, told)
         if ranks.world_size() > 1:
-            report.infos = used_infos[-self._stats_window_size :]
+            report.infos = list(used_infos.logged)
             report.statistics = statistics_of(self._vec_normalize_env)
         totals = Totals(exchange.gather(report), ranks.rank())
         self._settings_of_ranks = [other.settings for other in totals.reports]

@@ -89,10 +89,11 @@ def make_episodes(
     values = values_of(policy, observations, rollout.n_steps, chunk_size) if "values" in needs else None
 
     # 0 behind a terminal state; V of the last one where the episode would have continued
-    last_values = th.zeros(len(rollout.spans), dtype=th.float64)
-    continued = [i for i, span in enumerate(rollout.spans) if span.last_observation is not None]
-    if continued:
-        stacked = stack_observations([rollout.spans[i].last_observation for i in continued], observations)
+    last_values = th.zeros(len(rollout.episodes), dtype=th.float64)
+    if last := rollout.last_observations:
+        keys = rollout.episodes[["env_index", "end"]].tolist()
+        continued = [i for i, key in enumerate(keys) if key in last]
+        stacked = stack_observations([last[keys[i]] for i in continued], observations)
         last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
 
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)

@@ -26,7 +26,8 @@ from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
 from sb3_reinforce.running.settings import settings_of
-from sb3_reinforce.update.likelihood import log_prob_and_entropy, log_probs_of
+from sb3_reinforce.update.chunk_size import default_chunk_size
+from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
@@ -86,7 +87,8 @@ class REINFORCE(EpisodicAlgorithm):
         full-batch loss
     :param clip_range: of the importance ratio where there are several optimiser steps; a number or a schedule
     :param chunk_size: steps per forward and backward pass, whose gradients are added up: bounds memory and changes
-        nothing else (except with batch norm and dropout in train mode). None: all at once
+        nothing else (except with batch norm and dropout in train mode). None: as many as fit a CPU's cache or a part of a
+        GPU's memory, by a rule that depends on the network alone; with batch norm all at once, as a large number does it
     :param ent_coef: weight of the entropy, which has the same divisor D; a number, a schedule or ``"lin_0.01"``
     :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and
         arguments) over the parameters that only the value depends on; a number, a schedule or ``"lin_1e-3"``
@@ -203,6 +205,7 @@ class REINFORCE(EpisodicAlgorithm):
         super()._setup_model()
         if self.natural_gradient:
             check_policy(self.policy)
+        self._default_chunk_size = default_chunk_size(self.policy)
         self._baseline = make_baseline(self.baseline)
         # its name in models saved before December 2026
         self._saved_state = vars(self).pop("_baseline_state", self._saved_state)
@@ -254,7 +257,7 @@ class REINFORCE(EpisodicAlgorithm):
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
             rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, self.chunk_size, greedy,
+            self.n_episodes is not None, self.chunk_size or self._default_chunk_size, greedy,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
@@ -302,7 +305,7 @@ class REINFORCE(EpisodicAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(stream_seed(self.seed, self._n_rollouts, SHUFFLING))
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
-        rows = Rows(buffer, self.batch.sizes, self.chunk_size)
+        rows = Rows(buffer, self.batch.sizes, self.chunk_size or self._default_chunk_size)
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
         batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
@@ -319,11 +322,8 @@ class REINFORCE(EpisodicAlgorithm):
                 for minibatch, n_rows in rows.minibatches(batch_sizes, rng)
             ]
             broadcast_buffers(self.policy)
-            log_ratio = log_probs_of(self.policy, rows) - buffer.log_probs[:, 0]
-            # E[(r - 1) - log r] >= 0, as SB3's PPO; source: Schulman, "Approximating KL divergence" (2020)
-            kl = np.expm1(log_ratio) - log_ratio
             # Ranks wait for each other at each exchange: one for all three.
-            (_, approx_kl, _), of_returns, of_errors = moments(kl, buffer.returns, buffer.returns - buffer.values)
+            of_kl, of_returns, of_errors = moments(kl_terms(self.policy, rows), buffer.returns, buffer.returns - buffer.values)
             value_loss = None
             if fit is not None:
                 update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
@@ -337,7 +337,7 @@ class REINFORCE(EpisodicAlgorithm):
         self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
         self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
         self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
-        self.logger.record("train/approx_kl", approx_kl)
+        self.logger.record("train/approx_kl", of_kl[1])
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if several_steps:
             self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))

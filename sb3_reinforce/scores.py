@@ -6,7 +6,6 @@ policy, so those of a batch may not fit into memory: they are computed in pieces
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from sb3_reinforce.observations import map_arrays
-from sb3_reinforce.update.likelihood import log_prob_and_entropy
+from sb3_reinforce.update.likelihood import distribution_put_back, log_prob_and_entropy
 
 # Numbers in memory at a time: 64 MiB of single scores and their sums.
 PIECE = 2**24
@@ -60,7 +59,7 @@ class Scores:
         policy.set_training_mode(False)
         named = {f"policy.{name}": p for name, p in policy.named_parameters() if p.requires_grad}
         some = th.linspace(0, self.n_steps - 1, min(self.n_steps, 16)).round().long()
-        with _distribution_put_back(policy):
+        with distribution_put_back(policy):
             log_prob = log_prob_and_entropy(policy, *self._data(some))[0]
             of_some = th.autograd.grad(log_prob.sum(), list(named.values()), allow_unused=True)
         used = [score is not None for score in of_some]
@@ -94,13 +93,13 @@ class Scores:
             return functional_call(log_prob, parameters, (batch_of_one, action[None]), tie_weights=False).sum()
 
         detached = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        with _distribution_put_back(self.policy):
+        with distribution_put_back(self.policy):
             scores = vmap(grad(of_one_step), in_dims=(None, 0, 0))(detached, *self._data(rows))
         return th.cat([scores[name].flatten(1) for name in detached], dim=1)
 
     def _by_autograd(self, rows: slice | th.Tensor, weights: th.Tensor) -> th.Tensor:
         """Sums of the given steps' scores, by weights of shape [K, n]: shape [K, P]."""
-        with _distribution_put_back(self.policy):
+        with distribution_put_back(self.policy):
             log_prob = log_prob_and_entropy(self.policy, *self._data(rows))[0]
         parameters = list(self._parameters.values())
         sums = []
@@ -173,22 +172,3 @@ class Scores:
 def _pieces(start: int, length: int, size: int) -> Iterator[slice]:
     for first in range(start, start + length, size):
         yield slice(first, min(first + size, start + length))
-
-
-@contextmanager
-def _distribution_put_back(policy: nn.Module) -> Iterator[None]:
-    """
-    SB3's policies keep their last distribution, and vmap's tensors must not outlive it. Their validation asks for values,
-    which vmap's tensors do not have.
-    """
-    distribution = getattr(policy, "action_dist", None)
-    kept = dict(vars(distribution)) if distribution is not None else {}
-    validate_args = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validate_args)
-        if distribution is not None:
-            vars(distribution).clear()
-            vars(distribution).update(kept)

@@ -225,10 +225,9 @@ class FirstToFinish(Spans):
         super().__init__(n_steps, n_episodes, *others)
         self.quota = n_episodes  # any environment may play them all
 
-    def end_episodes(self, row, dones, infos):
-        ended = super().end_episodes(row, dones, infos)
-        del self.ended[self.quota :]
-        return ended
+    @property
+    def ended(self):
+        return super().ended[: self.quota]
 
     def continues(self, row):
         return super().continues(row) and len(self.ended) < self.quota

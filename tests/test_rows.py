@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from stable_baselines3.common.envs import FakeImageEnv
 
-from sb3_reinforce.update import rows
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.update import chunk_size, rows
+from tests.envs import BatchNormDropout
 
 
 def buffer(size: int) -> SimpleNamespace:
@@ -55,3 +58,39 @@ def test_minibatches_of_ranks(sizes, batch_size, n_minibatches):
         of_ranks.append(minibatches)
     for minibatch in zip(*of_ranks, strict=True):
         assert {total for _, total in minibatch} == {sum(len(part) for part, _ in minibatch)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "env", "kwargs", "expected"),
+    [
+        # Kept of each row: 4 numbers of the observation, 2 x 64 hidden ones, some of the logits; 2 MiB are some 3,750 rows
+        ("MlpPolicy", "CartPole-v1", {}, 4096),
+        # 4 + 4 x 256: 510 rows
+        ("MlpPolicy", "CartPole-v1", dict(net_arch=dict(pi=[8], vf=[256] * 4)), 512),
+        ("CnnPolicy", FakeImageEnv, {}, 128),  # each image alone has 5,184 numbers: the lower limit
+        ("MlpPolicy", "CartPole-v1", dict(features_extractor_class=BatchNormDropout), None),
+    ],
+)
+def test_default_chunk_size(policy, env, kwargs, expected):
+    model = REINFORCE(policy, env if isinstance(env, str) else env(), policy_kwargs=kwargs, device="cpu")
+    assert chunk_size.default_chunk_size(model.policy) == expected
+
+
+def test_default_chunk_size_of_an_odd_policy(monkeypatch):
+    """All rows at once where the rule fails."""
+    policy = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu").policy
+    monkeypatch.setattr(policy, "get_distribution", lambda observations: None)
+    assert chunk_size.default_chunk_size(policy) is None
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(natural_gradient=True)])
+def test_default_chunk_size_is_used(monkeypatch, kwargs):
+    """Wherever a batch is processed: V, the policy step, the KL divergence and the fit of V."""
+    monkeypatch.setattr(chunk_size, "CPU_BYTES", 1)
+    monkeypatch.setattr(chunk_size, "SMALLEST", 16)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu", **kwargs)
+    n_rows: list[int] = []
+    for layer in (model.policy.action_net, model.policy.value_net):  # a hook: sampling is by torch, too, of 1 row
+        layer.register_forward_hook(lambda module, inputs, output: n_rows.append(len(output)))
+    model.learn(1)
+    assert max(n_rows) == 16 < model.rollout.n_steps

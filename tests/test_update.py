@@ -10,7 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.update.likelihood import log_probs_of
+from sb3_reinforce.update import likelihood
+from sb3_reinforce.update.likelihood import kl_terms, log_probs_of
 from tests.envs import (
     LARGER,
     BatchNormDropout,
@@ -267,3 +268,17 @@ def test_frozen_parameters_stay():
     assert th.equal(before, model.policy.mlp_extractor.policy_net[0].weight)
     model.policy.value_net.requires_grad_(False)
     model.learn(16)
+
+
+def test_kl_of_some_rows(monkeypatch):
+    """Where this rank has half of all rows, and 8 of all are to do: 4 of its own, each once, and every time the same."""
+    model = collected(n_episodes=6)
+    model.rollout_buffer.log_probs[:, 0] = np.linspace(-3, 0, model.batch.n_steps)
+    rows = rows_of(model)
+    all_terms = kl_terms(model.policy, rows)
+    monkeypatch.setattr(likelihood, "KL_ROWS", 8)
+    rows.n_total = 2 * rows.n_rows
+    some = kl_terms(model.policy, rows)
+    assert len(some) == len(np.unique(some)) == 4
+    assert np.isin(some, all_terms).all()
+    np.testing.assert_array_equal(kl_terms(model.policy, rows), some)

@@ -15,10 +15,11 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import VectorEnvAdapter, vectorize
+from tests.envs import RewardListEnv
 from tests.vector_envs import N_ENVS, assert_same_run, cartpole, env_fns, reference
 
 
@@ -172,3 +173,30 @@ def test_vectorize_keeps_arguments() -> None:
 def test_vectorize_loses_nothing_silently(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         vectorize(make())
+
+
+class EndsAll(VecEnvWrapper):
+    """Ends the episodes of all environments every third step, without a word in the infos."""
+
+    def reset(self):
+        self.n_steps = 0
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.n_steps += 1
+        return observations, rewards, dones | (self.n_steps % 3 == 0), infos
+
+
+@pytest.mark.parametrize("wrapper", [lambda env: env, EndsAll])
+def test_returns_and_infos_of_many_episodes(wrapper):
+    """Environments 0 and 1 end after 2 and 4 steps: returns 2 and 4; of eight episodes the last three are in the window."""
+    envs = SyncVectorEnv([lambda: RewardListEnv([1.0] * 2), lambda: RewardListEnv([1.0] * 4)])
+    model = REINFORCE("MlpPolicy", wrapper(VectorEnvAdapter(envs)), n_steps=9, seed=0, stats_window_size=3).learn(1)
+    totals = [(span.env_index, span.end, span.total_reward) for span in model.rollout.spans]
+    if wrapper is EndsAll:
+        # In step 6 the episode of environment 0 has ended inside, too; that of environment 1 has no return there.
+        assert {(0, 6, 2.0), (1, 6, None)} <= set(totals)
+        return
+    assert totals == [*((0, end, 2.0) for end in (2, 4, 6, 8, 10)), *((1, end, 4.0) for end in (4, 8, 12))]
+    assert [info["r"] for info in model.ep_info_buffer] == [4.0, 2.0, 4.0]

@@ -67,7 +67,7 @@ def play_greedy(
         except Exception as error:
             error.add_note(f"raised in step {len(rewards) + 1} of the greedy episodes")
             raise
-    ends = np.array([span.end for span in sorted(spans.ended, key=lambda span: span.env_index)])
+    ends = spans.ended["end"][spans.ended["env_index"].argsort()]
     played = np.arange(len(rewards)) < ends[:, None]  # [n_envs, T]
     stacked = np.array(rewards, dtype=np.float64)
     check_finite("reward", np.where(played.T, stacked, 0.0), where="of the greedy episodes")

@@ -5,6 +5,7 @@ While playing, row t of :class:`Recording` holds step t of every environment. Af
 laid end to end, environment by environment and episode by episode, into a rollout buffer with one row per step.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from stable_baselines3.common.preprocessing import maybe_transpose
 
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_counts, check_finite
-from sb3_reinforce.rollout.spans import Span
+from sb3_reinforce.rollout.spans import EPISODES, Span, Spans
 
 FIRST_ROWS = 64  # steps that there is memory for at first
 
@@ -28,7 +29,8 @@ class Rollout:
     """
     What one process has played for one update.
 
-    :param spans: its N episodes, by environment and time
+    :param episodes: its N episodes, by environment and time: rows of :data:`~sb3_reinforce.rollout.spans.EPISODES`
+    :param last_observations: of those whose last value counts: the observation behind the last step, by (env_index, end)
     :param buffer: their S steps in this order: observations, actions, rewards and episode starts, one row per step
     :param n_rows: steps that each environment has played, including discarded ones
     :param n_envs: number of environments
@@ -36,26 +38,38 @@ class Rollout:
         valid until the next rollout
     """
 
-    spans: list[Span]
+    episodes: np.ndarray
+    last_observations: dict[tuple[int, int], Any]
     buffer: RolloutBuffer
     n_rows: int
     n_envs: int
     first_observations: dict[Any, np.ndarray]
 
     @cached_property
+    def spans(self) -> list[Span]:
+        """The N episodes as objects."""
+        rows: list[dict[str, Any]] = [dict(zip(EPISODES.names or (), row, strict=True)) for row in self.episodes.tolist()]
+        for row in rows:
+            if math.isnan(row["total_reward"]):
+                row["total_reward"] = None
+            if row["total_length"] < 0:
+                row["total_length"] = None
+        return [Span(**row, last_observation=self.last_observations.get((row["env_index"], row["end"]))) for row in rows]
+
+    @cached_property
     def lengths(self) -> th.Tensor:
         """Steps of each episode, shape [N]."""
-        return th.tensor([span.length for span in self.spans])
+        return th.from_numpy(self.episodes["end"] - self.episodes["start"])
 
     @cached_property
     def env_indices(self) -> th.Tensor:
         """Environment that played each episode, shape [N]."""
-        return th.tensor([span.env_index for span in self.spans])
+        return th.from_numpy(self.episodes["env_index"].copy())
 
     @cached_property
     def first_steps(self) -> th.Tensor:
         """Time index t of each episode's first step here, shape [N]."""
-        return th.tensor([span.first_step for span in self.spans])
+        return th.from_numpy(self.episodes["first_step"].copy())
 
     @cached_property
     def n_steps(self) -> int:
@@ -156,27 +170,25 @@ class Recording:
                 check_finite(name, played, row)
                 check_counts(name, played, space, row)
 
-    def pack(self, buffer: RolloutBuffer, spans: list[Span], sum_rewards: bool = True) -> Rollout:
+    def pack(self, buffer: RolloutBuffer, spans: Spans, sum_rewards: bool = True) -> Rollout:
         """
         Lay the steps of the episodes end to end into the rollout buffer: one row per step, ``n_envs=1``.
 
         What is not known yet stays NaN in the buffer: ``values`` without a value baseline, ``log_probs`` for an update
         of one step, whose log-probabilities are computed with their gradient.
 
-        :param spans: the episodes to keep; of each environment the first ones, without gaps
+        :param spans: with the episodes to keep; of each environment the first ones, without gaps
         :param sum_rewards: whether an episode's return is the sum of its rewards
         :raises ValueError: for a terminal observation of another shape, or with a NaN or infinite number
         """
-        for span in spans:
-            if span.last_observation is not None:
-                span.last_observation = self._terminal_row(span)
-        self._warn_of_reused_arrays(spans)
-        spans = sorted(spans, key=lambda span: (span.env_index, span.start))
+        last = {key: self._terminal_row(*key, observation) for key, observation in spans.last_observations.items()}
+        self._warn_of_reused_arrays(last)
+        episodes = spans.ended
+        episodes = episodes[np.lexsort((episodes["start"], episodes["env_index"]))]
         first_observations = {key: stored[0] for key, stored in self.observations.items()}
-        rollout = Rollout(spans, buffer, self.n_rows, self.n_envs, first_observations)
+        rollout = Rollout(episodes, last, buffer, self.n_rows, self.n_envs, first_observations)
         kept_rows = np.zeros(self.n_envs, dtype=np.int64)
-        for span in spans:
-            kept_rows[span.env_index] = span.end
+        np.maximum.at(kept_rows, episodes["env_index"], episodes["end"])
         kept = np.arange(self.n_rows) < kept_rows[:, None]  # [n_envs, T]: boolean indexing goes environment by environment
 
         buffer.buffer_size, buffer.n_envs = rollout.n_steps, 1
@@ -193,47 +205,48 @@ class Recording:
         buffer.pos, buffer.full = rollout.n_steps, True
 
         if sum_rewards:
+            unknown = np.isnan(episodes["total_reward"]) & (episodes["first_step"] == 0) & ~episodes["cut"]
             sums = np.add.reduceat(buffer.rewards[:, 0], starts, dtype=np.float64)
-            for span, total in zip(spans, sums.tolist(), strict=True):
-                if span.total_reward is None and span.first_step == 0 and not span.cut:
-                    span.total_reward, span.total_length = total, span.length
+            episodes["total_reward"][unknown] = sums[unknown]
+            episodes["total_length"][unknown] = rollout.lengths.numpy()[unknown]
         return rollout
 
-    def _terminal_row(self, span: Span) -> Any:
+    def _terminal_row(self, env_index: int, end: int, observation: Any) -> Any:
         """
         :return: the observation behind an episode in the shape of all others, an image with its channels first as SB3 does it
         :raises ValueError: if it has another shape, or a number that no policy can take
         """
-        given, row = by_key(span.last_observation), {}
+        given, row = by_key(observation), {}
         for key, space in self._parts.items():
             name, found = f"terminal observation{'' if key is None else f' {key!r}'}", np.asarray(given.get(key))
             row[key] = maybe_transpose(found, space) if found.ndim == 3 else found
             if row[key].shape not in (space.shape, (1, *space.shape)):
                 raise ValueError(
                     f"{name} must have the shape {space.shape} of the other observations, got {found.shape} from environment "
-                    f'{span.env_index} at step {span.end} of the rollout: mend info["terminal_observation"] of the VecEnv'
+                    f'{env_index} at step {end} of the rollout: mend info["terminal_observation"] of the VecEnv'
                 )
             row[key] = row[key].reshape(space.shape)
-            check_finite(name, row[key][None, None], span.end, span.env_index)
+            check_finite(name, row[key][None, None], end, env_index)
         return row.get(None, row)
 
-    def _warn_of_reused_arrays(self, spans: list[Span]) -> None:
+    def _warn_of_reused_arrays(self, last_observations: dict[tuple[int, int], Any]) -> None:
         """
         Warn if all terminal observations are those of the resets. In a ``SubprocVecEnv`` an environment that reuses its
         array has then overwritten them, and nothing in this process can tell what they were.
         """
-        followed = [span for span in spans if span.last_observation is not None and span.end < self.n_rows and not span.cut]
-        if followed and all(self._equals_row(span, span.end) for span in followed):
-            if not all(self._equals_row(span, span.end - 1) for span in followed):  # not: observations never change
+        followed = {key: last for key, last in last_observations.items() if key[1] < self.n_rows}
+        if followed and all(self._equals_row(last, end, i) for (i, end), last in followed.items()):
+            # not: observations never change
+            if not all(self._equals_row(last, end - 1, i) for (i, end), last in followed.items()):
                 warnings.warn(
                     "the observation at each time limit equals that of the reset behind it, and so does its value: an "
                     "environment that writes into the array that it has returned must return a copy of it",
                     stacklevel=4,
                 )
 
-    def _equals_row(self, span: Span, row: int) -> bool:
-        last = by_key(span.last_observation)
-        return all(np.array_equal(stored[row, span.env_index], last[key]) for key, stored in self.observations.items())
+    def _equals_row(self, observation: Any, row: int, env_index: int) -> bool:
+        last = by_key(observation)
+        return all(np.array_equal(stored[row, env_index], last[key]) for key, stored in self.observations.items())
 
     def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
         return stored[: self.n_rows].swapaxes(0, 1)[kept]

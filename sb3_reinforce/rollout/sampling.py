@@ -125,7 +125,7 @@ class Sampler(ABC):
         self._next = 0
         distribution = policy.action_dist
         self._to_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]
-        self._draw_noise: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: rng.gumbel(size=shape)
+        self._draw_noise: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: -np.log(rng.standard_exponential(shape))
         if isinstance(distribution, DiagGaussianDistribution):
             self._draw_noise = lambda shape: rng.standard_normal(shape, dtype=np.float32)
             self._to_actions = self._gaussian

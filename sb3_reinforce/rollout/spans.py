@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from sb3_reinforce.observations import by_key
-from sb3_reinforce.rollout.infos import monitored, terminal_observation
+from sb3_reinforce.rollout.infos import ends_of, terminal_observation
+
+# One row per episode, with the fields of Span; unknown: NaN as total_reward, -1 as total_length
+EPISODES = np.dtype(
+    [
+        *((name, np.int64) for name in ("env_index", "start", "end", "first_step", "total_length")),
+        *((name, np.bool_) for name in ("truncated", "cut")),
+        ("total_reward", np.float64),
+    ]
+)
 
 
 @dataclass
@@ -70,7 +79,9 @@ class Spans:
         self.n_steps, self.finish, self.keep_truncated = n_steps, finish, keep_truncated
         self.max_episode_steps = max_episode_steps
         self.quota = None if n_episodes is None else n_episodes // n_envs
-        self.ended: list[Span] = []
+        self._ended = [np.zeros(0, EPISODES)]
+        #: where a value is to be added for the observation behind an episode: that, by (env_index, end)
+        self.last_observations: dict[tuple[int, int], Any] = {}
         self.steps_into_episode = steps_into_episode.copy()
         self._playing = np.ones(n_envs, dtype=bool)
         self._starts = np.zeros(n_envs, dtype=np.int64)
@@ -100,47 +111,46 @@ class Spans:
         :param row: steps played so far in this rollout, including the one that ended the episodes
         :return: indices of the environments whose episode is used
         """
-        ended = np.flatnonzero(dones & self._playing)
-        for i in ended.tolist():
-            info = infos[i]
-            truncated = bool(info.get("TimeLimit.truncated", False))
-            total_reward, total_length = monitored(info, i, row) or (None, None)
-            self.ended.append(
-                Span(
-                    env_index=i,
-                    start=int(self._starts[i]),
-                    end=row,
-                    truncated=truncated,
-                    first_step=int(self.steps_into_episode[i]),
-                    last_observation=terminal_observation(info, i, row) if truncated and self.keep_truncated else None,
-                    total_reward=total_reward,
-                    total_length=total_length,
-                )
-            )
+        ended = (dones & self._playing).nonzero()[0]
+        truncated, total_rewards, total_lengths = ends_of(infos, ended, row)
+        episodes = self._add(ended, row)
+        episodes["truncated"], episodes["total_reward"], episodes["total_length"] = truncated, total_rewards, total_lengths
+        if self.keep_truncated:
+            for i in ended[truncated].tolist():
+                self.last_observations[i, row] = terminal_observation(infos[i], i, row)
         self._starts[ended] = row
-        self._counts[ended] += 1
         self.steps_into_episode[dones] = 0
         if self.finish:
-            done = row >= self.n_steps if self.quota is None else self._counts[ended] == self.quota
-            self._playing[ended] = ~np.broadcast_to(done, ended.shape)
+            if self.quota is not None:
+                self._counts[ended] += 1
+                self._playing[ended] = self._counts[ended] != self.quota
+            elif row >= self.n_steps:
+                self._playing[ended] = False
             self._is_playing = bool(self._playing.any())
-            self._oldest_start = int(self._starts[self._playing].min(initial=row))
+            self._oldest_start = int(self._starts.min(initial=row, where=self._playing))
         return ended.tolist()
 
     def cut_episodes(self, row: int, last_observations: Any) -> None:
         """Keep what was played of the running episodes, at the end of a rollout that does not finish them."""
         if self.finish:
             return
-        for i in np.flatnonzero(self._starts < row).tolist():
+        running = (self._starts < row).nonzero()[0]
+        self._add(running, row)["cut"] = True
+        for i in running.tolist():
             last = {key: np.array(array[i]) for key, array in by_key(last_observations).items()}
-            self.ended.append(
-                Span(
-                    env_index=i,
-                    start=int(self._starts[i]),
-                    end=row,
-                    cut=True,
-                    first_step=int(self.steps_into_episode[i]),
-                    last_observation=last.get(None, last),
-                )
-            )
+            self.last_observations[i, row] = last.get(None, last)
         self.steps_into_episode += row - self._starts
+
+    def _add(self, env_indices: np.ndarray, row: int) -> np.ndarray:
+        """:return: new rows of ``ended`` for the running episodes of these environments, which end here"""
+        episodes = np.zeros(len(env_indices), EPISODES)
+        episodes["env_index"], episodes["start"], episodes["end"] = env_indices, self._starts[env_indices], row
+        episodes["first_step"] = self.steps_into_episode[env_indices]
+        episodes["total_reward"], episodes["total_length"] = np.nan, -1
+        self._ended.append(episodes)
+        return episodes
+
+    @property
+    def ended(self) -> np.ndarray:
+        """The episodes so far, rows of :data:`EPISODES` in the order of their ends."""
+        return np.concatenate(self._ended)

@@ -57,10 +57,11 @@ class Report:
 
     def add_rollout(self, rollout: Rollout, result: Any) -> None:
         """Fill in the fields about the episodes that are used."""
-        complete = [span for span in rollout.spans if not span.cut]
-        self.n_steps, self.n_episodes, self.n_complete = rollout.n_steps, len(rollout.spans), len(complete)
-        self.n_truncated = sum(span.truncated for span in complete)
-        self.total_rewards = [span.total_reward for span in complete if span.total_reward is not None]
+        complete = rollout.episodes[~rollout.episodes["cut"]]
+        self.n_steps, self.n_episodes, self.n_complete = rollout.n_steps, len(rollout.episodes), len(complete)
+        self.n_truncated = int(complete["truncated"].sum())
+        total_rewards = complete["total_reward"]
+        self.total_rewards = total_rewards[~np.isnan(total_rewards)].tolist()
         self.result = result
 
 

@@ -1,6 +1,8 @@
 """log pi(a|s), the entropy and V(s) of whatever policy there is, for many steps at a time."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch import nn
 from sb3_reinforce.observations import map_arrays
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
-from sb3_reinforce.update.rows import Rows, chunks
+from sb3_reinforce.update.rows import Rows, Selection, chunks
+
+KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
 
 
 def log_prob_and_entropy(
@@ -43,15 +47,33 @@ def log_prob_and_entropy(
     return log_prob, entropy
 
 
-def log_probs_of(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
-    """:return: log pi(a|s) of all rows, in evaluation mode and without gradient, shape [S]"""
+def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | None = None) -> np.ndarray:
+    """:return: log pi(a|s) of the rows, by default all, in evaluation mode and without gradient, shape [n]"""
     policy.set_training_mode(False)
     log_probs = []
     with th.no_grad():
-        for chunk in rows.chunks():
+        for chunk in rows.chunks(selected):
             data = rows.samples(chunk)
             log_probs.append(log_prob_and_entropy(policy, data.observations, data.actions)[0].cpu().numpy())
     return np.concatenate(log_probs)
+
+
+def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
+    """
+    Terms whose mean estimates KL(pi_old, pi): (r - 1) - log r >= 0 with r = pi / pi_old, as in SB3's PPO.
+
+    Source: Schulman, "Approximating KL divergence" (2020).
+
+    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at random
+    :return: shape [n]
+    """
+    selected: Selection = rows.all
+    if rows.n_total > KL_ROWS:
+        # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
+        n = -(-rows.n_rows * KL_ROWS // rows.n_total)
+        selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
+    log_ratio = log_probs_of(policy, rows, selected) - rows.buffer.log_probs[selected, 0]
+    return np.expm1(log_ratio) - log_ratio
 
 
 def values_of(policy: ActorCriticPolicy, observations: Any, n_rows: int, chunk_size: int | None) -> th.Tensor:
@@ -65,6 +87,34 @@ def values_of(policy: ActorCriticPolicy, observations: Any, n_rows: int, chunk_s
     return th.cat(values)
 
 
+@contextmanager
+def distribution_put_back(policy: nn.Module) -> Iterator[None]:
+    """
+    Inside, distributions are not validated: that asks for values, which vmap's tensors do not have, and which may be NaN in
+    the logits of a policy that masks its actions. Behind it the policy has the distribution that it had before: SB3's
+    policies keep their last one, and its tensors would outlive their use.
+    """
+    distribution = getattr(policy, "action_dist", None)
+    kept = dict(vars(distribution)) if distribution is not None else {}
+    validate_args = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validate_args)
+        if distribution is not None:
+            vars(distribution).clear()
+            vars(distribution).update(kept)
+
+
+def example_of(policy: ActorCriticPolicy) -> tuple[Any, th.Tensor]:
+    """:return: an observation of the policy's space and an action, one row each, on its device"""
+    # A copy: the space's own random numbers stay untouched.
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
+    return policy.obs_to_tensor(space.sample())[0], th.zeros((1, get_action_dim(policy.action_space)), device=policy.device)
+
+
 def value_only_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     """
     The parameters that V depends on and the policy does not, whatever the policy's class calls them.
@@ -72,20 +122,12 @@ def value_only_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     They are found by differentiating both at one observation. None are found if policy and value share all.
     """
     policy.set_training_mode(False)
-    # Copies: the spaces' own random numbers stay untouched.
-    observation_space, action_space = copy.deepcopy((policy.observation_space, policy.action_space))
-    observation_space.seed(0)
-    obs_tensor, _ = policy.obs_to_tensor(observation_space.sample())
-    action = th.zeros((1, get_action_dim(action_space)), device=policy.device)
+    obs_tensor, action = example_of(policy)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    # The dependence shows even where the numbers are NaN, as those of a policy that masks its actions may be.
-    validate_args = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
+    # The dependence shows even where the numbers are NaN
+    with distribution_put_back(policy):
         log_prob, entropy = log_prob_and_entropy(policy, obs_tensor, action)
         policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         of_policy = th.autograd.grad(policy_output, parameters, allow_unused=True)
         of_value = th.autograd.grad(policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validate_args)
     return [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]

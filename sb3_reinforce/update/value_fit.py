@@ -69,7 +69,7 @@ class ValueFit:
             with th.no_grad():
                 head.bias.add_(residual)
         losses = []
-        in_one_piece = rows.count_minibatches(batch_size) == 1 and rows.chunk_size is None
+        in_one_piece = rows.count_minibatches(batch_size) == 1 and len(list(rows.chunks())) == 1
         whole = rows.samples(rows.all) if in_one_piece else None
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):

@@ -17,9 +17,11 @@ def vectorize(
 
         CartPole-v1:
           n_envs: 512
+          n_steps: 500
           vec_env_wrapper: sb3_reinforce.vec_env.vectorize
 
-    The old environments are closed. If they wrote Monitor files, all episodes go to the first of these.
+    ``n_steps`` should be about the length of an episode: with 128 half of the steps are not used, docs/vector_envs.md. The old
+    environments are closed. If they wrote Monitor files, all episodes go to the first of these.
 
     :param venv: the ``DummyVecEnv`` that RL Zoo made
     :param vectorization_mode: "vector_entry_point", "sync" or "async"; None: the environment's own vector class if it has

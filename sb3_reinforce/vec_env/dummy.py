@@ -43,9 +43,11 @@ def step_wait(self: DummyVecEnv) -> VecEnvStepReturn:
             obs, self.reset_infos[env_idx] = env.reset()
         infos[env_idx] = info
         self._save_obs(env_idx, obs)
-    copies = OrderedDict((key, buffer.copy()) for key, buffer in self.buf_obs.items())
+    copies: Any = OrderedDict((key, buffer.copy()) for key, buffer in self.buf_obs.items())
+    # dict_to_obs() would first ask what the space is, in each step.
+    observations = copies[None] if None in copies else dict_to_obs(self.observation_space, copies)
     return (
-        dict_to_obs(self.observation_space, copies),
+        observations,
         self.buf_rews.copy(),
         self.buf_dones.copy(),
         [_copied(info) for info in infos],

@@ -109,6 +109,12 @@ class StepInfos(list[dict[str, Any]]):
         self._ended_missing = ended is not None
         self._filled = False
 
+    @property
+    def not_made(self) -> EndedEpisodes | None:
+        """The episodes that ended, where nobody has read or set their dicts, which would tell no more; None otherwise."""
+        ended = self.ended if self._ended_missing else None
+        return None if ended is None or ended.returns is None or ended.infos else ended
+
     def _make(self, env: SupportsIndex) -> dict[str, Any]:
         """Make, store and return the missing dict of an environment."""
         if self._ended_missing:
@@ -131,8 +137,6 @@ class StepInfos(list[dict[str, Any]]):
         # Dicts and tuples of arrays have no rows to index
         plain = isinstance(terminal_obs, np.ndarray | list)
         for row, env in enumerate(ended.ids.tolist()):
-            if list.__getitem__(self, env) is not None:  # set by the user
-                continue
             info = info_of(ended.infos, env, n_envs) if ended.infos else {}
             if records:
                 info["episode"] = records[row]
@@ -157,6 +161,8 @@ class StepInfos(list[dict[str, Any]]):
     def __setitem__(self, key: Any, value: Any, /) -> None:
         if isinstance(key, slice):
             self._fill()
+        elif self._ended_missing:
+            self._make_ended()
         list.__setitem__(self, key, value)
 
     def __radd__(self, other: list[Any]) -> list[Any]:
