@@ -238,7 +238,7 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
         (sb3_reinforce.estimate, "make_episodes", "returns, values"),
         (REINFORCE, "_finish_rollout", "baseline, advantages"),
         (REINFORCE, "_policy_step", "policy step"),
-        (sb3_reinforce.reinforce, "log_probs_of", "approx_kl"),
+        (sb3_reinforce.reinforce, "kl_terms", "approx_kl"),
         (ValueFit, "fit", "fit of the value network"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in parts]

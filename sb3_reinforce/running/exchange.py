@@ -26,9 +26,9 @@ Moments = tuple[int, float, float]
 
 # Bytes of gather's first exchange: most updates have no more to say, and then it is the only one.
 FIRST_BYTES = 8192
-# Numbers of all ranks together up to which a sum gathers them, in messages that all travel at once. A ring takes 2 (W - 1)
-# messages one after the other, and for more numbers fewer bytes.
-MOST_GATHERED = 600_000
+# Numbers of all ranks together up to which a sum gathers them, in W - 1 messages one after the other. A ring takes twice as
+# many messages, and for more numbers fewer bytes.
+MOST_GATHERED = 100_000
 
 
 def gather(value: T) -> list[T]:
@@ -51,21 +51,12 @@ def _bytes_of_all(own: bytes, size: int) -> list[bytes]:
 
 
 def _tensors_of_all(own: th.Tensor) -> list[th.Tensor]:
-    """A tensor of each rank, all of one shape, the own one itself; a plain run has its own."""
+    """A tensor of each rank, all of one shape; a plain run has its own."""
     if world_size() == 1:
         return [own]
-    others = [other for other in range(world_size()) if other != rank()]
-    parts = [own if other == rank() else th.empty_like(own) for other in range(world_size())]
+    parts = [th.empty_like(own) for _ in range(world_size())]
     with lost_ranks_named():
-        if own.is_cuda:
-            dist.all_gather([th.empty_like(own) if part is own else part for part in parts], own)
-        else:
-            # From each to each, at once. gloo's all_gather goes round a ring and hands the work to threads of its own, which
-            # takes up to three times as long.
-            messages = [dist.irecv(parts[other], other) for other in others] + [dist.isend(own, other) for other in others]
-            for message in messages:
-                assert message is not None, "a member of the group"
-                message.wait()
+        dist.all_gather(parts, own)
     return parts
 
 
@@ -167,8 +158,11 @@ def agree(flag: bool, parameters: Iterable[th.nn.Parameter] = ()) -> tuple[bool,
     checksum = 0
     for parameter in parameters:
         checksum = zlib.crc32(parameter.detach().cpu().flatten().view(th.uint8).numpy().data, checksum)
-    flags, checksums = th.stack(_tensors_of_all(th.tensor([int(flag), checksum]))).unbind(dim=1)
-    return bool(flags.any()), bool((checksums == checksum).all())
+    largest = th.tensor([int(flag), checksum, -checksum])
+    with lost_ranks_named():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    any_flag, highest, lowest = largest.tolist()
+    return bool(any_flag), highest == -lowest
 
 
 def check_equal(settings: Mapping[str, str]) -> None:
