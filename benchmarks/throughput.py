@@ -233,7 +233,7 @@ def breakdown(env_id: str, n_envs: int, seconds: float, **kwargs: Any) -> None:
 
     parts = [
         (NumpySampler, "__call__", "actions"),
-        (Recording, "add", "storing the step"),
+        (Recording, "begin_step", "storing the step"),
         (Recording, "pack", "rollout buffer"),
         (sb3_reinforce.estimate, "make_episodes", "returns, values"),
         (REINFORCE, "_finish_rollout", "baseline, advantages"),
