@@ -137,6 +137,8 @@ def _meet() -> tuple[dist.Store, int, int]:
     own_rank, n_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     keeps, timeout = own_rank == 0 and not _by_torchrun(), TIMEOUT if _by_torchrun() else JOINING
+    if not keeps and not _by_torchrun():
+        _wait_for_store(address, port)
     try:
         store = dist.TCPStore(address, port, n_ranks, keeps, timeout, wait_for_workers=False, multi_tenant=True)
         part = _unused_part(store, own_rank, n_ranks)
@@ -146,6 +148,18 @@ def _meet() -> tuple[dist.Store, int, int]:
         raise LostRankError(_not_there([0])) from error
     store.set_timeout(TIMEOUT)
     return part, own_rank, n_ranks
+
+
+def _wait_for_store(address: str, port: int) -> None:
+    """torch itself may try for twice its time limit."""
+    end = time.monotonic() + JOINING.total_seconds()
+    while True:
+        with suppress(OSError):
+            socket.create_connection((address, port), timeout=1).close()
+            return
+        if time.monotonic() > end:
+            raise LostRankError(_not_there([0]))
+        time.sleep(0.1)
 
 
 def _not_there(missing: list[int]) -> str:
