@@ -36,7 +36,7 @@ def test_one_at_a_time(tmp_path: Path):
     Claim(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="flock")
+@pytest.mark.skipif(sys.platform == "win32", reason="the other process of this test locks by fcntl, which Windows lacks")
 def test_a_claim_dies_with_its_process(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / LOCK)], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -196,7 +196,6 @@ class TrainingCheckpoint(BaseCallback):
         path = self.path / f"checkpoint_{state['model']['attributes']['num_timesteps']}_steps.zip"
 
         def write() -> None:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(path, checkpoint_bytes(self._algorithm, state, parts))
             self.newest = self.model.newest_checkpoint = path.resolve()  # type: ignore[attr-defined]
 

@@ -8,20 +8,10 @@ from typing import Any
 from sb3_reinforce.running.files import write_atomically
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """
-    Write a file whole or not at all, in a folder that is made anew if it was deleted.
-
-    :raises OSError: if it cannot be written; what was there before is then still there
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data)
-
-
 def try_to_write(path: Path, data: bytes) -> None:
-    """As :func:`write_whole`, but an error is a warning."""
+    """As :func:`write_atomically`, but an error is a warning."""
     try:
-        write_whole(path, data)
+        write_atomically(path, data)
     except OSError as error:
         warnings.warn(f"{path} could not be written, training goes on without it: {error.strerror or error}", stacklevel=3)
 

@@ -85,13 +85,14 @@ def _same_optimizer_kind(saved: dict[str, Any], own: dict[str, Any]) -> bool:
 
 def write_atomically(path: pathlib.Path, data: bytes, mode: int = 0o666) -> None:
     """
-    Write a file so that it is whole or not there at all, whenever the process is killed.
+    Write a file so that it is whole or not there at all, whenever the process is killed. Its folder is made if missing.
 
     Its bytes are on the disk before its name, so that after a power cut, too, either this file or the one before is whole.
 
     :param mode: permissions, less the umask
     :raises OSError: if it cannot be written; what was there before is then still there
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

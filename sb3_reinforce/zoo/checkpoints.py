@@ -66,7 +66,6 @@ def run_of_launch(log_folder: str | Path, launch: str | None) -> SavedRun | None
 
 def write_run(run: SavedRun) -> None:
     """Save a run's command line and config beside its checkpoints, unmasked and so readable by its owner alone."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
     values = {name: value for name, value in run._asdict().items() if name != "folder"}
     write_atomically(run.checkpoints / RUN_FILE, json.dumps(values, indent=1).encode(), mode=0o600)
 

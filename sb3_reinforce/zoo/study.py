@@ -150,7 +150,6 @@ class Results:
         return drawn
 
     def _write(self, name: str, content: bytes, mode: int = 0o666) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / name, content, mode)
         return self.folder / name
 

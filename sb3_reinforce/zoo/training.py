@@ -18,7 +18,8 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
 from sb3_reinforce.running.claims import claim
-from sb3_reinforce.running.disk import try_to_write, write_whole
+from sb3_reinforce.running.disk import try_to_write
+from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.disk import DiskError, with_forgiving_monitor, written_by
 from sb3_reinforce.zoo.experiment import Experiment, private_files
@@ -204,7 +205,7 @@ class Training(Experiment):
                 print(f"{self.save_path} was deleted during training: it is made anew, without Monitor's rows")
                 super().create_log_folder()
                 self._save_config(self._saved_hyperparams)
-            with written_by(write_whole, type(model)):
+            with written_by(write_atomically, type(model)):
                 super().save_trained_model(model)
         except OSError as error:
             go_on = "" if self.checkpoint is None else f". {' '.join(self._how_to_resume())}"
