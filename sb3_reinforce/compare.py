@@ -25,6 +25,7 @@ from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.running.env_queries import env_name
 from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.chunk_size import chunk_size_of
 from sb3_reinforce.update.likelihood import value_only_parameters, values_of
 
 # From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
@@ -233,8 +234,7 @@ def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, th.Tensor]:
 
 
 def _with_values(probe: REINFORCE, episodes: Episodes) -> Episodes:
-    chunk_size = probe.chunk_size or probe._default_chunk_size
-    values = values_of(probe.policy, episodes.observations, len(episodes.returns), chunk_size)
+    values = values_of(probe.policy, episodes.observations, len(episodes.returns), chunk_size_of(probe))
     return replace(episodes, values=values)
 
 

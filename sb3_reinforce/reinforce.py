@@ -26,7 +26,7 @@ from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
 from sb3_reinforce.running.settings import settings_of
-from sb3_reinforce.update.chunk_size import default_chunk_size
+from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.undo import undone_on_failure
@@ -257,7 +257,7 @@ class REINFORCE(EpisodicAlgorithm):
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
             rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, self.chunk_size or self._default_chunk_size, greedy,
+            self.n_episodes is not None, chunk_size_of(self), greedy,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
@@ -305,7 +305,7 @@ class REINFORCE(EpisodicAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(stream_seed(self.seed, self._n_rollouts, SHUFFLING))
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
-        rows = Rows(buffer, self.batch.sizes, self.chunk_size or self._default_chunk_size)
+        rows = Rows(buffer, self.batch.sizes, chunk_size_of(self))
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
         batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1

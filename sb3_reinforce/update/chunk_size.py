@@ -37,6 +37,11 @@ def default_chunk_size(policy: ActorCriticPolicy) -> int | None:
     return max(1 << (rows - 1).bit_length(), SMALLEST)
 
 
+def chunk_size_of(model: Any) -> int | None:
+    """:return: the argument ``chunk_size`` of a REINFORCE, or without it the default of its policy; None: all rows at once"""
+    return model.chunk_size or model._default_chunk_size
+
+
 def _twice(rows: Any) -> Any:
     return map_arrays(lambda array: th.cat([array, array]), rows)
 
