@@ -5,9 +5,9 @@ From a rollout to the estimator's terms: returns R, baseline b, and the advantag
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,6 +17,7 @@ from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
 from sb3_reinforce.returns import RETURNS
+from sb3_reinforce.rollout.frames import packed_frames
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
@@ -68,7 +69,7 @@ def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None
 def make_episodes(
     rollout: Rollout,
     policy: ActorCriticPolicy,
-    needs: Collection[str],
+    baseline: Baseline,
     returns: Literal["reward_to_go", "episode"],
     gamma: float,
     discount_state: bool,
@@ -80,12 +81,15 @@ def make_episodes(
     Returns of a rollout, and what else the baseline needs of it. The rollout's buffer gets returns and values.
 
     :param policy: the policy that played, before it learns from this rollout
-    :param needs: of the baseline: ``"values"``, ``"scores"``
+    :param baseline: the baseline in use
     :param fixed_count: whether the number of episodes was fixed before the rollout
     :param greedy: the greedy policy's episodes, where they are needed
     """
-    buffer = rollout.buffer
-    observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
+    buffer, needs = rollout.buffer, baseline.needs
+    # Those of this package look at no observation: stacked frames need not be laid out for them. By exact type, see below.
+    observations: Any = packed_frames(buffer) if type(baseline) in BASELINES.values() else None
+    if observations is None:
+        observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
     values = values_of(policy, observations, rollout.n_steps, chunk_size) if "values" in needs else None
 
     # 0 behind a terminal state; V of the last one where the episode would have continued

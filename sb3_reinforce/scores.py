@@ -80,7 +80,7 @@ class Scores:
 
     def _data(self, rows: slice | th.Tensor) -> tuple[Any, th.Tensor]:
         device = self.policy.device
-        return map_arrays(lambda array: array[rows].to(device), self.observations), self.actions[rows].to(device)
+        return map_arrays(lambda array: th.as_tensor(array[rows]).to(device), self.observations), self.actions[rows].to(device)
 
     def _by_vmap(self, rows: slice | th.Tensor) -> th.Tensor:
         """The scores of the given steps, shape [n, P]."""

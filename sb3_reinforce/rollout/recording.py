@@ -19,6 +19,7 @@ from stable_baselines3.common.preprocessing import maybe_transpose
 
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_counts, check_finite
+from sb3_reinforce.rollout.frames import FrameBuffer, RecordedFrames, frame_channels
 from sb3_reinforce.rollout.spans import EPISODES, Span, Spans
 
 FIRST_ROWS = 64  # steps that there is memory for at first
@@ -86,7 +87,8 @@ class Recording:
     """
     Observations, actions and rewards of the running rollout, shape [T, n_envs, ...], T growing by doubling.
 
-    The memory is kept from one rollout to the next.
+    The memory is kept from one rollout to the next. Stacked frames, recognised when it first has to grow, are from then on
+    stored once; see :mod:`sb3_reinforce.rollout.frames`.
 
     :param observations: the first ones; VecNormalize makes floats of what its space still has as integers
     """
@@ -97,7 +99,7 @@ class Recording:
         parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self._parts = parts
         given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
-        self.observations = {
+        self.observations: dict[Any, np.ndarray | RecordedFrames] = {
             key: self._empty(space, np.float32 if given[key] == "f" and space.dtype.kind in "iu" else space.dtype)
             for key, space in parts.items()
         }
@@ -152,6 +154,9 @@ class Recording:
             )
 
     def _grow(self) -> None:
+        stored = self.observations.get(None)
+        if self.n_rows == FIRST_ROWS and isinstance(stored, np.ndarray) and (n_new := frame_channels(stored)):
+            self.observations[None] = RecordedFrames(stored, n_new, len(stored))
         self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
         self._single_array = self.observations.get(None)
@@ -166,7 +171,9 @@ class Recording:
             name = "observation" if key is None else f"observation {key!r}"
             last = by_key(last_observations)[key]
             self._check_shape(name, last, space.shape)
-            for played, row in ((self.observations[key][: self.n_rows], 0), (last[None], self.n_rows)):
+            stored = self.observations[key]
+            before = last[None][:0] if isinstance(stored, RecordedFrames) else stored[: self.n_rows]  # frames are bytes
+            for played, row in ((before, 0), (last[None], self.n_rows)):
                 check_finite(name, played, row)
                 check_counts(name, played, space, row)
 
@@ -193,9 +200,11 @@ class Recording:
 
         buffer.buffer_size, buffer.n_envs = rollout.n_steps, 1
         buffer.reset()
-        targets = by_key(buffer.observations)
-        observations = {key: self._kept(self.observations[key], kept).reshape(targets[key].shape) for key in targets}
-        buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
+        observations = {key: self._kept(stored, kept) for key, stored in self.observations.items()}
+        if not FrameBuffer.fill(buffer, observations.get(None)):
+            targets = by_key(buffer.observations)
+            observations = {key: array[:].reshape(targets[key].shape) for key, array in observations.items()}
+            buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
         buffer.actions[:] = self._kept(self.actions, kept).reshape(buffer.actions.shape)
         buffer.rewards[:, 0] = self._kept(self.rewards, kept)
         starts = (rollout.lengths.cumsum(0) - rollout.lengths).numpy()
@@ -248,11 +257,15 @@ class Recording:
         last = by_key(observation)
         return all(np.array_equal(stored[row, env_index], last[key]) for key, stored in self.observations.items())
 
-    def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def _kept(self, stored: Any, kept: np.ndarray) -> Any:
+        if isinstance(stored, RecordedFrames):
+            return stored.pack(kept.sum(axis=1))
         return stored[: self.n_rows].swapaxes(0, 1)[kept]
 
 
-def _doubled(stored: np.ndarray) -> np.ndarray:
+def _doubled(stored: Any) -> Any:
+    if isinstance(stored, RecordedFrames):
+        return stored.doubled()
     grown = np.empty((2 * len(stored), *stored.shape[1:]), dtype=stored.dtype)
     grown[: len(stored)] = stored
     return grown

@@ -82,7 +82,7 @@ def values_of(policy: ActorCriticPolicy, observations: Any, n_rows: int, chunk_s
     values = []
     with th.no_grad():
         for rows in chunks(slice(0, n_rows), chunk_size):
-            chunk = map_arrays(lambda array, rows=rows: array[rows].to(policy.device), observations)  # type: ignore[misc]
+            chunk = map_arrays(lambda array, rows=rows: th.as_tensor(array[rows]).to(policy.device), observations)  # type: ignore[misc]
             values.append(policy.predict_values(chunk).flatten().double().cpu())
     return th.cat(values)
 
