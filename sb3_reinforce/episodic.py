@@ -73,6 +73,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
 
     #: what this process has played last
     rollout: Rollout
+    _samples_values = False  # whether V(s) of each step is wanted
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             self._recording = Recording(self.observation_space, self.action_space, env.num_envs, self._last_obs)
         recording = self._recording
         recording.reset()
-        sampler = make_sampler(self.policy, env.num_envs, rng)
+        sampler = make_sampler(self.policy, env.num_envs, rng, self._samples_values)
         assert self._steps_into_episode is not None, "set by _begin_rollout"
         spans = Spans(
             n_rollout_steps, self.n_episodes, self.unfinished == "finish", self._keeps_last_observations(),

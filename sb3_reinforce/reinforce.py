@@ -27,7 +27,7 @@ from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
 from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
-from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
+from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of, shared_features
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
@@ -209,9 +209,9 @@ class REINFORCE(EpisodicAlgorithm):
         self._baseline = make_baseline(self.baseline)
         # its name in models saved before December 2026
         self._saved_state = vars(self).pop("_baseline_state", self._saved_state)
-        self._value_fit: ValueFit | None = None
-        if "values" in self._baseline.needs:
-            self._value_fit = ValueFit(self.policy, self.baseline)
+        self._samples_values = "values" in self._baseline.needs
+        self._value_fit = ValueFit(self.policy, self.baseline) if self._samples_values else None
+        if self._value_fit is not None:
             self.value_optimizer = self._value_fit.make_optimizer(self._value_lr_schedule(1.0))
 
     def _check_training(self) -> None:
@@ -256,7 +256,7 @@ class REINFORCE(EpisodicAlgorithm):
     ) -> tuple[Episodes, Episodes | None]:
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
-            rollout, self.policy, self._baseline, self.returns, self.gamma, self.discount_state,
+            rollout, sampler, self._baseline, self.returns, self.gamma, self.discount_state,
             self.n_episodes is not None, chunk_size_of(self), greedy,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
@@ -307,7 +307,7 @@ class REINFORCE(EpisodicAlgorithm):
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
         rows = Rows(buffer, self.batch.sizes, chunk_size_of(self))
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
-        batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
+        batch_sizes, value_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
         if several_steps:
             buffer.log_probs[:, 0] = log_probs_of(self.policy, rows)
@@ -323,24 +323,23 @@ class REINFORCE(EpisodicAlgorithm):
             ]
             broadcast_buffers(self.policy)
             # Ranks wait for each other at each exchange: one for all three.
-            of_kl, of_returns, of_errors = moments(kl_terms(self.policy, rows), buffer.returns, buffer.returns - buffer.values)
+            features = None if fit is None else shared_features(self.policy, rows)
+            kl, errors = kl_terms(self.policy, rows, features), buffer.returns - buffer.values
+            of_kl, of_returns, of_errors = moments(kl, buffer.returns, errors)
             value_loss = None
             if fit is not None:
                 update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
-                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, value_batch_sizes)
+                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, value_sizes, features)
             baseline.update(self.batch.all_episodes)
             if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
                 raise NotFiniteError("a parameter of the policy has become NaN or infinite")
             # Last: a checkpoint taken after an interruption goes by this number.
             self._n_updates += int(self.n_epochs)  # which may be NumPy's
 
-        self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
-        self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
-        self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
+        for name in ("policy_gradient_loss", "entropy_loss", "grad_norm", *(["clip_fraction"] if several_steps else [])):
+            self.logger.record(f"train/{name}", np.mean([step[name] for step in steps]))
         self.logger.record("train/approx_kl", of_kl[1])
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if several_steps:
-            self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
         if value_loss is not None:
             (*_, squares), (*_, unexplained) = of_returns, of_errors
             self.logger.record("train/value_loss", value_loss)
@@ -393,7 +392,7 @@ class REINFORCE(EpisodicAlgorithm):
         else:
             policy.optimizer.step()
         return {
-            "policy_loss": scale * policy_sum,
+            "policy_gradient_loss": scale * policy_sum,
             "entropy_loss": -entropy_sum / n_rows,
             "grad_norm": grad_norm,
             "clip_fraction": n_clipped / n_rows,

@@ -77,6 +77,13 @@ class Rollout:
         """S, the number of steps that are used."""
         return int(self.lengths.sum())
 
+    def laid_out(self, per_step: list[np.ndarray]) -> np.ndarray:
+        """:return: what was kept at each step of all environments, shape [n_envs, ...], in the rows of the buffer, [S, ...]"""
+        stacked = np.stack(per_step, axis=1)
+        # The last end of each environment, as episodes are ordered by environment and time
+        ends = dict(self.episodes[["env_index", "end"]].tolist())
+        return np.concatenate([stacked[env_index, :end] for env_index, end in ends.items()])
+
     @property
     def played_steps(self) -> int:
         """Steps of all environments, including discarded ones."""

@@ -15,7 +15,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
-    CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
@@ -27,9 +26,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
+from sb3_reinforce.rollout.extractor import DISTRIBUTIONS, actor_features, is_plain, shares_extractor, value_from_features
+
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
-DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
 FLOAT32 = np.dtype(np.float32)
 NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
 
@@ -55,9 +55,12 @@ def draws_before_tanh(policy: nn.Module) -> bool:
     )
 
 
-def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
-    """:return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler"""
-    return TorchSampler(policy, rng) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
+def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator, with_values: bool = False) -> "Sampler":
+    """
+    :param with_values: whether V(s) is wanted, where it costs next to nothing; see :attr:`Sampler.values`
+    :return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler
+    """
+    return TorchSampler(policy, rng, with_values) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
 
 
 def needs_torch(policy: nn.Module) -> str | None:
@@ -121,6 +124,8 @@ class Sampler(ABC):
         self.policy, self.rng = policy, rng
         self.action_shape: tuple[int, ...] = (-1, *policy.action_space.shape)  # type: ignore[misc]
         self.std: np.ndarray | None = None
+        #: per step V(s), if it is wanted and the policy has it from the features of the action: shape [n_envs]
+        self.values: list[np.ndarray] = []
         self._noise = np.empty((0,))
         self._next = 0
         distribution = policy.action_dist
@@ -182,8 +187,13 @@ class TorchSampler(Sampler):
     computes the network; all others (gSDE, a user's own) draw for themselves.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
+    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator, with_values: bool = False):
         super().__init__(policy, rng)
+        # Without torch's Categorical, which takes longer than the layer before it
+        self.from_features = is_plain(policy)
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self.std = np.exp(policy.log_std.detach().cpu().numpy())
+        self.with_values = with_values and shares_extractor(policy)
         self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
         #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
         self.before_tanh: list[np.ndarray] = []
@@ -192,6 +202,8 @@ class TorchSampler(Sampler):
         self.without_gradient = th.inference_mode if known else th.no_grad
 
     def __call__(self, observations: Any) -> np.ndarray:
+        if self.from_features:
+            return super().__call__(observations)
         with self.without_gradient():
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
@@ -214,7 +226,17 @@ class TorchSampler(Sampler):
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         with self.without_gradient():
-            return self._parameters_of(self.policy.get_distribution(obs_as_tensor(observations, self.policy.device)))
+            obs_tensor, policy = obs_as_tensor(observations, self.policy.device), self.policy
+            if not self.from_features:
+                return self._parameters_of(policy.get_distribution(obs_tensor))
+            features = actor_features(policy, obs_tensor)
+            parameters = policy.action_net(policy.mlp_extractor.forward_actor(features))
+            if not self.with_values:
+                return parameters.cpu().numpy()
+            # Together: each copy from a GPU waits for it.
+            both = th.cat([parameters, value_from_features(policy, features)], dim=1).cpu().numpy()
+            self.values.append(both[:, -1])
+            return both[:, :-1]
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
         drawn = distribution.distribution

@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
 from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.rollout.extractor import actor_features, shares_extractor
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
 from sb3_reinforce.update.rows import Rows, Selection, chunks
@@ -31,8 +32,7 @@ def log_prob_and_entropy(
     :return: both of shape [n]; no entropy where it has no closed form
     :raises TypeError: if the policy does not give one log-probability per action
     """
-    if isinstance(policy.action_space, spaces.Discrete):
-        actions = actions.long().flatten()
+    actions = _for_distribution(policy, actions)
     if overrides(policy, "evaluate_actions"):
         _, log_prob, entropy = policy.evaluate_actions(observations, actions)
     else:
@@ -47,6 +47,10 @@ def log_prob_and_entropy(
     return log_prob, entropy
 
 
+def _for_distribution(policy: ActorCriticPolicy, actions: th.Tensor) -> th.Tensor:
+    return actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
+
+
 def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | None = None) -> np.ndarray:
     """:return: log pi(a|s) of the rows, by default all, in evaluation mode and without gradient, shape [n]"""
     policy.set_training_mode(False)
@@ -58,13 +62,26 @@ def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | No
     return np.concatenate(log_probs)
 
 
-def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
+def shared_features(policy: ActorCriticPolicy, rows: Rows) -> th.Tensor | None:
+    """
+    :return: what the features extractor that policy and value share computes of all rows, in evaluation mode and without
+        gradient, shape [S, features]; None if they share none
+    """
+    if not shares_extractor(policy):
+        return None
+    policy.set_training_mode(False)
+    with th.no_grad():
+        return th.cat([actor_features(policy, rows.samples(chunk).observations) for chunk in rows.chunks()])
+
+
+def kl_terms(policy: ActorCriticPolicy, rows: Rows, features: th.Tensor | None = None) -> np.ndarray:
     """
     Terms whose mean estimates KL(pi_old, pi): (r - 1) - log r >= 0 with r = pi / pi_old, as in SB3's PPO.
 
     Source: Schulman, "Approximating KL divergence" (2020).
 
     :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at random
+    :param features: :func:`shared_features` of the policy, if they are known
     :return: shape [n]
     """
     selected: Selection = rows.all
@@ -72,7 +89,14 @@ def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
         # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
         n = -(-rows.n_rows * KL_ROWS // rows.n_total)
         selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
-    log_ratio = log_probs_of(policy, rows, selected) - rows.buffer.log_probs[selected, 0]
+    if features is None:
+        log_probs = log_probs_of(policy, rows, selected)
+    else:
+        with th.no_grad():
+            distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(features[selected]))
+            actions = th.as_tensor(rows.buffer.actions[selected], device=features.device)
+            log_probs = distribution.log_prob(_for_distribution(policy, actions)).cpu().numpy()
+    log_ratio = log_probs - rows.buffer.log_probs[selected, 0]
     return np.expm1(log_ratio) - log_ratio
 
 
