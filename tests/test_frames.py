@@ -7,11 +7,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from sb3_reinforce import REINFORCE, Baseline, GradientDiagnostics
-from sb3_reinforce.rollout.frames import FrameBuffer, RecordedFrames, StackedFrames, frame_channels
+from sb3_reinforce.rollout.frames import FrameBuffer, RecordedFrames, frame_channels
 from sb3_reinforce.rollout.recording import FIRST_ROWS
+from tests.envs import parameters
 
 SIZE = 36  # the smallest that NatureCNN takes
 
@@ -65,12 +67,10 @@ def stacked_env(n_stack: int = 4, n_channels: int = 1) -> VecFrameStack:
 
 
 def made(env, **kwargs) -> REINFORCE:
-    own = dict(n_steps=80, baseline="none", seed=0, device="cpu", policy_kwargs=dict(features_extractor_kwargs={"features_dim": 8}))
+    own = dict(
+        n_steps=80, baseline="none", seed=0, device="cpu", policy_kwargs=dict(features_extractor_class=FlattenExtractor)
+    )
     return REINFORCE("CnnPolicy", env, **{**own, **kwargs})
-
-
-def without_frames(monkeypatch) -> None:
-    monkeypatch.setattr("sb3_reinforce.rollout.recording.frame_channels", lambda played: None)
 
 
 @pytest.mark.parametrize("n_stack, n_channels", [(4, 1), (3, 3), (2, 2)])
@@ -85,3 +85,113 @@ def test_all_observations_come_back(n_stack, n_channels):
     buffer = model.rollout_buffer
     assert "observations" not in vars(buffer)  # nobody has asked for them
     np.testing.assert_array_equal(buffer.observations, kept)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(), dict(baseline="value", n_epochs=2, batch_size=64), dict(baseline="optimal"), dict(chunk_size=50)],
+    ids=["one step", "minibatches", "scores", "chunks"],
+)
+def test_training_is_the_same_to_the_bit(arguments, monkeypatch):
+    def learned(buffer_class: type) -> th.Tensor:
+        model = made(stacked_env(), **arguments)
+        model.learn(300, callback=GradientDiagnostics(1))
+        assert type(model.rollout_buffer) is buffer_class
+        return parameters(model)
+
+    new = learned(FrameBuffer)
+    monkeypatch.setattr("sb3_reinforce.rollout.recording.frame_channels", lambda played: None)
+    assert th.equal(new, learned(RolloutBuffer))
+
+
+def test_any_break_is_stored_whole():
+    """Three environments; a break of the order at random, also twice in a row, and one of a constant screen."""
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 256, (200, 3, 4, 5), dtype=np.uint8)
+    film[:, 2] = 7
+    at = np.cumsum(1 + (rng.random((150, 3)) < 0.1), axis=0).clip(0, 190)  # a jump of 2 leaves a frame out
+    played = np.array([[film[at[t, i] : at[t, i] + 4, i] for i in range(3)] for t in range(150)])
+    played[80, 2, 1] = 9  # a single frame that was never seen, and is gone in the next step
+    assert frame_channels(played) == 1
+    recorded = RecordedFrames(played[:100], 1, 100).doubled()
+    reused = np.empty_like(played[0])  # by an environment that writes into one array
+    for row in range(100, 150):
+        reused[:] = played[row]
+        recorded[row] = reused
+    n_rows = np.array([150, 90, 81])
+    packed = recorded.pack(n_rows)
+    np.testing.assert_array_equal(packed[:], np.concatenate([played[:n, i] for i, n in enumerate(n_rows)]))
+    np.testing.assert_array_equal(packed[th.tensor([3, 1, 3])], played[[3, 1, 3], 0])
+    np.testing.assert_array_equal(recorded[0], played[0])
+    np.testing.assert_array_equal(recorded[81, 2], played[81, 2])
+    jumps = [(np.diff(at[:n, i]) > 1).sum() for i, n in enumerate(n_rows)]
+    # a constant screen has no break but the first row and the strange frame's; one frame per row, three more at each break
+    n_breaks = 1 + jumps[0] + 1 + jumps[1] + 2
+    assert len(packed.frames) == n_rows.sum() + 3 * n_breaks
+
+
+@pytest.mark.parametrize(
+    "played",
+    [
+        np.random.default_rng(0).integers(0, 256, (20, 2, 4, 5, 5), dtype=np.uint8),  # no stack
+        np.zeros((20, 2, 1, 5, 5), np.uint8),  # one channel
+        np.zeros((20, 2, 4, 5, 5), np.float32),  # as VecNormalize makes them
+        np.zeros((20, 2, 4), np.uint8),  # no image
+    ],
+)
+def test_what_is_no_stack_is_stored_as_before(played):
+    assert frame_channels(played) is None
+
+
+def test_rollout_buffer_is_sb3s():
+    """``get``, ``observations`` before and behind it, writing into them, and a user's class."""
+    model, seen = made(stacked_env()), Seen()
+    model.learn(100, callback=seen)
+    buffer, (_, kept, _) = model.rollout_buffer, seen.rollouts[-1]
+    assert isinstance(buffer, RolloutBuffer)
+    np.random.seed(3)
+    samples = list(buffer.get(40))
+    order = np.random.RandomState(3).permutation(len(kept))
+    np.testing.assert_array_equal(np.concatenate([part.observations for part in samples]), kept[order])
+    np.testing.assert_array_equal(np.concatenate([part.actions for part in samples]), buffer.actions[order])
+    assert "observations" not in vars(buffer)
+    np.testing.assert_array_equal(buffer.observations, kept)
+    buffer.observations[:] = 1
+    assert all((part.observations == 1).all() for part in buffer.get(40))
+    buffer.reset()
+    assert not buffer.observations.any()
+    assert "frames" not in vars(buffer)
+
+
+def test_own_buffer_class_and_own_baseline_get_arrays():
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    class Brightness(Baseline):
+        def predict(self, episodes):
+            assert isinstance(episodes.observations, th.Tensor)
+            return episodes.observations.double().flatten(1).mean(1)
+
+    model, seen = made(stacked_env(), rollout_buffer_class=OwnBuffer, baseline=Brightness()), Seen()
+    seen._on_rollout_end = lambda: None
+    model.learn(100, callback=seen)
+    assert type(model.rollout_buffer) is OwnBuffer
+    kept = np.array([seen.steps[t][span.env_index] for span in model.rollout.spans for t in range(span.start, span.end)])
+    np.testing.assert_array_equal(vars(model.rollout_buffer)["observations"], kept)
+    np.testing.assert_allclose(model.batch.baseline, kept.reshape(len(kept), -1).mean(1), rtol=1e-6)
+
+
+def test_rollouts_shorter_than_the_first_memory_stay_as_they_were():
+    model = made(stacked_env(), n_steps=2, unfinished="bootstrap", baseline="value")
+    model.learn(8)
+    assert model._recording.n_rows == 2 < FIRST_ROWS
+    assert type(model.rollout_buffer) is RolloutBuffer
+
+
+def test_bytes_per_step():
+    """36 x 36 x 4 bytes per step before; now a quarter, but for the older frames of each of the few resets."""
+    model = made(stacked_env())
+    model.learn(100)
+    frames = model.rollout_buffer.frames
+    n_steps, n_episodes = model.rollout.n_steps, len(model.rollout.spans)
+    assert frames.nbytes == (n_steps + 3 * n_episodes) * SIZE**2 + 8 * n_steps  # 8: where each stack begins
