@@ -122,6 +122,9 @@ def test_any_break_is_stored_whole():
     packed = recorded.pack(n_rows)
     np.testing.assert_array_equal(packed[:], np.concatenate([played[:n, i] for i, n in enumerate(n_rows)]))
     np.testing.assert_array_equal(packed[th.tensor([3, 1, 3])], played[[3, 1, 3], 0])
+    cpu = th.device("cpu")
+    for rows in (slice(0, 321), slice(7, 8), slice(140, 200), np.array([320, 0, 150])):
+        np.testing.assert_array_equal(packed.on(cpu, rows), packed[rows])
     np.testing.assert_array_equal(recorded[0], played[0])
     np.testing.assert_array_equal(recorded[81, 2], played[81, 2])
     jumps = [(np.diff(at[:n, i]) > 1).sum() for i, n in enumerate(n_rows)]

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
@@ -119,7 +120,7 @@ class StackedFrames:
     """
 
     def __init__(self, frames: np.ndarray, firsts: np.ndarray, n_stack: int):
-        self.frames, self.firsts = frames, firsts
+        self.frames, self.firsts, self.n_stack = frames, firsts, n_stack
         _, n_channels, *size = frames.shape
         self.shape = (len(firsts), n_stack * n_channels, *size)
         self.dtype, self.nbytes = frames.dtype, frames.nbytes + firsts.nbytes
@@ -133,6 +134,16 @@ class StackedFrames:
     def __getitem__(self, rows: Any) -> np.ndarray:
         """:return: the observations of some rows, given by a slice or by their indices, shape [n, channels, ...]"""
         return self._stacks[self.firsts[rows if isinstance(rows, slice) else np.asarray(rows)]]
+
+    def on(self, device: th.device, rows: slice | np.ndarray) -> th.Tensor:
+        """:return: the same as a tensor; of successive observations, each frame is copied to the device once"""
+        if not isinstance(rows, slice):
+            return th.tensor(self[rows], device=device)
+        firsts = self.firsts[rows]
+        start, end = firsts[0], firsts[-1] + self.n_stack
+        frames = th.tensor(self.frames[start:end], device=device)
+        stacks = frames.as_strided((int(firsts[-1] - start) + 1, *self.shape[1:]), frames.stride())
+        return stacks.index_select(0, th.tensor(firsts - start, device=device))
 
 
 class FrameBuffer(RolloutBuffer):
@@ -186,11 +197,12 @@ class FrameBuffer(RolloutBuffer):
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
         if "observations" in vars(self):
             return super()._get_samples(batch_inds, env)
-        vars(self)["observations"] = self.frames  # is indexed like the array
+        vars(self)["observations"] = self.rewards  # for a moment: whatever can be indexed
         try:
-            return super()._get_samples(batch_inds, env)
+            samples = super()._get_samples(batch_inds, env)
         finally:
             del vars(self)["observations"]
+        return samples._replace(observations=self.frames.on(self.device, batch_inds))
 
 
 def packed_frames(buffer: RolloutBuffer) -> StackedFrames | None:
