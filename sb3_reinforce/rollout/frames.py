@@ -78,10 +78,10 @@ class RecordedFrames:
         if not isinstance(at, tuple):
             return np.stack([self[at, i] for i in range(len(self.breaks))])
         row, i = at
-        last = bisect(self.breaks[i], row) - 1
-        since = self.frames[self.breaks[i][last] : row + 1, i]
+        last, n_channels = bisect(self.breaks[i], row) - 1, self._pair[0].shape[1]
         older = self.older[i][last]
-        return np.concatenate([older, since.reshape(-1, *older.shape[1:])])[-self._pair[0].shape[1] :]
+        since = self.frames[max(self.breaks[i][last], row + 1 - n_channels) : row + 1, i]
+        return np.concatenate([older, since.reshape(-1, *older.shape[1:])])[-n_channels:]
 
     def doubled(self) -> "RecordedFrames":
         """:return: itself, with memory for twice as many rows"""

@@ -17,9 +17,11 @@ from sb3_reinforce.observations import map_arrays
 from sb3_reinforce.rollout.extractor import actor_features, shares_extractor
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
+from sb3_reinforce.running.devices import has_convolutions
 from sb3_reinforce.update.rows import Rows, Selection, chunks
 
 KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
+KL_IMAGES = 2048  # twice that error, where a row takes a hundred times as long
 
 
 def log_prob_and_entropy(
@@ -80,14 +82,16 @@ def kl_terms(policy: ActorCriticPolicy, rows: Rows, features: th.Tensor | None =
 
     Source: Schulman, "Approximating KL divergence" (2020).
 
-    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at random
+    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, or ``KL_IMAGES`` with convolutions, each
+        rank takes an equal share at random
     :param features: :func:`shared_features` of the policy, if they are known
     :return: shape [n]
     """
     selected: Selection = rows.all
-    if rows.n_total > KL_ROWS:
+    limit = KL_IMAGES if features is None and has_convolutions(policy) else KL_ROWS
+    if rows.n_total > limit:
         # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
-        n = -(-rows.n_rows * KL_ROWS // rows.n_total)
+        n = -(-rows.n_rows * limit // rows.n_total)
         selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
     if features is None:
         log_probs = log_probs_of(policy, rows, selected)
