@@ -197,12 +197,9 @@ class FrameBuffer(RolloutBuffer):
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
         if "observations" in vars(self):
             return super()._get_samples(batch_inds, env)
-        vars(self)["observations"] = self.rewards  # for a moment: whatever can be indexed
-        try:
-            samples = super()._get_samples(batch_inds, env)
-        finally:
-            del vars(self)["observations"]
-        return samples._replace(observations=self.frames.on(self.device, batch_inds))
+        actions = self.actions[batch_inds].astype(np.float32, copy=False)
+        others = [getattr(self, name)[batch_inds].flatten() for name in ("values", "log_probs", "advantages", "returns")]
+        return RolloutBufferSamples(self.frames.on(self.device, batch_inds), *map(self.to_torch, (actions, *others)))
 
 
 def packed_frames(buffer: RolloutBuffer) -> StackedFrames | None:

@@ -10,8 +10,9 @@ from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.extractor import value_from_features
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
+from sb3_reinforce.update.chunks import add_gradients
 from sb3_reinforce.update.likelihood import value_only_parameters
-from sb3_reinforce.update.rows import BatchSize, Rows
+from sb3_reinforce.update.rows import BatchSize, Rows, Selection
 
 
 class ValueFit:
@@ -78,16 +79,19 @@ class ValueFit:
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):
                 optimizer.zero_grad()
-                loss_sum = 0.0
-                for chunk in rows.chunks(minibatch):
+
+                def loss_of(
+                    policy: ActorCriticPolicy, chunk: Selection, n_rows: int = n_rows
+                ) -> tuple[th.Tensor, tuple[float]]:
                     if features is None:
-                        predicted = self.policy.predict_values((whole or rows.samples(chunk)).observations)
+                        predicted = policy.predict_values((whole or rows.samples(chunk)).observations)
                     else:
-                        predicted = value_from_features(self.policy, features[chunk])
+                        predicted = value_from_features(policy, features[chunk])
                     loss = F.mse_loss(predicted.flatten(), all_returns[chunk], reduction="sum") / n_rows
-                    loss.backward(inputs=parameters)
-                    loss_sum += loss.item()
-                (loss_sum,) = sum_gradients(parameters, (loss_sum,))
+                    return loss, (loss.item(),)
+
+                loss_sums = add_gradients(self.policy, rows.chunks(minibatch), loss_of, 1, parameters)
+                (loss_sum,) = sum_gradients(parameters, loss_sums)
                 if not np.isfinite(loss_sum):
                     raise NotFiniteError(f"the loss of the value network is {loss_sum}")
                 optimizer.step()
