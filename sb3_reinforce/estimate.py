@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
 from sb3_reinforce.episode_gradients import actions_of
@@ -19,7 +21,6 @@ from sb3_reinforce.returns import RETURNS
 from sb3_reinforce.rollout.frames import packed_frames
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
-from sb3_reinforce.rollout.sampling import Sampler
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
@@ -68,7 +69,7 @@ def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None
 
 def make_episodes(
     rollout: Rollout,
-    sampler: Sampler,
+    policy: ActorCriticPolicy,
     baseline: Baseline,
     returns: Literal["reward_to_go", "episode"],
     gamma: float,
@@ -76,23 +77,25 @@ def make_episodes(
     fixed_count: bool,
     chunk_size: int | None,
     greedy: GreedyEpisodes | None = None,
+    sampled_values: Sequence[np.ndarray] = (),
 ) -> Episodes:
     """
     Returns of a rollout, and what else the baseline needs of it. The rollout's buffer gets returns and values.
 
-    :param sampler: of the policy that played, before it learns from this rollout
+    :param policy: the policy that played, before it learns from this rollout
     :param baseline: the baseline in use
     :param fixed_count: whether the number of episodes was fixed before the rollout
     :param greedy: the greedy policy's episodes, where they are needed
+    :param sampled_values: V(s) of each step, shape [n_envs], if the sampler has computed it
     """
-    buffer, policy, needs = rollout.buffer, sampler.policy, baseline.needs
+    buffer, needs = rollout.buffer, baseline.needs
     # Those of this package look at no observation: stacked frames need not be laid out for them. By exact type, see below.
     observations: Any = packed_frames(buffer) if type(baseline) in BASELINES.values() else None
     if observations is None:
         observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
     values = None
-    if "values" in needs and sampler.values:
-        values = th.as_tensor(rollout.laid_out(sampler.values), dtype=th.float64)
+    if "values" in needs and sampled_values:
+        values = th.as_tensor(rollout.laid_out(sampled_values), dtype=th.float64)
     elif "values" in needs:
         values = values_of(policy, observations, rollout.n_steps, chunk_size)
 

@@ -257,8 +257,8 @@ class REINFORCE(EpisodicAlgorithm):
     ) -> tuple[Episodes, Episodes | None]:
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
-            rollout, sampler, self._baseline, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, chunk_size_of(self), greedy,
+            rollout, self.policy, self._baseline, self.returns, self.gamma, self.discount_state,
+            self.n_episodes is not None, chunk_size_of(self), greedy, sampler.values,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 

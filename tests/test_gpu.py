@@ -15,10 +15,8 @@ from tests.test_extractor import made as image_model
 from tests.test_frames import made as frames_model
 from tests.test_frames import stacked_env
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{start}")
-    for start in (".*copying from a non-meta parameter", "You are trying to run REINFORCE on the GPU", "the environments do not")
-]
+WARNINGS = ".*copying from a non-meta parameter", "You are trying to run REINFORCE on the GPU", "the environments do not begin"
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in WARNINGS]
 
 
 @pytest.fixture

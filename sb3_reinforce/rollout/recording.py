@@ -7,6 +7,7 @@ laid end to end, environment by environment and episode by episode, into a rollo
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,7 +78,7 @@ class Rollout:
         """S, the number of steps that are used."""
         return int(self.lengths.sum())
 
-    def laid_out(self, per_step: list[np.ndarray]) -> np.ndarray:
+    def laid_out(self, per_step: Sequence[np.ndarray]) -> np.ndarray:
         """:return: what was kept at each step of all environments, shape [n_envs, ...], in the rows of the buffer, [S, ...]"""
         stacked = np.stack(per_step, axis=1)
         # The last end of each environment, as episodes are ordered by environment and time
