@@ -72,8 +72,14 @@ def shared_features(policy: ActorCriticPolicy, rows: Rows) -> th.Tensor | None:
     if not shares_extractor(policy):
         return None
     policy.set_training_mode(False)
+    features: th.Tensor | None = None
     with th.no_grad():
-        return th.cat([actor_features(policy, rows.samples(chunk).observations) for chunk in rows.chunks()])
+        for chunk in rows.chunks():
+            found = actor_features(policy, rows.samples(chunk).observations)
+            if features is None:  # all at once: tensors kept from each chunk would lie between the freed ones
+                features = found.new_empty((rows.n_rows, *found.shape[1:]))
+            features[chunk] = found
+    return features
 
 
 def kl_terms(policy: ActorCriticPolicy, rows: Rows, features: th.Tensor | None = None) -> np.ndarray:
