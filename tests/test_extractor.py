@@ -129,3 +129,18 @@ def test_what_may_differ_is_left_to_the_policy():
     assert shares_extractor(model.policy)
     model.policy.predict_values = lambda observations: th.zeros(len(observations), 1)
     assert not shares_extractor(model.policy)
+
+
+def test_channels_last_changes_rounding_alone(tmp_path):
+    """The layout of weights in memory that docs/gpu.md recommends; also for the natural gradient, and when saved."""
+    sgd = dict(optimizer_class=th.optim.SGD, features_extractor_kwargs={"features_dim": 16})
+    for arguments in (dict(), dict(natural_gradient=True)):
+        plain, other = (made(policy_kwargs=sgd, **arguments) for _ in range(2))
+        other.policy.to(memory_format=th.channels_last)
+        assert not other.policy.features_extractor.cnn[2].weight.is_contiguous()
+        states = [model.learn(1).policy.state_dict() for model in (plain, other)]
+        for name, tensor in states[0].items():
+            th.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    other.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", device="cpu")
+    assert all(th.equal(tensor, states[1][name]) for name, tensor in loaded.policy.state_dict().items())
