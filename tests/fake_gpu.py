@@ -88,7 +88,7 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": th.device("cpu")}
     args, kwargs, given = *tree_map(_numbers_of, (args, kwargs)), args
     results = func(*args, **kwargs)
-    if func.__name__.partition(".")[0].endswith("_"):  # in place
+    if results is not None and func.__name__.partition(".")[0].endswith("_"):  # in place
         return given[0]
     return tree_map(lambda leaf: OnGpu(leaf) if on_gpu and isinstance(leaf, th.Tensor) else leaf, results)
 
