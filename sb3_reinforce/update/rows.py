@@ -20,9 +20,10 @@ def count_rows(rows: Selection) -> int:
 
 
 def chunks(rows: Selection, chunk_size: int | None) -> Iterator[Selection]:
-    """:return: the same rows, at most ``chunk_size`` of them at a time; None: all at once"""
+    """:return: the same rows in as few equal parts as ``chunk_size`` allows, the last may be shorter; None: all at once"""
     n_rows = count_rows(rows)
-    size = chunk_size or max(n_rows, 1)
+    n_chunks = -(-n_rows // (chunk_size or max(n_rows, 1)))
+    size = -(-n_rows // max(n_chunks, 1)) or 1
     for start in range(0, n_rows, size):
         stop = min(start + size, n_rows)
         yield slice(rows.start + start, rows.start + stop) if isinstance(rows, slice) else rows[start:stop]
