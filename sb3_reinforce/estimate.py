@@ -13,7 +13,6 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
-from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, stack_observations
 from sb3_reinforce.returns import RETURNS
@@ -22,6 +21,7 @@ from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
+from sb3_reinforce.update.steps import Steps, steps_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def make_episodes(
     """
     buffer = rollout.buffer
     observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
-    values = values_of(policy, observations, rollout.n_steps, chunk_size) if "values" in needs else None
+    values = None
+    if "values" in needs:
+        values = values_of(policy, Steps(observations=observations), rollout.n_steps, chunk_size)
 
     # 0 behind a terminal state; V of the last one where the episode would have continued
     last_values = th.zeros(len(rollout.episodes), dtype=th.float64)
@@ -94,7 +96,7 @@ def make_episodes(
         keys = rollout.episodes[["env_index", "end"]].tolist()
         continued = [i for i, key in enumerate(keys) if key in last]
         stacked = stack_observations([last[keys[i]] for i in continued], observations)
-        last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
+        last_values[continued] = values_of(policy, Steps(observations=stacked), len(continued), chunk_size)
 
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
     step_returns = RETURNS[returns](rewards, rollout.lengths, gamma, last_values)
@@ -116,7 +118,7 @@ def make_episodes(
         greedy_returns=greedy_returns,
     )
     if "scores" in needs:
-        scores = Scores(policy, observations, actions_of(buffer), chunk_size)
+        scores = Scores(policy, steps_of(buffer, episodes), chunk_size)
         episodes = with_scores(episodes, scores, state_weights(episodes, gamma, discount_state))
     return episodes
 

@@ -13,17 +13,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
+from sb3_reinforce.policies import name_of
+
 SMALLEST_IMAGE = 36  # what NatureCNN's kernels (8, 4 and 3 with strides 4, 2 and 1) leave one number of
-# Policies of sb3-contrib, by a part of their name or by what they are called with
-CONTRIB = {"Lstm": "RecurrentPPO", "Maskable": "MaskablePPO", "lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
+# What policies of sb3-contrib are called with, beside observations and actions
+CONTRIB = {"lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
 
 
 def check_policy_arguments(policy: Any, aliases: Mapping[str, type[BasePolicy]], policy_kwargs: Any) -> None:
     """:raises ValueError: for a policy that does not exist, or arguments for it that are no dict"""
     expected = f"policy must be one of {', '.join(map(repr, aliases))} or a class such as ActorCriticPolicy, got {policy!r}"
     if isinstance(policy, str) and policy not in aliases:
-        other = next((f"; sb3-contrib has it, for {other}" for part, other in CONTRIB.items() if part in policy), "")
-        raise ValueError(f"{expected}{other}")
+        raise ValueError(expected)
+    if isinstance(policy, str):
+        aliases[policy]  # a ValueError if it needs a library that is not installed
     if not isinstance(policy, str) and not (
         isinstance(policy, type)
         and issubclass(policy, BasePolicy)
@@ -42,10 +45,10 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
     :raises ValueError: for a policy that cannot be made, or cannot be trained
     """
     policy_class, kwargs = model.policy_class, model.policy_kwargs
-    name = next((alias for alias, known in model.policy_aliases.items() if known is policy_class), policy_class.__name__)
+    name = name_of(policy_class) or policy_class.__name__
     _check_calls(policy_class, name, type(model).__name__)
     _check_keys(policy_class, name, kwargs)
-    if policy_class in model.policy_aliases.values():  # a class of the user's own may extract features otherwise
+    if name in model.policy_aliases:  # a class of the user's own may extract features otherwise
         _check_observations(policy_class, name, kwargs, model.observation_space)
     try:
         yield

@@ -28,7 +28,8 @@ from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradi
 from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
-from sb3_reinforce.update.rows import Rows, Selection
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
 
@@ -367,7 +368,7 @@ class REINFORCE(EpisodicAlgorithm):
         policy.optimizer.zero_grad()
         for chunk in rows.chunks(minibatch):
             data = rows.samples(chunk)
-            log_prob, entropy = log_prob_and_entropy(policy, data.observations, data.actions)
+            log_prob, entropy = log_prob_and_entropy(policy, data)
             if several_steps:
                 ratio = importance_ratio(log_prob, data.old_log_prob)
                 policy_loss = clipped_loss(ratio, data.advantages, clip_range)

@@ -30,6 +30,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+LIBRARIES = ("stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
 FLOAT32 = np.dtype(np.float32)
 NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
 
@@ -40,9 +41,10 @@ def policy_class(policy: nn.Module) -> type:
 
 
 def overrides(policy: nn.Module, method: str) -> bool:
-    """:return: whether the policy's class, or the object itself, replaces a method of SB3's"""
+    """:return: whether the policy's class, or the object itself, replaces a method of the library class that it is made of"""
     own = getattr(policy, "_orig_mod", policy)
-    return method in vars(own) or getattr(type(own), method) is not getattr(ActorCriticPolicy, method)
+    known = next(base for base in type(own).__mro__ if base.__module__.startswith(LIBRARIES))
+    return method in vars(own) or getattr(type(own), method) is not getattr(known, method)
 
 
 def draws_before_tanh(policy: nn.Module) -> bool:

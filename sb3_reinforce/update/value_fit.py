@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
-from sb3_reinforce.update.likelihood import value_only_parameters
+from sb3_reinforce.update.likelihood import predict_values, value_only_parameters
 from sb3_reinforce.update.rows import BatchSize, Rows
 
 
@@ -77,7 +77,7 @@ class ValueFit:
                 loss_sum = 0.0
                 for chunk in rows.chunks(minibatch):
                     data = whole or rows.samples(chunk)
-                    predicted = self.policy.predict_values(data.observations).flatten()
+                    predicted = predict_values(self.policy, data)
                     loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
                     loss.backward(inputs=parameters)
                     loss_sum += loss.item()
