@@ -290,6 +290,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     recording.end_step(rewards, dones)
                     self._last_obs, self._last_episode_starts = new_obs, dones
                     if np.count_nonzero(dones):
+                        sampler.start_episodes(dones)
                         used_infos.add(n_steps, infos, spans.end_episodes(n_steps, dones, infos))
         except BaseException as error:
             self._abandon_rollout()

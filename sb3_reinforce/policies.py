@@ -61,6 +61,19 @@ class PolicyAliases(dict[str, type[BasePolicy]]):
         return iter(NAMES)
 
 
+LIBRARIES = ("stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
+
+
+def library_class(policy_class: type) -> type:
+    """:return: the class of a library that a policy's class is, or is made of: torch's Module where there is no other"""
+    return next((base for base in policy_class.__mro__ if base.__module__.startswith(LIBRARIES)), nn.Module)
+
+
+def is_recurrent_class(policy_class: type) -> bool:
+    """:return: whether it is sb3-contrib's recurrent policy, or made of it"""
+    return any(f"{base.__module__}.{base.__qualname__}" == NAMES["MlpLstmPolicy"] for base in policy_class.__mro__)
+
+
 def is_recurrent(policy: Any) -> bool:
-    """:return: whether a policy has the memory of sb3-contrib's recurrent ones: its actor's LSTM reads whole episodes"""
-    return isinstance(getattr(getattr(policy, "_orig_mod", policy), "lstm_actor", None), nn.LSTM)
+    """:return: whether a policy has memory: it reads an episode from its beginning"""
+    return is_recurrent_class(type(getattr(policy, "_orig_mod", policy)))

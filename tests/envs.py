@@ -147,6 +147,8 @@ class ScriptedSampler:
 
     greedy = __call__
 
+    def start_episodes(self, starts: np.ndarray) -> None: ...
+
 
 def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
     """A replacement for ``make_sampler``."""
