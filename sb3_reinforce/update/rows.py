@@ -11,6 +11,7 @@ from sb3_reinforce.rollout.squashed import before_tanh
 from sb3_reinforce.update.steps import Samples, Sequences
 from sb3_reinforce.update.steps import Selection as Selection
 from sb3_reinforce.update.steps import chunks as chunks
+from sb3_reinforce.update.steps import count_rows as count_rows
 
 BatchSize = int | None | Sequence[int | None]
 """Rows per minibatch on all ranks, or on each; None: all."""
