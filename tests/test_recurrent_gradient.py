@@ -65,9 +65,7 @@ def model_of(env: DummyVecEnv, **kwargs: Any) -> REINFORCE:
     )  # fmt: skip
     defaults: dict[str, Any] = dict(learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=GAMMA, discount_state=True)
     defaults.update(kwargs)
-    model = REINFORCE(
-        "MlpLstmPolicy", env, policy_kwargs=policy_kwargs, n_value_epochs=1, seed=0, device="cpu", **defaults
-    )
+    model = REINFORCE("MlpLstmPolicy", env, policy_kwargs=policy_kwargs, n_value_epochs=1, seed=0, device="cpu", **defaults)
     model.policy.double()
     generator = th.Generator().manual_seed(1)
     with th.no_grad():
@@ -185,7 +183,7 @@ def test_padding_in_the_sum_is_caught(monkeypatch):
 
 
 def second_epoch(model: REINFORCE) -> th.Tensor:
-    """Gradient of the second epoch's loss: sum (R - b) grad pi_theta / pi_old, with the present parameters from a state of zero."""
+    """Gradient of the loss of an epoch, sum (R - b) pi / pi_old, with the present parameters from a state of zero."""
     loss = th.zeros((), dtype=th.float64)
     env = model.env.envs[0].unwrapped
     row = 0
