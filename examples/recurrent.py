@@ -25,7 +25,9 @@ def main(n_steps: int = 100_000) -> dict[str, float]:
     for policy in ("MlpLstmPolicy", "MlpPolicy"):
         env = make_vec_env("CartPole-v1", 4, wrapper_class=NoVelocities)
         policy_kwargs = dict(lstm_hidden_size=32) if policy == "MlpLstmPolicy" else {}
-        model = REINFORCE(policy, env, natural_gradient=True, target_kl=0.03, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+        model = REINFORCE(
+            policy, env, natural_gradient=True, target_kl=0.03, policy_kwargs=policy_kwargs, seed=0, device="cpu"
+        )
         model.learn(n_steps)
         scores[policy] = float(evaluate_policy(model, env, n_eval_episodes=40)[0])
         print(f"{policy} after {model.num_timesteps:,} steps: {scores[policy]:.0f} of 500")
