@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_reinforce.rollout.sampling import ACTIVATIONS, needs_torch
 from sb3_reinforce.running.threads import threads_of_user
-from sb3_reinforce.update.rows import Selection
+from sb3_reinforce.update.steps import Selection
 
 MAX_THREADS = 4  # A quarter of a chunk's time is Python's, which one thread at a time can have.
 MIN_CHUNKS = 4  # With fewer, waking a thread takes as long as it saves.
