@@ -180,8 +180,8 @@ def _runs_table(curves: dict[str, list[LoggedRun]]) -> str:
     for number, (label, runs) in enumerate(curves.items()):
         for run in runs:
             steps = max((int(x[-1]) for x, _ in run.metrics.values()), default=None)
-            returns = run.metrics.get("rollout/ep_return_mean") or run.metrics.get("rollout/ep_rew_mean")
-            evaluations = run.metrics.get("eval/mean_reward")
+            returns = next((run.metrics[key] for key in RETURNS if key in run.metrics), None)
+            evaluations = run.metrics.get(EVALUATION)
             state = html.escape(run.state.split(" ")[0])
             cells = [
                 f'<td><i class="dot c{number % 8}"></i>{html.escape(label)}</td>',

@@ -100,13 +100,14 @@ def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> P
     axes = figure.add_subplot()
     last = pd.Series(returns).rolling(SMOOTHING_WINDOW, min_periods=1)
     axes.fill_between(steps, last.min(), last.max(), alpha=0.2, color=BLUE, linewidth=0)
-    axes.plot(steps, last.mean(), color=BLUE, label=f"training: mean and range of the last {SMOOTHING_WINDOW} episodes")
+    axes.plot(steps, last.mean(), color=BLUE, label=f"last {SMOOTHING_WINDOW} training episodes, mean and range")
     evaluations = evaluations_of(Path(experiment.save_path))
     if evaluations is not None:
-        axes.plot(*evaluations, "o-", markersize=4, color=ORANGE, label="evaluations during training")
+        axes.plot(*evaluations, "o-", markersize=4, color=ORANGE, label="evaluations")
     if score is not None:
-        axes.axhline(score.mean, linestyle="--", color=GREEN, label=f"saved model: {score}")
+        axes.axhline(score.mean, linestyle="--", color=GREEN, label=f"saved model: {score.mean:.1f}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k, 1M
+    axes.set_xlim(left=0)
     axes.set_xlabel("environment steps in finished episodes")
     axes.set_ylabel("return of an episode")
     axes.set_title(f"{experiment.algo.upper()} on {experiment.env_name.gym_id}, seed {experiment.seed}")
