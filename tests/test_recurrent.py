@@ -313,30 +313,31 @@ def test_all_baselines(baseline):
     assert np.isfinite(model.logger.name_to_value["gradient/variance"])
 
 
+class Boxed(RewardListEnv):
+    action_space = BOX
+
+
 def test_greedy_episodes_carry_states(monkeypatch):
     """The greedy policy's episode is the one that predict() plays with its state."""
-    env = DummyVecEnv([lambda: RewardListEnv([0.0] * 30)])
+    env = DummyVecEnv([lambda: Boxed([0.0] * 4)])
     model = REINFORCE("MlpLstmPolicy", env, n_episodes=1, seed=0, device="cpu", baseline="greedy", policy_kwargs=dict(TINY))
-    for parameter in model.policy.parameters():  # so that the actions differ
-        nn.init.normal_(parameter, std=2.0)
     greedy, played_greedily = NumpySampler.greedy, []
 
     def noted(sampler: NumpySampler, observations: Any) -> np.ndarray:
-        actions = greedy(sampler, observations)
-        played_greedily.append(int(actions[0]))
-        return actions
+        played_greedily.append(greedy(sampler, observations).copy())
+        return played_greedily[-1]
 
     monkeypatch.setattr(NumpySampler, "greedy", noted)
     model._setup_learn(10**9)
     collect(model)
-    env.seed(model._environment_seed)
-    observations, state, expected, start = env.reset(), None, [], np.ones(1, dtype=bool)
-    for _ in played_greedily:
-        action, state = model.predict(observations, state, start, deterministic=True)
-        expected.append(int(action[0]))
-        observations, _, start, _ = env.step(action)
-    assert expected == played_greedily
-    assert len(set(expected)) == 2
+    observations, state = env.reset(), None
+    for t, action in enumerate(played_greedily):
+        without_memory, _ = model.predict(observations, None, np.ones(1, dtype=bool), deterministic=True)
+        expected, state = model.predict(observations, state, np.array([t == 0]), deterministic=True)
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+        assert (np.abs(action - without_memory).max() > 1e-5) == (t > 0)
+        observations, *_ = env.step(action)
+    assert len(played_greedily) == 4
 
 
 def test_compare_baselines(monkeypatch):
