@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import rl_zoo3.import_envs  # noqa: F401  registers the tasks
 import suite
 import torch as th
 from sb3_contrib import RecurrentPPO
