@@ -61,7 +61,7 @@ CONTESTANTS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def speed(n_rounds: int = 3, n_steps: int = 1024) -> None:
-    """Steps per second of CPU time while learning, in turns: median and range of the rounds, as multiples of RecurrentPPO's."""
+    """Steps per second of CPU time while learning, in turns: median, range, and the multiple of RecurrentPPO's median."""
     th.set_num_threads(1)
     warnings.simplefilter("ignore")
     for n_envs in (1, 8):
