@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
 RECURRENT = "sb3_contrib.common.recurrent.policies"
+MASKABLE = "sb3_contrib.common.maskable.policies"
 #: the full name of the class of each
 NAMES = {
     "MlpPolicy": "stable_baselines3.common.policies.ActorCriticPolicy",
@@ -16,6 +17,9 @@ NAMES = {
     "MlpLstmPolicy": f"{RECURRENT}.RecurrentActorCriticPolicy",
     "CnnLstmPolicy": f"{RECURRENT}.RecurrentActorCriticCnnPolicy",
     "MultiInputLstmPolicy": f"{RECURRENT}.RecurrentMultiInputActorCriticPolicy",
+    "MaskableMlpPolicy": f"{MASKABLE}.MaskableActorCriticPolicy",
+    "MaskableCnnPolicy": f"{MASKABLE}.MaskableActorCriticCnnPolicy",
+    "MaskableMultiInputPolicy": f"{MASKABLE}.MaskableMultiInputActorCriticPolicy",
 }
 
 

@@ -282,7 +282,7 @@ class REINFORCE(EpisodicAlgorithm):
             self.num_timesteps += self.n_envs
 
         seed, first, longest = self._environment_seed, rollout.first_observations, self.max_episode_steps
-        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count)
+        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count, self._masks)
         callbacks.advance_progress_bars(callback, greedy.n_rows * self.n_envs)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):

@@ -142,7 +142,7 @@ class ScriptedSampler:
     def __init__(self, env: DummyVecEnv):
         self.env = env
 
-    def __call__(self, observations: Any) -> np.ndarray:
+    def __call__(self, observations: Any, masks: Any = None) -> np.ndarray:
         return np.array([e.unwrapped.scripted_action for e in self.env.envs])
 
     greedy = __call__

@@ -23,7 +23,11 @@ KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
 
 def distribution_of(policy: ActorCriticPolicy, steps: Steps) -> Any:
     """:return: pi(.|s) of each step, as the policy's ``get_distribution`` gives it"""
-    return policy.get_distribution(steps.observations)
+    return policy.get_distribution(steps.observations, **_masks_of(steps))
+
+
+def _masks_of(steps: Steps) -> dict[str, Any]:
+    return {} if steps.action_masks is None else {"action_masks": steps.action_masks}
 
 
 def predict_values(policy: ActorCriticPolicy, steps: Steps) -> th.Tensor:
@@ -42,7 +46,7 @@ def log_prob_and_entropy(policy: ActorCriticPolicy, steps: Steps) -> tuple[th.Te
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     if overrides(policy, "evaluate_actions"):
-        _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions)
+        _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions, **_masks_of(steps))
     else:
         distribution = distribution_of(policy, steps)
         of_actions = partial(log_prob_before_tanh, distribution) if draws_before_tanh(policy) else distribution.log_prob
