@@ -153,14 +153,14 @@ def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
     return lambda *_: ScriptedSampler(env)
 
 
-def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
+def tabular_model(env: VecEnv, policy: str = "MlpPolicy", **kwargs: Any) -> REINFORCE:
     """A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping."""
     defaults: dict[str, Any] = dict(
         learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=0.8, seed=0, device="cpu", n_value_epochs=1
     )
     defaults.update(kwargs)
     model = REINFORCE(
-        "MlpPolicy",
+        policy,
         env,
         policy_kwargs=dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD),
         **defaults,

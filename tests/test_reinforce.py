@@ -110,7 +110,7 @@ def test_equals_a2c(monkeypatch):
 
     def make_sampler(policy, n_envs, rng):
         th.manual_seed(5)
-        return lambda obs: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
+        return lambda obs, masks=None: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
 
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", make_sampler)
     a2c.learn(1, callback=SeedTorch())
