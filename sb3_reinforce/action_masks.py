@@ -7,7 +7,7 @@ MultiDiscrete space laid end to end, and two (for 0 and for 1) per bit of a Mult
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -80,9 +80,9 @@ def _as_array(given: Any) -> np.ndarray | None:
         return None
 
 
-def check_choices(masks: np.ndarray, space: spaces.Space, where: str = "of the rollout") -> None:
+def check_choices(masks: np.ndarray, space: spaces.Space, where: str = "of the rollout", first_step: int = 0) -> None:
     """
-    :param masks: bool, shape [T, n_envs, width]
+    :param masks: bool, shape [T, n_envs, width]; the first row is step ``first_step``
     :raises ValueError: if one forbids all choices of an action, or of a part of it
     """
     choices = choices_of(space)
@@ -92,7 +92,7 @@ def check_choices(masks: np.ndarray, space: spaces.Space, where: str = "of the r
         of_part = f" of part {part}" if len(choices) > 1 else ""
         raise ValueError(
             f"an action mask must allow one action at least, got one that forbids all {choices[part]}{of_part} of environment "
-            f"{env_index} at step {step} {where}: end the episode where no action is left, or mend the mask"
+            f"{env_index} at step {step + first_step} {where}: end the episode where no action is left, or mend the mask"
         )
 
 
@@ -180,17 +180,28 @@ def masks_for(observation: Any, n_rows: int) -> Any:
     """
     if KEY in by_key(observation):
         return by_key(observation)[KEY]
-    frame = sys._getframe(1)
-    while frame.f_code.co_name == "predict" and frame.f_back is not None:
-        frame = frame.f_back
-    env = frame.f_locals.get("env")
-    package = str(frame.f_globals.get("__package__")).partition(".")[0]
+    package, names = _caller_of_predict()
+    env = names.get("env")
     if package not in PLAYERS or not isinstance(env, VecEnv) or env.num_envs != n_rows:
         return None
     masks = ActionMasks(env)
     if masks.source is None:
         return None
-    started = frame.f_locals.get("dones", frame.f_locals.get("done"))
+    started = names.get("dones", names.get("done"))
     starts = np.ones(n_rows, dtype=bool) if started is None else started
-    infos = frame.f_locals.get("infos", getattr(env.unwrapped, "buf_infos", None))
+    infos = names.get("infos", getattr(env.unwrapped, "buf_infos", None))
     return None if masks.source == "info" and infos is None and not starts.all() else masks.read(observation, starts, infos, 0)
+
+
+def state_of_caller() -> Any:
+    """:return: the state that ``predict`` has returned to sb3-contrib's ``evaluate_policy``, which does not pass it on"""
+    package, names = _caller_of_predict()
+    return names.get("state") if package == "sb3_contrib" else None
+
+
+def _caller_of_predict() -> tuple[str, Mapping[str, Any]]:
+    """:return: the package of the function that has called ``predict``, and its local variables"""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "predict" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__package__")).partition(".")[0], frame.f_locals

@@ -27,7 +27,7 @@ from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.chunk_size import chunk_size_of
 from sb3_reinforce.update.likelihood import predict_values, value_only_parameters, values_of
-from sb3_reinforce.update.steps import Steps, join_steps, steps_of
+from sb3_reinforce.update.steps import Steps, join_steps, sequences_of, steps_of
 
 # From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
 BY_COST = ("none", "moving_average", "leave_one_out", "per_step", "value", "optimal", "greedy")
@@ -204,7 +204,7 @@ def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE
             )
     if isinstance(model, REINFORCE):
         own.update(returns=model.returns, discount_state=model.discount_state, max_episode_steps=model.max_episode_steps)
-        own.update(chunk_size=model.chunk_size)
+        own.update(chunk_size=model.chunk_size, bptt_steps=model.bptt_steps)
     probe = REINFORCE(policy, env, n_episodes=env.num_envs, baseline=_Recorder(), truncation="terminal", seed=seed, **own)
     if model is not None:
         probe.policy.load_state_dict(model.policy.state_dict())
@@ -230,7 +230,8 @@ def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, Steps]:
         probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
         # The buffer is used again by the next rollout.
         parts.append(replace(probe.batch.episodes, observations=map_arrays(th.clone, probe.batch.episodes.observations)))
-        steps.append(steps_of(probe.rollout_buffer, parts[-1]))
+        sequences = sequences_of(probe.policy, parts[-1].lengths, probe.bptt_steps)
+        steps.append(steps_of(probe.rollout_buffer, parts[-1], sequences))
     episodes = join_episodes(parts, [env.num_envs] * n_rounds)
     return episodes, join_steps(steps, episodes)
 
@@ -247,11 +248,20 @@ def _fit_values(probe: REINFORCE, episodes: Episodes, steps: Steps, seed: int) -
     rng = np.random.default_rng(seed)
     returns = episodes.returns.float().to(probe.device)
     for _ in range(VALUE_FIT_STEPS):
-        rows = rng.integers(len(returns), size=min(VALUE_FIT_BATCH, len(returns)))
+        rows = _random_rows(steps, min(VALUE_FIT_BATCH, len(returns)), rng)
         loss = (predict_values(probe.policy, steps.at(rows, probe.device)) - returns[rows]).square().mean()
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
         optimizer.step()
+
+
+def _random_rows(steps: Steps, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n random rows; for a policy with memory, random episodes of n rows or more together."""
+    if steps.sequences is None:
+        return rng.integers(len(steps.actions), size=n)
+    lengths = steps.sequences.lengths
+    order = rng.permutation(len(lengths))
+    return steps.sequences.rows_of(order[: np.searchsorted(np.cumsum(lengths[order]), n) + 1])
 
 
 def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_bootstrap: int) -> BaselineComparison:

@@ -292,6 +292,7 @@ class EpisodicAlgorithm(MaskingAlgorithm):
                     recording.end_step(rewards, dones)
                     self._last_obs, self._last_episode_starts, self._last_infos = new_obs, dones, infos
                     if np.count_nonzero(dones):
+                        sampler.start_episodes(dones)
                         used_infos.add(n_steps, infos, spans.end_episodes(n_steps, dones, infos))
         except BaseException as error:
             self._abandon_rollout()

@@ -8,9 +8,18 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.action_masks import KEY, ActionMasks, as_masks, check_choices, choices_of, masks_for, takes_masks
+from sb3_reinforce.action_masks import (
+    KEY,
+    ActionMasks,
+    as_masks,
+    check_choices,
+    choices_of,
+    masks_for,
+    state_of_caller,
+    takes_masks,
+)
 from sb3_reinforce.observations import by_key
-from sb3_reinforce.policies import name_of
+from sb3_reinforce.policies import is_recurrent_class, name_of
 from sb3_reinforce.running import ranks
 from sb3_reinforce.running.env_queries import offers_action_masks
 from sb3_reinforce.running.resumable import ResumableAlgorithm
@@ -132,6 +141,8 @@ class MaskingAlgorithm(ResumableAlgorithm):
         else:
             masks = as_masks(masks if several else [masks], n_rows, self.action_space, " in predict()")
             check_choices(masks[None], self.action_space, "of predict()")
+        if state is None and is_recurrent_class(self.policy_class):
+            state = state_of_caller()
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks=masks)  # type: ignore[call-arg]
 
     def _excluded_save_params(self) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 RECURRENT = "sb3_contrib.common.recurrent.policies"
 MASKABLE = "sb3_contrib.common.maskable.policies"
+MASKABLE_RECURRENT = "sb3_reinforce.maskable_recurrent"
 #: the full name of the class of each
 NAMES = {
     "MlpPolicy": "stable_baselines3.common.policies.ActorCriticPolicy",
@@ -20,6 +21,9 @@ NAMES = {
     "MaskableMlpPolicy": f"{MASKABLE}.MaskableActorCriticPolicy",
     "MaskableCnnPolicy": f"{MASKABLE}.MaskableActorCriticCnnPolicy",
     "MaskableMultiInputPolicy": f"{MASKABLE}.MaskableMultiInputActorCriticPolicy",
+    "MaskableMlpLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentActorCriticPolicy",
+    "MaskableCnnLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentActorCriticCnnPolicy",
+    "MaskableMultiInputLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentMultiInputActorCriticPolicy",
 }
 
 
@@ -65,6 +69,19 @@ class PolicyAliases(dict[str, type[BasePolicy]]):
         return iter(NAMES)
 
 
+LIBRARIES = ("stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
+
+
+def library_class(policy_class: type) -> type:
+    """:return: the class of a library that a policy's class is, or is made of: torch's Module where there is no other"""
+    return next((base for base in policy_class.__mro__ if base.__module__.startswith(LIBRARIES)), nn.Module)
+
+
+def is_recurrent_class(policy_class: type) -> bool:
+    """:return: whether it is sb3-contrib's recurrent policy, or made of it"""
+    return any(f"{base.__module__}.{base.__qualname__}" == NAMES["MlpLstmPolicy"] for base in policy_class.__mro__)
+
+
 def is_recurrent(policy: Any) -> bool:
-    """:return: whether a policy has the memory of sb3-contrib's recurrent ones: its actor's LSTM reads whole episodes"""
-    return isinstance(getattr(getattr(policy, "_orig_mod", policy), "lstm_actor", None), nn.LSTM)
+    """:return: whether a policy has memory: it reads an episode from its beginning"""
+    return is_recurrent_class(type(getattr(policy, "_orig_mod", policy)))

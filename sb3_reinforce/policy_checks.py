@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
-from sb3_reinforce.policies import name_of
+from sb3_reinforce.policies import is_recurrent_class, library_class, name_of
 
 SMALLEST_IMAGE = 36  # what NatureCNN's kernels (8, 4 and 3 with strides 4, 2 and 1) leave one number of
 # What policies of sb3-contrib are called with, beside observations and actions
@@ -46,7 +46,12 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
     """
     policy_class, kwargs = model.policy_class, model.policy_kwargs
     name = name_of(policy_class) or policy_class.__name__
-    _check_calls(policy_class, name, type(model).__name__)
+    if is_recurrent_class(policy_class):
+        _check_memory(model, name, kwargs)
+    else:
+        _check_calls(policy_class, name, type(model).__name__)
+        if getattr(model, "bptt_steps", None) is not None:
+            raise ValueError(f"bptt_steps is for a recurrent policy, got {model.bptt_steps} and {name}: leave it out")  # type: ignore[attr-defined]
     _check_keys(policy_class, name, kwargs)
     if name in model.policy_aliases:  # a class of the user's own may extract features otherwise
         _check_observations(policy_class, name, kwargs, model.observation_space)
@@ -60,6 +65,25 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
         raise
     if hasattr(model.policy, "optimizer"):
         _check_optimizer(model.policy.optimizer)
+
+
+def _check_memory(model: OnPolicyAlgorithm, name: str, kwargs: Mapping[str, Any]) -> None:
+    policy_class = model.policy_class
+    known: Any = library_class(policy_class)
+    for method in ("forward", "get_distribution", "predict_values", "evaluate_actions", "_process_sequence"):
+        if getattr(policy_class, method) is not getattr(known, method):
+            raise ValueError(
+                f"a recurrent policy must leave {method}() as it is in {known.__name__}, because whole episodes are read "
+                f"otherwise here, got {name}: change its features extractor, its layers or its distribution instead"
+            )
+    for key in ("bidirectional", "batch_first", "proj_size"):
+        if (kwargs.get("lstm_kwargs") or {}).get(key):
+            raise ValueError(f"lstm_kwargs must not have {key!r}, which {name} cannot serve, got {kwargs['lstm_kwargs']}")
+    if getattr(model, "unfinished", None) == "bootstrap":
+        raise ValueError(
+            'a recurrent policy needs unfinished="finish": its memory starts with an episode, and unfinished="bootstrap" '
+            f"learns from parts of episodes, got {name}"
+        )
 
 
 def _check_calls(policy_class: Any, name: str, algorithm: str) -> None:
@@ -95,7 +119,10 @@ def _check_observations(policy_class: type[BasePolicy], name: str, kwargs: Mappi
     extractor, is_normalized = given("features_extractor_class"), not given("normalize_images")
     is_dict = isinstance(space, spaces.Dict)
     if is_dict and extractor in (FlattenExtractor, NatureCNN):
-        raise ValueError(f"policy must be MultiInputPolicy for Dict observations, got {name} and {space}")
+        fitting = name_of(policy_class) or ""
+        for part in ("Mlp", "Cnn"):
+            fitting = fitting.replace(part, "MultiInput")
+        raise ValueError(f"policy must be {fitting} for Dict observations, got {name} and {space}")
     if not is_dict and extractor is CombinedExtractor:
         raise ValueError(f"{name} is for Dict observations, got {space}: use MlpPolicy, or CnnPolicy for images")
     if extractor is NatureCNN and not is_image_space(space, check_channels=False, normalized_image=is_normalized):

@@ -14,7 +14,8 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE, Baseline
 from sb3_reinforce.bias import MDP, Trajectory
-from sb3_reinforce.update.rows import Rows, Selection, count_rows
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection, count_rows, sequences_of
 
 
 class RewardListEnv(gym.Env):
@@ -147,6 +148,8 @@ class ScriptedSampler:
 
     greedy = __call__
 
+    def start_episodes(self, starts: np.ndarray) -> None: ...
+
 
 def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
     """A replacement for ``make_sampler``."""
@@ -192,7 +195,8 @@ def logits(model: REINFORCE) -> th.Tensor:
 
 def rows_of(model: REINFORCE) -> Rows:
     """The steps of the model's last rollout."""
-    return Rows(model.rollout_buffer, model.batch.sizes, model.chunk_size)
+    sequences = sequences_of(model.policy, model.batch.episodes.lengths, model.bptt_steps)
+    return Rows(model.rollout_buffer, model.batch.sizes, model.chunk_size, sequences)
 
 
 def policy_step(model: REINFORCE, minibatch: Selection | None = None, several_steps: bool = False) -> None:

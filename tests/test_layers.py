@@ -16,7 +16,7 @@ LAYERS = {
         "score_function",
     ],
     "processes": [
-        "action_masks",
+        "action_masks", "maskable_recurrent",
         "arguments", "migration", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
         "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.action_masks import ActionMasks
+from sb3_reinforce.action_masks import ActionMasks, check_choices
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_finite
 from sb3_reinforce.rollout.sampling import Sampler, within_bounds
@@ -59,16 +59,20 @@ def play_greedy(
     with frozen_statistics(env):
         env.seed(seed)
         observations = env.reset()
+        sampler.start_episodes(np.ones(env.num_envs, dtype=bool))
         now = by_key(observations)
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
         dones, infos = np.ones(env.num_envs, dtype=bool), []
         try:
             while spans.continues(len(rewards)):
-                allowed = None if masks is None else masks.read(observations, dones, infos, len(rewards))
+                allowed = masks and masks.read(observations, dones, infos, len(rewards))
+                if masks is not None and allowed is not None:
+                    check_choices(allowed[None], masks.space, "of the greedy episodes", len(rewards))
                 actions = within_bounds(policy, sampler.greedy(observations, allowed))
                 observations, reward, dones, infos = env.step(actions)
                 rewards.append(np.array(reward))
                 on_step()
+                sampler.start_episodes(np.asarray(dones, dtype=bool))
                 spans.end_episodes(len(rewards), dones, infos)
         except Exception as error:
             error.add_note(f"raised in step {len(rewards) + 1} of the greedy episodes")

@@ -7,11 +7,13 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.update.likelihood import distribution_put_back, example_of, log_prob_and_entropy, predict_values
 from sb3_reinforce.update.steps import Steps
 
-# Of what a forward pass keeps for the backward pass: a CPU's cache, a small part of a GPU's memory
-CPU_BYTES, GPU_BYTES = 2 * 2**20, 2**30
+# Of what a forward pass keeps for the backward pass: a CPU's cache, a small part of a GPU's memory. An LSTM is fast with many
+# episodes side by side, and keeps more than is counted.
+CPU_BYTES, GPU_BYTES, LSTM_BYTES = 2 * 2**20, 2**30, 2**26
 SMALLEST = 128  # With fewer rows, convolutions and large layers take longer per row.
 
 
@@ -34,7 +36,8 @@ def default_chunk_size(policy: ActorCriticPolicy) -> int | None:
             bytes_per_row = _kept_bytes(policy, one_row.at(np.array([0, 0]), policy.device)) - _kept_bytes(policy, one_row)
     except Exception:
         return None
-    rows = (CPU_BYTES if policy.device.type == "cpu" else GPU_BYTES) // max(bytes_per_row, 1)
+    budget = LSTM_BYTES if is_recurrent(policy) else CPU_BYTES if policy.device.type == "cpu" else GPU_BYTES
+    rows = budget // max(bytes_per_row, 1)
     return max(1 << (rows - 1).bit_length(), SMALLEST)
 
 

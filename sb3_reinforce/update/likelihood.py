@@ -13,17 +13,24 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
 from sb3_reinforce.update.rows import Rows
-from sb3_reinforce.update.steps import Selection, Steps, chunks
+from sb3_reinforce.update.sequences import distribution_of_sequences, values_of_sequences
+from sb3_reinforce.update.steps import Selection, Steps, chunks, sequences_of
 
 KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
 
 
 def distribution_of(policy: ActorCriticPolicy, steps: Steps) -> Any:
     """:return: pi(.|s) of each step, as the policy's ``get_distribution`` gives it"""
-    return policy.get_distribution(steps.observations, **_masks_of(steps))
+    if not is_recurrent(policy):
+        return policy.get_distribution(steps.observations, **_masks_of(steps))
+    distribution = distribution_of_sequences(policy, steps)
+    if steps.action_masks is not None:
+        distribution.apply_masking(steps.action_masks)
+    return distribution
 
 
 def _masks_of(steps: Steps) -> dict[str, Any]:
@@ -32,6 +39,8 @@ def _masks_of(steps: Steps) -> dict[str, Any]:
 
 def predict_values(policy: ActorCriticPolicy, steps: Steps) -> th.Tensor:
     """:return: V(s) of each step, shape [n]"""
+    if is_recurrent(policy):
+        return values_of_sequences(policy, steps)
     return policy.predict_values(steps.observations).flatten()
 
 
@@ -75,11 +84,12 @@ def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
 
     Source: Schulman, "Approximating KL divergence" (2020).
 
-    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at random
+    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at
+        random, unless the policy has memory, which needs whole episodes
     :return: shape [n]
     """
     selected: Selection = rows.all
-    if rows.n_total > KL_ROWS:
+    if rows.n_total > KL_ROWS and rows.sequences is None:
         # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
         n = -(-rows.n_rows * KL_ROWS // rows.n_total)
         selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
@@ -125,6 +135,7 @@ def example_of(policy: ActorCriticPolicy) -> Steps:
     return Steps(
         observations=policy.obs_to_tensor(space.sample())[0],
         actions=th.zeros((1, get_action_dim(policy.action_space)), device=policy.device),
+        sequences=sequences_of(policy, np.ones(1, dtype=np.int64)),
     )
 
 

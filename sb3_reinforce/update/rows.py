@@ -11,6 +11,7 @@ from sb3_reinforce.rollout.squashed import before_tanh
 from sb3_reinforce.update.steps import Samples, Sequences
 from sb3_reinforce.update.steps import Selection as Selection
 from sb3_reinforce.update.steps import chunks as chunks
+from sb3_reinforce.update.steps import count_rows as count_rows
 
 BatchSize = int | None | Sequence[int | None]
 """Rows per minibatch on all ranks, or on each; None: all."""
@@ -64,19 +65,24 @@ class Rows:
         own = batch_size if isinstance(batch_size, Sequence) else [batch_size] * len(self.sizes)
         return max(1 if n is None else -(-size // n) for size, n in zip(self.sizes, own, strict=True))
 
-    def minibatches(self, batch_size: BatchSize, rng: np.random.Generator) -> Iterator[tuple[Selection, int]]:
+    def minibatches(self, batch_size: BatchSize, rng: np.random.Generator) -> Iterator[tuple[Selection, float]]:
         """
-        All rows once: in order and at once, or shuffled in minibatches.
+        All rows once: in order and at once, or shuffled in minibatches, of whole episodes where a policy has memory.
 
         All ranks make the same number of minibatches. Several ranks split their rows evenly among them, so that no
         rank's steps weigh more than another's; of a rank with very few steps, some minibatches are then empty.
 
         :param batch_size: rows per minibatch, or those of each rank; None: all
-        :return: the rows of each minibatch, and the number of rows that all ranks together have in theirs
+        :return: the rows of each minibatch, and the number of rows that all ranks together have in theirs, for whole
+            episodes on average: a divisor that depended on the episodes drawn would bias their mean
         """
         n_minibatches = self.count_minibatches(batch_size)
         if n_minibatches == 1:
             yield self.all, self.n_total
+            return
+        if self.sequences is not None:
+            for part in self._whole_episodes(n_minibatches, rng):
+                yield part, self.n_total / n_minibatches
             return
         order = rng.permutation(self.n_rows)
         if len(self.sizes) == 1:
@@ -89,3 +95,15 @@ class Rows:
         for position, part in enumerate(np.array_split(order, n_minibatches)):
             # np.array_split gives the first `size % n` parts one more
             yield part, sum(size // n_minibatches + (position < size % n_minibatches) for size in self.sizes)
+
+    def _whole_episodes(self, n_parts: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """
+        The rows of shuffled episodes in parts of about equal size, each in any part with the same probability. Where
+        there are few episodes, some parts are empty.
+        """
+        assert self.sequences is not None, "asked for whole episodes"
+        lengths = self.sequences.lengths
+        order = rng.permutation(len(lengths))
+        middles = np.cumsum(lengths[order]) - lengths[order] / 2
+        part_of = (middles * n_parts / self.n_rows).astype(np.int64)
+        return [self.sequences.rows_of(order[part_of == part]) for part in rng.permutation(n_parts)]

@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.rollout.squashed import before_tanh
 
 Selection = slice | np.ndarray
@@ -38,6 +39,17 @@ class Sequences:
         episode = np.repeat(np.arange(len(self.lengths)), self.lengths)[rows]
         ends = np.flatnonzero(np.diff(episode, append=-1)) + 1
         return replace(self, lengths=np.diff(ends, prepend=0))
+
+    def rows_of(self, episodes: np.ndarray) -> np.ndarray:
+        """:return: the rows of the given episodes, in this order"""
+        starts = np.cumsum(self.lengths) - self.lengths
+        rows = [np.arange(starts[i], starts[i] + self.lengths[i]) for i in episodes]
+        return np.concatenate([np.empty(0, dtype=np.int64), *rows])
+
+
+def sequences_of(policy: Any, lengths: np.ndarray | th.Tensor, bptt_steps: int | None = None) -> Sequences | None:
+    """:return: episodes of these lengths as a policy with memory reads them; None for all others, which need single steps"""
+    return Sequences(np.asarray(lengths), bptt_steps) if is_recurrent(policy) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +108,10 @@ def steps_of(buffer: RolloutBuffer, episodes: Episodes, sequences: Sequences | N
 
 def join_steps(parts: list[Steps], episodes: Episodes) -> Steps:
     """:return: the steps of several rollouts laid end to end, which are the given episodes, copied"""
-    masks = [part.action_masks for part in parts if part.action_masks is not None]
-    return Steps(
-        observations=episodes.observations,
-        actions=th.cat([part.actions for part in parts]),
-        action_masks=th.cat(masks) if masks else None,
-    )
+    sequences = parts[0].sequences and replace(parts[0].sequences, lengths=np.asarray(episodes.lengths))
+    actions, masks = th.cat([part.actions for part in parts]), [part.action_masks for part in parts]
+    action_masks = None if masks[0] is None else th.cat(masks)
+    return Steps(observations=episodes.observations, actions=actions, action_masks=action_masks, sequences=sequences)
 
 
 def chunks(rows: Selection, chunk_size: int | None, sequences: Sequences | None = None) -> Iterator[Selection]:
