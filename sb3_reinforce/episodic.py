@@ -244,7 +244,7 @@ class EpisodicAlgorithm(MaskingAlgorithm):
         if self._recording is None:
             self._masks = self._find_masks(env)
             self._recording = Recording(self.observation_space, self.action_space, env.num_envs, self._last_obs, self._masks)
-        recording, masks = self._recording, self._masks
+        recording = self._recording
         recording.reset()
         sampler = make_sampler(self.policy, env.num_envs, rng)
         assert self._steps_into_episode is not None, "set by _begin_rollout"
@@ -270,7 +270,7 @@ class EpisodicAlgorithm(MaskingAlgorithm):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
 
-                    action_masks = masks and masks.read(self._last_obs, self._last_episode_starts, self._last_infos, n_steps)
+                    action_masks = self._read_masks(n_steps)
                     actions = sampler(self._last_obs, action_masks)
                     clipped_actions = within_bounds(self.policy, actions) if is_box else actions
 

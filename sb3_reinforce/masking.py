@@ -102,6 +102,13 @@ class MaskingAlgorithm(ResumableAlgorithm):
             )
         return masks
 
+    def _read_masks(self, step: int) -> np.ndarray | None:
+        """:return: which actions are allowed now, bool, shape [n_envs, width]; None: all"""
+        if self._masks is None:
+            return None
+        assert self._last_episode_starts is not None, "set by the reset"
+        return self._masks.read(self._last_obs, self._last_episode_starts, self._last_infos, step)
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],

@@ -62,11 +62,12 @@ def play_greedy(
         sampler.start_episodes(np.ones(env.num_envs, dtype=bool))
         now = by_key(observations)
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
-        dones, infos = np.ones(env.num_envs, dtype=bool), []
+        dones, infos = np.ones(env.num_envs, dtype=bool), env.unwrapped.reset_infos
         try:
             while spans.continues(len(rewards)):
-                allowed = masks and masks.read(observations, dones, infos, len(rewards))
-                if masks is not None and allowed is not None:
+                allowed = None
+                if masks is not None:
+                    allowed = masks.read(observations, dones, infos, len(rewards))
                     check_choices(allowed[None], masks.space, "of the greedy episodes", len(rewards))
                 actions = within_bounds(policy, sampler.greedy(observations, allowed))
                 observations, reward, dones, infos = env.step(actions)

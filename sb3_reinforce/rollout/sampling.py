@@ -130,7 +130,7 @@ class Sampler(ABC):
         self.std: np.ndarray | None = None
         self._noise = np.empty((0,))
         self._next = 0
-        distribution = policy.action_dist
+        distribution: Any = policy.action_dist
         self._to_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]
         self._draw_noise: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: -np.log(rng.standard_exponential(shape))
         if isinstance(distribution, DiagGaussianDistribution):

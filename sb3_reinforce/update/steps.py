@@ -109,8 +109,9 @@ def steps_of(buffer: RolloutBuffer, episodes: Episodes, sequences: Sequences | N
 def join_steps(parts: list[Steps], episodes: Episodes) -> Steps:
     """:return: the steps of several rollouts laid end to end, which are the given episodes, copied"""
     sequences = parts[0].sequences and replace(parts[0].sequences, lengths=np.asarray(episodes.lengths))
-    actions, masks = th.cat([part.actions for part in parts]), [part.action_masks for part in parts]
-    action_masks = None if masks[0] is None else th.cat(masks)
+    actions = th.cat([part.actions for part in parts])
+    masks = [part.action_masks for part in parts if part.action_masks is not None]
+    action_masks = th.cat(masks) if masks else None
     return Steps(observations=episodes.observations, actions=actions, action_masks=action_masks, sequences=sequences)
 
 
