@@ -156,18 +156,20 @@ def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
     return lambda *_: ScriptedSampler(env)
 
 
-def tabular_model(env: VecEnv, policy: str = "MlpPolicy", **kwargs: Any) -> REINFORCE:
-    """A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping."""
+def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
+    """
+    A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping.
+
+    ``policy="MlpLstmPolicy"``: a small LSTM in front of the logits.
+    """
     defaults: dict[str, Any] = dict(
         learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=0.8, seed=0, device="cpu", n_value_epochs=1
     )
     defaults.update(kwargs)
-    model = REINFORCE(
-        policy,
-        env,
-        policy_kwargs=dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD),
-        **defaults,
-    )
+    policy = defaults.pop("policy", "MlpPolicy")
+    memory = dict(lstm_hidden_size=4) if "Lstm" in policy else {}
+    policy_kwargs = dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD, **memory)
+    model = REINFORCE(policy, env, policy_kwargs=policy_kwargs, **defaults)
     with th.no_grad():
         weight = model.policy.action_net.weight
         weight.copy_(th.linspace(-0.6, 0.9, weight.numel()).reshape(weight.shape))

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_reinforce.action_masks import choices_of
 from sb3_reinforce.bias import MDP
-from tests.envs import ScriptedEnv
+from tests.envs import MDPEnv, ScriptedEnv
 
 ACTION_SPACES = {
     "Discrete": spaces.Discrete(4),
@@ -43,6 +43,20 @@ class MaskedScriptedEnv(ScriptedEnv):
 
     def action_masks(self) -> np.ndarray:
         return MASKS[self.trajectory.states[self.t]]
+
+
+class ScriptedMasks(ScriptedEnv):
+    """Allows every action in even steps, and only that of the script in odd ones."""
+
+    def action_masks(self) -> np.ndarray:
+        return (np.arange(self.action_space.n) == self.scripted_action) | (self.t % 2 == 0)
+
+
+class MaskedMDPEnv(MDPEnv):
+    """In odd steps action 0 is forbidden."""
+
+    def action_masks(self) -> np.ndarray:
+        return np.array([self.t % 2 == 0, True])
 
 
 class Strict(gym.Env):

@@ -45,7 +45,7 @@ def expected_update(monkeypatch: Any, n_envs: int = 1, unmasked: bool = False, *
     """
     env = DummyVecEnv([MaskedScriptedEnv] * n_envs)
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", scripted_sampler(env))
-    model = tabular_model(env, "MaskableMlpPolicy", **kwargs)
+    model = tabular_model(env, policy="MaskableMlpPolicy", **kwargs)
     if kwargs.get("baseline") == "moving_average":
         baseline_of(model).average = 0.7
     n_episodes = None if model.n_episodes is None else model.n_episodes // n_envs
@@ -136,7 +136,7 @@ ALLOWED: dict[str, tuple[list[int], list[list[int]]]] = {
 def one_step_model(kind: str, **kwargs: Any) -> REINFORCE:
     """One step per episode and one observation; the reward is the sum of the action's numbers."""
     env = DummyVecEnv([lambda: GivenMasks([ALLOWED[kind][0]], ACTION_SPACES[kind], length=1)])
-    return tabular_model(env, "MaskableMlpPolicy", **kwargs)
+    return tabular_model(env, policy="MaskableMlpPolicy", **kwargs)
 
 
 def masked_log_prob(weights: th.Tensor, kind: str, action: list[int]) -> th.Tensor:
@@ -260,7 +260,7 @@ def test_numpy_and_torch_draw_the_same(kind):
 def test_entropy_of_a_uniform_policy_counts_the_allowed_actions():
     """Masks of 1, 2 and 3 allowed actions: the mean entropy is (log 1 + log 2 + log 3) / 3."""
     env = DummyVecEnv([lambda: GivenMasks([[1, 0, 0], [0, 1, 1], [1, 1, 1]], length=3)])
-    model = tabular_model(env, "MaskableMlpPolicy", n_episodes=1, ent_coef=0.1)
+    model = tabular_model(env, policy="MaskableMlpPolicy", n_episodes=1, ent_coef=0.1)
     with th.no_grad():
         model.policy.action_net.weight.zero_()
     one_update(model)

@@ -183,7 +183,7 @@ def test_padding_in_the_sum_is_caught(monkeypatch):
 
 
 def second_epoch(model: REINFORCE) -> th.Tensor:
-    """Gradient of the second epoch's loss: sum (R - b) grad pi_theta / pi_old, with the present parameters from a state of zero."""
+    """Gradient of the loss of an epoch, sum (R - b) pi / pi_old, with the present parameters from a state of zero."""
     loss = th.zeros((), dtype=th.float64)
     env = model.env.envs[0].unwrapped
     row = 0
