@@ -58,9 +58,8 @@ def make_env(actions: str = "discrete", vec: str = "dummy", normalize: bool = Tr
     """Three small environments with Monitor, within VecNormalize."""
 
     def one() -> gym.Env:
-        return Monitor(
-            {"discrete": lambda: MDPEnv(LARGER), "masked": lambda: MaskedMDPEnv(LARGER), "box": TargetEnv}[actions]()
-        )
+        made = {"discrete": MDPEnv, "masked": MaskedMDPEnv}
+        return Monitor(made[actions](LARGER) if actions in made else TargetEnv())
 
     env = DummyVecEnv([one] * N_ENVS) if vec == "dummy" else SubprocVecEnv([one] * N_ENVS)
     env.seed(seed)
