@@ -158,7 +158,7 @@ def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, 
         frames.append(np.asarray(frame, dtype=np.uint8))
         # A maskable policy finds the masks of the local variables env, dones and infos.
         actions, state = model.predict(observations, state, dones, deterministic=True)  # type: ignore[arg-type]
-        observations, rewards, dones, infos = env.step(actions)  # noqa: F841
+        observations, rewards, dones, infos = env.step(actions)  # noqa: RUF059
         total_reward += float(rewards[0])
         if dones[0]:
             break
