@@ -48,6 +48,13 @@ def class_named(full_name: str) -> type[BasePolicy]:
         raise ValueError(f'policy {alias!r} needs sb3-contrib: pip install "sb3-reinforce[contrib]"') from None
 
 
+def as_class(policy: str | type[BasePolicy]) -> type:
+    """:return: the class of a policy that is given by its name or by its class; ``object`` for an unknown name"""
+    if isinstance(policy, str):
+        return class_named(NAMES[policy]) if policy in NAMES else object
+    return policy
+
+
 class PolicyAliases(dict[str, type[BasePolicy]]):
     """The classes by :data:`NAMES`: to ask whether a name is there imports nothing, to ask for its class does."""
 
