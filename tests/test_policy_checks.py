@@ -27,14 +27,6 @@ class Recurrent(ActorCriticPolicy):
     def evaluate_actions(self, obs, actions, lstm_states, episode_starts): ...
 
 
-class Maskable(BasePolicy):
-    """As sb3-contrib's MaskableActorCriticPolicy."""
-
-    def get_distribution(self, obs, action_masks=None): ...
-
-    def evaluate_actions(self, obs, actions, action_masks=None): ...
-
-
 class WithClosure(th.optim.SGD):
     def step(self, closure): ...
 
@@ -82,7 +74,6 @@ def optimizer(kind):
             {},
             "got Recurrent, which also needs lstm_states and episode_starts .* RecurrentPPO of sb3-contrib",
         ),
-        (Maskable, VECTOR, {}, "got Maskable, which also needs action_masks that REINFORCE does not give: .* or MaskablePPO"),
         (
             "MLPPolicy",
             VECTOR,
