@@ -46,12 +46,13 @@ class MaskableRecurrentActorCriticPolicy(RecurrentActorCriticPolicy):
 
     @contextmanager
     def _masked(self, action_masks: Any) -> Iterator[None]:
-        """Inside, these masks count."""
-        self._action_masks = action_masks
+        """Inside, these masks count; with None those of the method that has called this one."""
+        outer = self._action_masks
+        self._action_masks = outer if action_masks is None else action_masks
         try:
             yield
         finally:
-            self._action_masks = None
+            self._action_masks = outer
 
     def forward(  # type: ignore[override]
         self,

@@ -164,5 +164,3 @@ def check_maskable(model: MaskingAlgorithm) -> None:
             f"{name} masks Discrete, MultiDiscrete and MultiBinary actions, got {space}: use MlpPolicy and its kin, and limit "
             "the actions in the environment"
         )
-    if model.use_sde:
-        raise ValueError(f"use_sde=True is for Box actions, which {name} does not have: leave it out")

@@ -8,6 +8,7 @@ import itertools
 import math
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -156,13 +157,13 @@ def test_every_kind_is_exact(monkeypatch, kind):
     model = one_step_model(kind, n_episodes=1)
     weights = model.policy.action_net.weight[:, 0].detach().double().requires_grad_()
     log_probs = th.stack([masked_log_prob(weights, kind, action) for action in ALLOWED[kind][1]])
-    assert float(log_probs.exp().sum()) == pytest.approx(1.0)
+    assert log_probs.exp().sum().item() == pytest.approx(1.0)
     rewards = th.tensor([float(sum(action)) for action in ALLOWED[kind][1]])
     truth = th.autograd.grad((log_probs.exp() * rewards).sum(), weights)[0]
     expected: Any = 0.0
     for action, log_prob in zip(ALLOWED[kind][1], log_probs.tolist(), strict=True):
-        drawn = np.array([action]) if kind != "Discrete" else np.array(action)
-        monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda *_, drawn=drawn: lambda obs, masks: drawn)
+        sampler = Mock(return_value=np.array(action).reshape(1, *model.action_space.shape))
+        monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda *_, sampler=sampler: sampler)
         expected = expected + math.exp(log_prob) * one_update(model)[0]
     th.testing.assert_close(expected, truth, atol=1e-6, rtol=0)
 
@@ -200,7 +201,9 @@ def test_likelihood_entropy_scores_and_fisher(kind):
 
 
 def test_scores_by_vmap_are_those_of_autograd():
-    model = collect(REINFORCE("MaskableMlpPolicy", strict(kind="MultiDiscrete"), n_steps=20, seed=0))
+    model = REINFORCE("MaskableMlpPolicy", strict(kind="MultiDiscrete"), n_steps=20, seed=0, device="cpu")
+    model._setup_learn(1)
+    collect(model)
     scores = Scores(model.policy, steps_of(model.rollout_buffer, model.batch.episodes))
     assert scores._by_single_steps
     whole = slice(0, scores.n_steps)

@@ -33,7 +33,7 @@ def given(masks, **kwargs):
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_forbidden_action_is_played(source, kind):
     """The environment raises at one. Two rollouts, the second after an update; then the deterministic policy."""
-    model = REINFORCE(SOURCES[source], strict(source, 2, kind), n_steps=20, **SMALL).learn(60)
+    model = REINFORCE(SOURCES[source], strict(source, 2, kind), n_steps=20, **SMALL).learn(120)
     assert model._n_updates >= 2
     assert model._masks.source == {"key": "observation"}.get(source, source)
     for deterministic in (True, False):
@@ -107,7 +107,7 @@ def test_a_vector_environment_with_one_answer_for_all():
 
 @pytest.mark.parametrize("source", ["method", "info"])
 def test_other_processes(source):
-    env = SubprocVecEnv([lambda: Strict(source)] * 2)
+    env = SubprocVecEnv([lambda: Strict(source)] * 2, start_method="fork")
     model = REINFORCE("MaskableMlpPolicy", env, n_steps=20, **SMALL).learn(20)
     evaluate_policy(model, env, n_eval_episodes=2, warn=False)
     env.close()
@@ -156,6 +156,7 @@ def test_a_callback_sees_the_masks():
 
     def note(locals_, globals_):
         seen.append(locals_["action_masks"].tolist())
+        return True
 
     REINFORCE("MaskableMlpPolicy", given([[1, 0, 0], [0, 1, 1]], length=2), n_steps=2, **SMALL).learn(2, callback=note)
     assert seen == [[[True, False, False]], [[False, True, True]]]
@@ -242,7 +243,7 @@ def test_masks_may_be_nested_or_numbers():
             "MaskableMlpPolicy needs an environment with action masks, got none: give it a",
         ),
         ("MaskableMlpPolicy", "Pendulum-v1", {}, "masks Discrete, MultiDiscrete and MultiBinary actions, got Box"),
-        ("MaskableMlpPolicy", strict, dict(use_sde=True), "use_sde=True is for Box actions, which MaskableMlpPolicy does not"),
+        ("MaskableMlpPolicy", strict, dict(use_sde=True), "can only be used with continuous actions"),
         ("MaskableCnnPolicy", strict, {}, "MaskableCnnPolicy is for images"),
         ("MaskableMlpPolicy", lambda: strict("key"), {}, "policy must be Ma"),
     ],
