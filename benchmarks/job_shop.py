@@ -42,8 +42,14 @@ FT10 = """
 0 76 1 69 3 76 5 51 2 85 9 11 6 40 7 89 4 26 8 74
 1 85 0 13 2 61 6  7 8 64 9 76 5 47 3 52 4 90 7 45
 """
-N_ENVS, N_STEPS = 8, 200_000
-CONTESTANTS = ("REINFORCE", "REINFORCE without masks", "MaskablePPO")
+N_ENVS, N_STEPS = 8, 100_000
+# Per contestant of ours, policy and arguments beside n_episodes and gamma
+OURS: dict[str, tuple[str, dict[str, Any]]] = {
+    "REINFORCE, natural gradient": ("MaskableMlpPolicy", dict(natural_gradient=True, target_kl=0.02)),
+    "REINFORCE, natural gradient, without masks": ("MlpPolicy", dict(natural_gradient=True, target_kl=0.02)),
+    "REINFORCE, default arguments": ("MaskableMlpPolicy", {}),
+}
+CONTESTANTS = (*OURS, "MaskablePPO")
 
 
 class JobShop(gym.Env):
@@ -129,7 +135,8 @@ class Lengths(BaseCallback):
 
 
 def make_model(contestant: str, seed: int) -> Any:
-    env = make_vec_env(MaskedJobShop if contestant != "REINFORCE without masks" else limited, N_ENVS, seed=seed)
+    policy, arguments = OURS.get(contestant, ("MlpPolicy", {}))
+    env = make_vec_env(limited if contestant in OURS and policy == "MlpPolicy" else MaskedJobShop, N_ENVS, seed=seed)
     if contestant == "MaskablePPO":
         from sb3_contrib import MaskablePPO
 
@@ -137,8 +144,7 @@ def make_model(contestant: str, seed: int) -> Any:
         return MaskablePPO("MlpPolicy", env, n_steps=2048 // N_ENVS, gamma=1.0, seed=seed, device="cpu")
     from sb3_reinforce import REINFORCE
 
-    policy = "MlpPolicy" if contestant == "REINFORCE without masks" else "MaskableMlpPolicy"
-    return REINFORCE(policy, env, n_episodes=N_ENVS, gamma=1.0, seed=seed, device="cpu")
+    return REINFORCE(policy, env, n_episodes=N_ENVS, gamma=1.0, seed=seed, device="cpu", **arguments)
 
 
 def limited() -> gym.Env:
@@ -191,7 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         done = {(row["contestant"], int(row["seed"])) for row in read_rows(RESULTS)}
-        jobs = [(name, seed) for seed in range(args.seeds) for name in args.contestants if (name, seed) not in done]
+        jobs = [(name, seed) for name in args.contestants for seed in range(args.seeds) if (name, seed) not in done]
         for row in in_parallel(run, jobs, args.jobs):
             save_rows(RESULTS, row)
             print({key: value for key, value in row.items() if key not in ("versions", "date")}, flush=True)
