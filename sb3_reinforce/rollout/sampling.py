@@ -201,9 +201,10 @@ class TorchSampler(Sampler):
         #: hidden and cell states of a policy with memory, each of shape [layers, n_envs, hidden size]
         self.states: tuple[th.Tensor, th.Tensor] | None = None
         if is_recurrent(policy):
-            layers, _, size = policy.lstm_hidden_state_shape
+            recurrent: Any = policy
+            layers, _, size = recurrent.lstm_hidden_state_shape
             self._no_starts = th.zeros(n_envs, device=policy.device)
-            zeros = policy.lstm_actor.weight_hh_l0.new_zeros(layers, n_envs, size).detach()
+            zeros = recurrent.lstm_actor.weight_hh_l0.new_zeros(layers, n_envs, size).detach()
             self.states = (zeros, zeros.clone())
         self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
         #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
@@ -235,9 +236,10 @@ class TorchSampler(Sampler):
 
     def distribution(self, obs_tensor: Any, masks: np.ndarray | None = None) -> Any:
         """:return: pi(.|s) of all environments; a policy with memory takes its step"""
+        policy: Any = self.policy
         if self.states is None:
-            return self.policy.get_distribution(obs_tensor, **_named(masks))
-        distribution, self.states = self.policy.get_distribution(obs_tensor, self.states, self._no_starts, **_named(masks))
+            return policy.get_distribution(obs_tensor, **_named(masks))
+        distribution, self.states = policy.get_distribution(obs_tensor, self.states, self._no_starts, **_named(masks))
         return distribution
 
     def start_episodes(self, starts: np.ndarray) -> None:
@@ -302,7 +304,7 @@ class NumpySampler(Sampler):
         super().__init__(policy, rng)
         self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
         self.n_envs = n_envs
-        self.lstm = NumpyLstm(policy.lstm_actor, n_envs) if is_recurrent(policy) else None
+        self.lstm = NumpyLstm(policy.lstm_actor, n_envs) if is_recurrent(policy) else None  # type: ignore[arg-type]
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self.std = np.exp(policy.log_std.detach().cpu().numpy())
 

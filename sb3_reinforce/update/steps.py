@@ -118,10 +118,11 @@ def join_steps(parts: list[Steps], episodes: Episodes) -> Steps:
 def chunks(rows: Selection, chunk_size: int | None, sequences: Sequences | None = None) -> Iterator[Selection]:
     """
     :param sequences: the episodes that the rows are, if these must not be cut: then a longer one is a chunk of its own
-    :return: the same rows, at most ``chunk_size`` of them at a time; None: all at once
+    :return: the same rows in as few equal parts as ``chunk_size`` allows, the last may be shorter; None: all at once
     """
     n_rows = count_rows(rows)
-    size = chunk_size or max(n_rows, 1)
+    n_chunks = -(-n_rows // (chunk_size or max(n_rows, 1)))
+    size = -(-n_rows // max(n_chunks, 1)) or 1
     ends = None if sequences is None else np.cumsum(sequences.lengths)
     start = 0
     while start < n_rows:
