@@ -69,6 +69,10 @@ def test_every_baseline(tmp_path, baseline, actions):
             id="memory",
         ),
         pytest.param(dict(policy="MaskableMlpPolicy", env=dict(actions="masked"), ent_coef=0.01), id="masks"),
+        pytest.param(
+            dict(policy="MaskableMlpLstmPolicy", policy_kwargs=dict(lstm_hidden_size=4), env=dict(actions="masked")),
+            id="memory and masks",
+        ),
         pytest.param(dict(learn=dict(log_interval=3)), id="log_interval"),
         pytest.param(dict(every=1, stops=(30, 31, 60, 61, 100)), id="many stops"),
     ],
