@@ -24,7 +24,7 @@ def example(name):
 SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59}
 
 
-@pytest.mark.parametrize(("name", "lines"), {**SHORT, "reward_weighted_regression": 40}.items())
+@pytest.mark.parametrize(("name", "lines"), {**SHORT, "reward_weighted_regression": 40, "recurrent": 40}.items())
 def test_examples_are_short(name, lines):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= lines
 
@@ -45,6 +45,15 @@ def test_log_derivative_trick(monkeypatch, tmp_path, capsys):
     variances = [float(line.split()[-1]) for line in (none, half, leave_one_out)]
     assert variances[0] > 3 * variances[1] > 9 * variances[2]
     assert result["gradient"].item() == pytest.approx(result["exact"], abs=4 * math.sqrt(variances[2] / 5000))
+
+
+def test_recurrent(capsys):
+    """It runs; that it learns shows in 96,000 steps (docs/recurrent.md)."""
+    pytest.importorskip("sb3_contrib")
+    assert {*example("recurrent")["main"](n_steps=1)} == {"MlpLstmPolicy", "MlpPolicy"}
+    out = capsys.readouterr().out
+    assert "state: [(1, 8, 64), (1, 8, 64)]" in out
+    assert "state: none" in out
 
 
 def test_f1_classifier():
