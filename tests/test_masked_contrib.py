@@ -1,5 +1,7 @@
 """What sb3-contrib's own tests ask of MaskablePPO, asked of REINFORCE: policies, masks, evaluation, saving and spaces."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_reinforce import REINFORCE
 from tests.masked_envs import strict
+
+pytest.importorskip("sb3_contrib")
 
 SMALL = dict(policy_kwargs=dict(net_arch=[8]), n_steps=64, seed=8, device="cpu")
 # Of each kind one environment where every wrong choice is forbidden but the right one, so that a policy that has learned
@@ -146,3 +150,12 @@ def test_parameters_of_maskable_ppo(tmp_path):
     np.testing.assert_array_equal(ours, other.predict(observations, deterministic=True, action_masks=masks)[0])
     for name, tensor in other.policy.state_dict().items():
         assert th.equal(model.policy.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("policy", ["MaskableMlpPolicy", "MaskableMlpLstmPolicy"])
+def test_without_sb3_contrib(monkeypatch, policy):
+    for module in ("sb3_contrib.common.maskable.policies", "sb3_contrib.common.maskable.distributions"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "sb3_reinforce.maskable_recurrent", raising=False)
+    with pytest.raises(ValueError, match=rf"policy '{policy}' needs sb3-contrib: pip install \"sb3-reinforce\[contrib\]\"$"):
+        REINFORCE(policy, strict())

@@ -37,6 +37,8 @@ from tests.envs import (
 )
 from tests.masked_envs import ACTION_SPACES, MASKED, MASKS, GivenMasks, MaskedScriptedEnv, allowed_logits, strict
 
+pytest.importorskip("sb3_contrib")
+
 
 def expected_update(monkeypatch: Any, n_envs: int = 1, unmasked: bool = False, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
     """

@@ -22,6 +22,8 @@ from tests.envs import ScriptedEnv, collect, scripted_sampler
 from tests.masked_envs import ACTION_SPACES, GivenMasks, strict
 from tests.test_recurrent_gradient import GAMMA, OBSERVATION, model_of, parameters_of
 
+pytest.importorskip("sb3_contrib")
+
 # As ALIASED of test_recurrent_gradient.py, with a third action; each state forbids one. States 2 and 3 look alike.
 ALIASED = MDP(
     transitions=[

@@ -11,6 +11,8 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.tracking.media import record_episode
 from tests.masked_envs import Strict, strict
 
+pytest.importorskip("sb3_contrib")
+
 
 @pytest.mark.parametrize("source", ["method", "info"])
 def test_train_resume_and_enjoy(source, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from sb3_reinforce.action_masks import ActionMasks, as_masks
 from sb3_reinforce.baselines import BASELINES
 from tests.masked_envs import ACTION_SPACES, GivenMasks, Strict, strict
 
+pytest.importorskip("sb3_contrib")
+
 SOURCES = {"method": "MaskableMlpPolicy", "key": "MaskableMultiInputPolicy", "info": "MaskableMlpPolicy"}
 SMALL = dict(policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
 
