@@ -19,7 +19,7 @@ from sb3_reinforce.observations import by_key
 from sb3_reinforce.running.env_queries import offers_action_masks
 
 METHOD = "action_masks"  # of the environments, as in sb3-contrib
-KEY = "action_mask"  # of Dict observations or infos, as in PettingZoo and gymnasium's Taxi-v3
+KEY = "action_mask"  # of Dict observations or infos, as in PettingZoo and gymnasium's Taxi
 # Whose functions play an environment that they call ``env``: SB3's evaluate_policy, RL Zoo's enjoy and record_video
 PLAYERS = ("stable_baselines3", "rl_zoo3", "sb3_reinforce")
 BOOL = np.dtype(bool)
@@ -50,6 +50,7 @@ def as_masks(given: Sequence[Any] | np.ndarray, n_rows: int, space: spaces.Space
     :raises ValueError: for a mask of another width, or with other elements than True and False (or 1 and 0)
     """
     width = sum(choices_of(space))
+    given = given if hasattr(given, "__len__") else [given]
     masks = _as_array(given)
     if masks is None or len(masks) != n_rows or masks.size != n_rows * width:
         if len(given) != n_rows:
@@ -102,7 +103,6 @@ class ActionMasks:
     else from the key ``"action_mask"`` of Dict observations; else from ``info["action_mask"]`` of every reset and step.
 
     :param env: after its first reset
-    :raises ValueError: for a key that ``VecNormalize`` changes
     """
 
     def __init__(self, env: VecEnv):
@@ -117,16 +117,15 @@ class ActionMasks:
                 self._methods = [single.get_wrapper_attr(METHOD) for single in env.unwrapped.envs]  # type: ignore[attr-defined]
         elif isinstance(env.observation_space, spaces.Dict) and KEY in env.observation_space.spaces:
             self.source = "observation"
-            _check_not_normalized(env)
         elif any(KEY in (info or ()) for info in getattr(env.unwrapped, "reset_infos", None) or ()):
             self.source = "info"
 
-    def read(self, observations: Any, starts: np.ndarray, infos: Any, step: int) -> np.ndarray:
+    def read(self, observations: Any, starts: np.ndarray, infos: Any, step: int | None = None) -> np.ndarray:
         """
         :param observations: of all environments, now
         :param starts: which environments have just been reset, shape [n_envs]
         :param infos: of the last step
-        :param step: steps played so far, for messages
+        :param step: steps played so far, if they are known, for messages
         :return: which actions are allowed now: bool, shape [n_envs, width]
         :raises ValueError: for a mask of a wrong width or type
         """
@@ -140,7 +139,7 @@ class ActionMasks:
             masks = observations[KEY]
         else:
             masks = self._of_infos(starts, infos)
-        return as_masks(masks, self.env.num_envs, self.space, f" at step {step}")
+        return as_masks(masks, self.env.num_envs, self.space, "" if step is None else f" at step {step}")
 
     def _of_infos(self, starts: np.ndarray, infos: Any) -> Any:
         resets: Any = self.env.unwrapped.reset_infos
@@ -158,7 +157,8 @@ def _is_plain(env: VecEnv) -> bool:
     return type(env) is DummyVecEnv
 
 
-def _check_not_normalized(env: VecEnv) -> None:
+def check_not_normalized(env: VecEnv) -> None:
+    """:raises ValueError: if ``VecNormalize`` changes the masks in the observations"""
     normalize = unwrap_vec_normalize(env)
     keys = [] if normalize is None or not normalize.norm_obs else list(normalize.norm_obs_keys or ())
     if KEY in keys:
@@ -190,7 +190,9 @@ def masks_for(observation: Any, n_rows: int) -> Any:
     started = names.get("dones", names.get("done"))
     starts = np.ones(n_rows, dtype=bool) if started is None else started
     infos = names.get("infos", getattr(env.unwrapped, "buf_infos", None))
-    return None if masks.source == "info" and infos is None and not starts.all() else masks.read(observation, starts, infos, 0)
+    if masks.source == "info" and infos is None and not starts.all():
+        return None
+    return masks.read(observation, starts, infos)
 
 
 def state_of_caller() -> Any:

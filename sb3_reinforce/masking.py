@@ -13,6 +13,7 @@ from sb3_reinforce.action_masks import (
     ActionMasks,
     as_masks,
     check_choices,
+    check_not_normalized,
     choices_of,
     masks_for,
     state_of_caller,
@@ -38,7 +39,11 @@ class MaskingAlgorithm(ResumableAlgorithm):
         if not takes_masks(self.policy_class):
             super()._setup_model()
             return
-        check_maskable(self)
+        if not choices_of(self.action_space):
+            raise ValueError(
+                f"{self._policy_name()} masks Discrete, MultiDiscrete and MultiBinary actions, got {self.action_space}: use "
+                "MlpPolicy, CnnPolicy or MultiInputPolicy, and limit the actions in the environment"
+            )
         given_class, given_buffer = self.policy_class, self.rollout_buffer_class
         from sb3_contrib.common.maskable import buffers  # only now, because it is an extra
 
@@ -64,6 +69,8 @@ class MaskingAlgorithm(ResumableAlgorithm):
     def _check_env(self) -> None:
         super()._check_env()
         assert self.env is not None, "checked above"
+        if takes_masks(self.policy_class) or self._warned_of_masks:
+            return
         space = self.env.observation_space
         # A policy of the user's own may read the key itself.
         in_key = isinstance(space, spaces.Dict) and KEY in space.spaces and self._policy_name() in self.policy_aliases
@@ -71,8 +78,8 @@ class MaskingAlgorithm(ResumableAlgorithm):
             self._warn_of_masks(f'key "{KEY}" of the observations' if in_key else "method action_masks")
 
     def _warn_of_masks(self, source: str) -> None:
-        """Warn once of masks that the policy does not take."""
-        if not takes_masks(self.policy_class) and choices_of(self.action_space) and not self._warned_of_masks:
+        """Warn once of masks, which the policy does not take."""
+        if choices_of(self.action_space) and not self._warned_of_masks:
             self._warned_of_masks = True
             if ranks.rank() == 0:
                 name = self._policy_name()
@@ -87,7 +94,7 @@ class MaskingAlgorithm(ResumableAlgorithm):
         """
         :param env: behind its first reset
         :return: its masks, if the policy takes them
-        :raises ValueError: if it does and there are none
+        :raises ValueError: if it does and there are none, or ``VecNormalize`` changes them
         """
         masks = ActionMasks(env)
         if not takes_masks(self.policy_class):
@@ -100,6 +107,7 @@ class MaskingAlgorithm(ResumableAlgorithm):
                 f'wrap it in ActionMasker of sb3-contrib), a key "{KEY}" of Dict observations, or info["{KEY}"] from reset() '
                 "and step(); without masks use MlpPolicy, CnnPolicy or MultiInputPolicy"
             )
+        check_not_normalized(env)
         return masks
 
     def _read_masks(self, step: int) -> np.ndarray | None:
@@ -154,13 +162,3 @@ class MaskingAlgorithm(ResumableAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_masks", "_last_infos"]
-
-
-def check_maskable(model: MaskingAlgorithm) -> None:
-    """:raises ValueError: for spaces or arguments that masks do not serve"""
-    name, space = model._policy_name(), model.action_space
-    if not choices_of(space):
-        raise ValueError(
-            f"{name} masks Discrete, MultiDiscrete and MultiBinary actions, got {space}: use MlpPolicy and its kin, and limit "
-            "the actions in the environment"
-        )

@@ -148,7 +148,8 @@ def test_vec_normalize_leaves_masks_as_they_are():
             return observation
 
     normalized = VecNormalize(DummyVecEnv([lambda: BoxMask(Strict("key"))]))
-    with pytest.raises(ValueError, match=r"VecNormalize must leave the action masks as they are.*give norm_obs_keys=\['x'\]"):
+    message = r"VecNormalize must leave the action masks as they are.*give norm_obs_keys=\['x'\]"
+    with pytest.raises(ValueError, match=message):
         REINFORCE("MaskableMultiInputPolicy", normalized, n_steps=20, **SMALL).learn(40)
 
 
@@ -305,6 +306,8 @@ def test_predict_with_masks():
         model.predict(one, action_masks=[1, 1])
     with pytest.raises(ValueError, match="one mask for each of 2 observations, got 1"):
         model.predict(several, action_masks=[[1, 1, 1]])
+    with pytest.raises(ValueError, match="must have 3 elements .* got 1"):
+        model.predict(one, action_masks=1)
     plain = REINFORCE("MlpPolicy", "CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="action_masks is for maskable policies such as MaskableMlpPolicy, got MlpPolicy"):
         plain.predict(np.zeros(4, np.float32), action_masks=[1, 1])

@@ -62,7 +62,8 @@ def play_greedy(
         sampler.start_episodes(np.ones(env.num_envs, dtype=bool))
         now = by_key(observations)
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
-        dones, infos = np.ones(env.num_envs, dtype=bool), env.unwrapped.reset_infos
+        dones: np.ndarray = np.ones(env.num_envs, dtype=bool)
+        infos: Any = ()
         try:
             while spans.continues(len(rewards)):
                 allowed = None

@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from sb3_reinforce.policies import is_recurrent, library_class, name_of
+from sb3_reinforce.policies import LIBRARIES, is_recurrent, library_class, name_of
 from sb3_reinforce.rollout.lstm import NumpyLstm
 
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
@@ -210,7 +210,7 @@ class TorchSampler(Sampler):
         #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
         self.before_tanh: list[np.ndarray] = []
         # A module of the user's own may keep a tensor for the update, where one made in inference mode cannot serve.
-        known = all(type(module).__module__.startswith(("torch.nn.", "stable_baselines3.")) for module in policy.modules())
+        known = all(type(module).__module__.startswith(("torch.nn.", *LIBRARIES)) for module in policy.modules())
         self.without_gradient = th.inference_mode if known else th.no_grad
 
     def __call__(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
