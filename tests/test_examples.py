@@ -23,11 +23,10 @@ def example(name):
 
 
 SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59}
+SHORT |= {"reward_weighted_regression": 40, "recurrent": 40, "action_masks": 45}
 
 
-@pytest.mark.parametrize(
-    ("name", "lines"), {**SHORT, "reward_weighted_regression": 40, "recurrent": 40, "action_masks": 44}.items()
-)
+@pytest.mark.parametrize(("name", "lines"), SHORT.items())
 def test_examples_are_short(name, lines):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= lines
 

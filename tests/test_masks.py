@@ -306,7 +306,7 @@ def test_predict_with_masks():
         model.predict(one, action_masks=[1, 1])
     with pytest.raises(ValueError, match="one mask for each of 2 observations, got 1"):
         model.predict(several, action_masks=[[1, 1, 1]])
-    with pytest.raises(ValueError, match="must have 3 elements .* got 1"):
+    with pytest.raises(ValueError, match=r"must have 3 elements .* got 1"):
         model.predict(one, action_masks=1)
     plain = REINFORCE("MlpPolicy", "CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="action_masks is for maskable policies such as MaskableMlpPolicy, got MlpPolicy"):
