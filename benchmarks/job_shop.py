@@ -45,8 +45,8 @@ FT10 = """
 N_ENVS, N_STEPS = 8, 100_000
 # Per contestant of ours, policy and arguments beside n_episodes and gamma
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "REINFORCE, natural gradient": ("MaskableMlpPolicy", dict(natural_gradient=True, target_kl=0.02)),
-    "REINFORCE, natural gradient, without masks": ("MlpPolicy", dict(natural_gradient=True, target_kl=0.02)),
+    "REINFORCE, natural gradient": ("MaskableMlpPolicy", dict(natural_gradient=True)),
+    "REINFORCE, natural gradient, without masks": ("MlpPolicy", dict(natural_gradient=True)),
     "REINFORCE, default arguments": ("MaskableMlpPolicy", {}),
 }
 CONTESTANTS = (*OURS, "MaskablePPO")
