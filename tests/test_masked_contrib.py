@@ -21,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.rollout.sampling import needs_torch
 from tests.masked_envs import strict
 
 pytest.importorskip("sb3_contrib")
@@ -132,6 +133,7 @@ def test_policies_are_given_as_classes(tmp_path):
     for policy in (MaskableActorCriticPolicy, Own):
         model = REINFORCE(policy, strict(), **SMALL).learn(64)
         assert type(model.policy) is policy
+        assert needs_torch(model.policy) == (None if policy is MaskableActorCriticPolicy else "policy class Own")
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="trust=True"):
         REINFORCE.load(tmp_path / "model")
