@@ -16,6 +16,7 @@ LAYERS = {
         "score_function",
     ],
     "processes": [
+        "action_masks", "maskable_recurrent",
         "arguments", "migration", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
         "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
@@ -28,7 +29,7 @@ LAYERS = {
     "rollout": ["rollout*"],
     "update": ["update*"],
     "estimator": ["scores", "episode_gradients", "estimate", "natural_gradient"],
-    "episodic": ["episodic"],
+    "episodic": ["masking", "episodic"],
     "reinforce": ["reinforce"],
     "diagnostics": ["compare", "diagnostics", "bias"],
     "public": ["__init__", "checkpoint", "logs"],
