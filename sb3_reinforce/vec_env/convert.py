@@ -41,11 +41,16 @@ def vectorize(venv: VecEnv, vectorization_mode: str | None = None, vector_kwargs
     :raises ValueError: if the environments have wrappers or ``info_keywords``, which would be lost, or no specification
     """
     if isinstance(venv, SubprocVecEnv):
-        warnings.warn(f"vectorize leaves {venv.num_envs} processes (SubprocVecEnv) as they are", stacklevel=2)
+        warnings.warn(f"vectorize leaves the {venv.num_envs} processes of SubprocVecEnv as they are", stacklevel=2)
         return venv
     if not isinstance(venv, DummyVecEnv):
         raise ValueError(f"vectorize needs a DummyVecEnv around single environments, got {type(venv).__name__}")
     if _draws_pictures_alone(venv.envs[0]):
+        warnings.warn(
+            f"vectorize leaves games with render_mode={venv.envs[0].render_mode!r} as they are, because AtariVectorEnv draws "
+            "no pictures; make_atari_env(id, n_envs) makes one that plays",
+            stacklevel=2,
+        )
         return venv
     adapter = _vector_env_like(venv.envs[0], venv.num_envs, vectorization_mode, vector_kwargs)
     venv.close()
@@ -111,8 +116,10 @@ def _vector_env_like(
     # Episodes that end are reset in the same call, where the class can do so
     if own_class is None and vectorization_mode != "vector_entry_point":
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **(vector_kwargs or {})}
-    elif own_class is not None and "autoreset_mode" in inspect.signature(load_env_creator(own_class)).parameters:
-        kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
+    elif own_class is not None:
+        make = own_class if callable(own_class) else load_env_creator(own_class)
+        if "autoreset_mode" in inspect.signature(make).parameters:
+            kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
     vector_env = gym.make_vec(
         spec, num_envs=n_envs, vectorization_mode=vectorization_mode, vector_kwargs=vector_kwargs, **kwargs
     )
