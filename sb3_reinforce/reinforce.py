@@ -27,6 +27,7 @@ from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
 from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
+from sb3_reinforce.update.chunks import add_gradients
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.rows import Rows, Selection
 from sb3_reinforce.update.step_size import default_learning_rates
@@ -362,26 +363,25 @@ class REINFORCE(EpisodicAlgorithm):
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
         # A minibatch stands for the whole batch: its sum is scaled up by S / n_rows.
         scale = rows.n_total / n_rows / self.batch.divisor
-        policy_sum = entropy_sum = n_clipped = 0.0
 
-        policy.optimizer.zero_grad()
-        for chunk in rows.chunks(minibatch):
+        def loss_of(policy: ActorCriticPolicy, chunk: Selection) -> tuple[th.Tensor, tuple[float, ...]]:
             data = rows.samples(chunk)
             log_prob, entropy = log_prob_and_entropy(policy, data.observations, data.actions)
             if several_steps:
                 ratio = importance_ratio(log_prob, data.old_log_prob)
                 policy_loss = clipped_loss(ratio, data.advantages, clip_range)
-                n_clipped += count_clipped(ratio, clip_range)
             else:
                 ratio = None
                 rows.buffer.log_probs[chunk, 0] = log_prob.detach().cpu().numpy()
                 policy_loss = score_loss(log_prob, data.advantages)
             loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio) if ent_coef else policy_loss
-            (scale * loss).backward()
-            policy_sum += policy_loss.item()
-            entropy_sum += (-log_prob if entropy is None else entropy).detach().sum().item()
+            entropy_sum = (-log_prob if entropy is None else entropy).detach().sum().item()
+            n_clipped = 0 if ratio is None else count_clipped(ratio, clip_range)
+            return scale * loss, (policy_loss.item(), entropy_sum, n_clipped)
 
-        policy_sum, entropy_sum, n_clipped = sum_gradients(policy.parameters(), (policy_sum, entropy_sum, n_clipped))
+        policy.optimizer.zero_grad()
+        sums = add_gradients(policy, rows.chunks(minibatch), loss_of, 3)
+        policy_sum, entropy_sum, n_clipped = sum_gradients(policy.parameters(), sums)
         max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
