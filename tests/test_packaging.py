@@ -15,7 +15,7 @@ import sb3_reinforce
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-EXTRAS = {"zoo", "atari", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
+EXTRAS = {"zoo", "atari", "contrib", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
 
 
 @pytest.fixture(scope="module")

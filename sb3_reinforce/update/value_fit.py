@@ -10,8 +10,9 @@ from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
 from sb3_reinforce.update.chunks import add_gradients
-from sb3_reinforce.update.likelihood import value_only_parameters
-from sb3_reinforce.update.rows import BatchSize, Rows, Selection
+from sb3_reinforce.update.likelihood import predict_values, value_only_parameters
+from sb3_reinforce.update.rows import BatchSize, Rows
+from sb3_reinforce.update.steps import Selection
 
 
 class ValueFit:
@@ -77,10 +78,10 @@ class ValueFit:
                 optimizer.zero_grad()
 
                 def loss_of(
-                    policy: ActorCriticPolicy, chunk: Selection, n_rows: int = n_rows
+                    policy: ActorCriticPolicy, chunk: Selection, n_rows: float = n_rows
                 ) -> tuple[th.Tensor, tuple[float]]:
                     data = whole or rows.samples(chunk)
-                    predicted = policy.predict_values(data.observations).flatten()
+                    predicted = predict_values(policy, data)
                     loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
                     return loss, (loss.item(),)
 
