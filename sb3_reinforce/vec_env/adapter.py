@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_reinforce.running.env_queries import is_envpool
 from sb3_reinforce.vec_env.infos import EndedEpisodes, ResetInfos, StepInfos, copy_arrays, split_final
-from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, single_spaces, vector_wrappers
+from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, is_atari_vector_env, single_spaces, vector_wrappers
 from sb3_reinforce.vec_env.observations import array_spaces, as_arrays, check_rows, rows, set_rows
 from sb3_reinforce.vec_env.resets import MaskedReset, choose_reset
 from sb3_reinforce.vec_env.single import single_envs
@@ -111,7 +111,7 @@ class VectorEnvAdapter(VecEnv):
             # EnvPool would warn at every reset that gets a seed
             obs, infos = self.env.reset(options=options) if options else self.env.reset()
         else:
-            obs, infos = self.env.reset(seed=self._seeds[0], options=options)
+            obs, infos = self.env.reset(seed=self._reset_seed(), options=options)
         if not isinstance(infos, dict):
             raise ValueError(
                 f"a vector environment must return infos as a dict of arrays, got {type(infos).__name__} from reset of "
@@ -128,6 +128,13 @@ class VectorEnvAdapter(VecEnv):
         everyone = np.arange(self.num_envs)
         self._last_resets.note(everyone, infos if self._fresh else copy_arrays(infos), everyone, self.num_envs)
         return obs
+
+    def _reset_seed(self) -> Any:
+        seed = self._seeds[0]
+        if seed is None or not is_atari_vector_env(self.env.unwrapped):
+            return seed
+        # AtariVectorEnv takes them as 32 bits with a sign
+        return (seed + np.arange(self.num_envs)) % 2**31
 
     @property
     def reset_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]
