@@ -150,6 +150,24 @@ def test_vectorize_as_rl_zoo_calls_it(tmp_path: Path) -> None:
     assert (results["r"] == results["l"]).all()
 
 
+def test_vectorize_goes_on_in_the_monitor_file(tmp_path: Path) -> None:
+    """As ``train --resume`` opens it."""
+    for kwargs in ({}, {"override_existing": False}):
+        env = vectorize(make_vec_env("CartPole-v1", n_envs=2, seed=0, monitor_dir=str(tmp_path), monitor_kwargs=kwargs))
+        env.reset()
+        for _ in range(40):
+            env.step(np.zeros(2, dtype=int))
+        env.close()
+    header, names, *rows = (tmp_path / "0.monitor.csv").read_text().splitlines()
+    assert header.startswith("#{")
+    assert names == "r,l,t"
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert len(first) > 4
+    # The same seed, the same actions; time goes on
+    assert [row.split(",")[:2] for row in first] == [row.split(",")[:2] for row in second]
+    assert float(first[-1].split(",")[2]) < float(second[0].split(",")[2])
+
+
 def test_vectorize_keeps_arguments() -> None:
     old = make_vec_env("CartPole-v1", n_envs=2, env_kwargs={"render_mode": "rgb_array", "sutton_barto_reward": True})
     env = vectorize(old, vectorization_mode="sync", vector_kwargs={"autoreset_mode": "SameStep"})
