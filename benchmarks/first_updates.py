@@ -4,8 +4,8 @@ How far the first updates of a CnnPolicy move it, under default arguments but fo
     python benchmarks/first_updates.py Breakout --rates 3e-3 1e-3 3e-4
     python benchmarks/first_updates.py CarRacing --rates 3e-3 3e-4 --updates 4
 
-Games are cut after 200 steps, rides of CarRacing after 100, to have more updates. Printed are, per update, the KL divergence from
-the policy before it (nats), and the entropy before it.
+Games are cut after 200 steps, rides of CarRacing after 100, to have more updates. Printed are, per update, the KL divergence
+from the policy before it (nats), and the entropy before it.
 """
 
 import argparse
