@@ -183,13 +183,14 @@ class Experiment(exp_manager.ExperimentManager):
         """
         space = env.observation_space
         parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}
-        images = images_in(space) if self.entry["policy"] in ("CnnPolicy", "MultiInputPolicy") else []
+        policy = str(self.entry["policy"])
+        images = images_in(space) if "Cnn" in policy or "MultiInput" in policy else []
         boxes = [key for key, part in parts.items() if isinstance(part, spaces.Box) and key not in images]
         if self.normalize and len(boxes) < len(parts) and self.normalize_kwargs.get("norm_obs", True):
             if boxes:
                 self.normalize_kwargs.setdefault("norm_obs_keys", boxes)
             else:
-                why = f"{self.entry['policy']} takes images as they are" if images else "that is for Box"
+                why = f"{policy} takes images as they are" if images else "that is for Box"
                 print(f"Observations of {self.env_name} are not normalised, {why}: {space}")
                 self.normalize_kwargs["norm_obs"] = False
         return super()._maybe_normalize(env, eval_env)

@@ -41,11 +41,12 @@ def settings_for_images(space: spaces.Space, given: Mapping[str, Any]) -> tuple[
         return {}, ""
     shape = " x ".join(map(str, images[0].shape))
     if any(_side(image) < SMALLEST_IMAGE for image in images):
-        return {}, f"images of {shape}, too small for convolutions: they are taken as vectors"
+        return {}, f"images of {shape}, too small for convolutions, so they are taken as vectors"
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy"
     chosen = {"policy": policy, "normalize": NOT_NORMALIZED}
     chosen = {key: value for key, value in chosen.items() if key not in given}
-    return chosen, f"images of {shape}: {', '.join(f'{key}: {value}' for key, value in chosen.items()) or 'as you said'}"
+    settings = ", ".join(f"{key}: {value}" for key, value in chosen.items()) or "what you gave"
+    return chosen, f"images of {shape} and has no entry, so it gets {settings} (-params changes that)"
 
 
 def _side(image: spaces.Box) -> int:
