@@ -141,7 +141,10 @@ def make_atari_env(
 
 def _check_known(name: str, given: Any, known: Any) -> None:
     if wrong := [key for key in given if key not in known]:
-        raise ValueError(f"{name} must be some of {', '.join(known)} for AtariVectorEnv, got {', '.join(wrong)}")
+        raise ValueError(
+            f"{name} must be some of {', '.join(known)} for AtariVectorEnv, got {', '.join(wrong)}: leave it out, or play "
+            "single environments (SB3's make_atari_env; in a config without vectorize)"
+        )
 
 
 def read_atari_wrapper(env: gym.Env) -> tuple[dict[str, Any], dict[str, Any]]:
