@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import VectorEnvAdapter, vectorize
@@ -148,6 +148,13 @@ def test_vectorize_as_rl_zoo_calls_it(tmp_path: Path) -> None:
     results = load_results(str(tmp_path))
     assert len(results) > 5
     assert (results["r"] == results["l"]).all()
+
+
+def test_vectorize_leaves_processes_as_they_are() -> None:
+    processes = object.__new__(SubprocVecEnv)
+    processes.num_envs = 2
+    with pytest.warns(UserWarning, match="leaves the 2 processes of SubprocVecEnv as they are"):
+        assert vectorize(processes) is processes
 
 
 def test_vectorize_goes_on_in_the_monitor_file(tmp_path: Path) -> None:
