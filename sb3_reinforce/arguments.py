@@ -84,7 +84,8 @@ def check_episodic(given: Any) -> None:
     if seed is not None and (not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32):
         raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {seed!r}")
     check_fraction("gamma", given.gamma)
-    make_schedule("learning_rate", given.learning_rate)
+    if given.learning_rate is not None:
+        make_schedule("learning_rate", given.learning_rate)
     if given.unfinished == "bootstrap" and given.n_episodes is not None:
         raise ValueError(
             f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={given.n_episodes}: '
@@ -106,7 +107,8 @@ def check_reinforce(given: Any) -> None:
     check_positive("max_grad_norm", given.max_grad_norm)
     check_positive("cg_damping", given.cg_damping, optional=False)
     for name in ("ent_coef", "value_learning_rate", "clip_range"):
-        make_schedule(name, getattr(given, name))
+        if not (name == "value_learning_rate" and given.value_learning_rate is None):
+            make_schedule(name, getattr(given, name))
     if make_schedule("target_kl", given.target_kl)(1.0) == 0.0:
         raise ValueError(f"target_kl must be > 0 at the start of training, got {given.target_kl!r}")
     if given.natural_gradient and (given.n_epochs > 1 or given.batch_size is not None):

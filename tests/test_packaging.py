@@ -15,7 +15,7 @@ import sb3_reinforce
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-EXTRAS = {"zoo", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
+EXTRAS = {"zoo", "atari", "contrib", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ import sys
 from importlib.machinery import PathFinder
 
 OPTIONAL = {"rl_zoo3", "wandb", "matplotlib", "seaborn", "pandas", "rliable", "moviepy", "imageio", "optuna", "tensorboard",
-            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces"}
+            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces", "ale_py", "cv2"}
 
 class InstalledWithoutExtras(PathFinder):
     @classmethod

@@ -110,6 +110,11 @@ class StepInfos(list[dict[str, Any]]):
         self._filled = False
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """The vector environment's own infos of the step."""
+        return self._infos
+
+    @property
     def not_made(self) -> EndedEpisodes | None:
         """The episodes that ended, where nobody has read or set their dicts, which would tell no more; None otherwise."""
         ended = self.ended if self._ended_missing else None
