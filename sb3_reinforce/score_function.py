@@ -255,24 +255,26 @@ class ScoreFunctionEstimator:
         parameters = [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
         if not parameters or not all(isinstance(p, th.Tensor) and p.requires_grad for p in parameters):
             raise ValueError("parameters must be one or more tensors that require gradient, such as model.parameters()")
-        calls = [self._draw(distribution, cost) for _ in range(n_calls)]
-        if self.sampling != "iid":
-            calls = [(surrogate.mean(0, keepdim=True), dtype) for surrogate, dtype in calls]
-        dtype = calls[0][1]
-        per_sample = th.cat([surrogate.reshape(len(surrogate), -1).mean(1) for surrogate, _ in calls])
-        n_terms = len(per_sample)
+        terms_of_calls, dtype = [], th.float64
+        for _ in range(n_calls):
+            surrogate, dtype = self._draw(distribution, cost)
+            terms = surrogate.reshape(len(surrogate), -1).mean(1)
+            terms_of_calls.append(terms if self.sampling == "iid" else terms.mean(0, keepdim=True))
+        per_term = th.cat(terms_of_calls)
+        n_terms = len(per_term)
         if n_terms < 2:
             raise ValueError(
-                f"a standard error needs two terms or more, got one: n_calls >= 2, or n_samples >= 2 with a method that has a "
+                "a standard error needs two terms or more, got one: n_calls >= 2, or n_samples >= 2 with a method that has a "
                 f"term per sample, got n_calls={n_calls} and n_samples={self.n_samples}"
             )
-        gradients_of_all = th.autograd.grad(per_sample.sum(), parameters, retain_graph=True, allow_unused=True)
+        gradients_of_all = th.autograd.grad(per_term.sum(), parameters, retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients_of_all):
             raise ValueError("parameters must be what the distribution was computed from, got tensors it does not depend on")
-        gradients = [th.stack(g) for g in zip(*_gradients_of_each(per_sample, parameters), strict=True)]
-        costs = per_sample.detach()
+        of_each = [g for terms in terms_of_calls for g in _gradients_of_each(terms, parameters)]
+        gradients = [th.stack(g) for g in zip(*of_each, strict=True)]
+        costs = per_term.detach()
         return GradientEstimate(
-            loss=per_sample.mean().to(dtype),
+            loss=per_term.mean().to(dtype),
             value=costs.mean().item(),
             value_standard_error=costs.std().item() / n_terms**0.5,
             gradients=[g.mean(0) for g in gradients],

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import NormalDist
+from dataclasses import dataclass
+from statistics import NormalDist, median, stdev
 from typing import Any
 
 import torch as th
@@ -12,6 +13,7 @@ from torch.distributions import Distribution
 from sb3_reinforce import score_checks
 from sb3_reinforce.estimators import METHODS
 from sb3_reinforce.estimators.report import EstimatorComparison, EstimatorVariance, advice_of
+from sb3_reinforce.estimators.without_replacement import MAX_SAMPLES
 from sb3_reinforce.score_function import ScoreFunctionEstimator
 
 Estimator = Callable[[Distribution, Callable[..., Any]], th.Tensor]
@@ -86,7 +88,7 @@ def compare_estimators(
         for name, estimator in wanted.items():
             try:
                 made = (
-                    _sized(NAMED[estimator], distribution, counted, n_evaluations, options)
+                    sized(estimator, distribution, counted, n_evaluations, **options)
                     if isinstance(estimator, str)
                     else estimator
                 )
@@ -147,19 +149,24 @@ def _exact(
         return None
 
 
-def _sized(
-    named: tuple[str, str, str], distribution: Distribution, cost: _Counter, n_evaluations: int, options: dict[str, Any]
-) -> ScoreFunctionEstimator:
-    """The estimator with as many samples as ``n_evaluations`` pay for; at least one, whatever that costs."""
-    method, baseline, sampling = named
+def sized(name: str, distribution: Distribution, cost: Callable[..., Any], n_evaluations: int, **options: Any) -> Any:
+    """
+    :param name: of ``NAMED``
+    :param options: of the estimator: ``cost_input``, ``cost_gradient``
+    :return: the estimator with as many samples as ``n_evaluations`` evaluations of the cost pay for; at least one, whatever
+        that costs
+    :raises ValueError: if the method cannot be used here
+    """
+    method, baseline, sampling = NAMED[name]
+    counted = _Counter(cost, options.get("cost_input", "torch"))
 
     def estimator(n_samples: int) -> ScoreFunctionEstimator:
         return ScoreFunctionEstimator(n_samples, baseline, method=method, sampling=sampling, **options)  # type: ignore[arg-type]
 
     def evaluations(n_samples: int) -> int:
-        before = cost.n
-        estimator(n_samples)(distribution, cost)
-        return cost.n - before
+        counted.n = 0
+        estimator(n_samples)(distribution, counted)
+        return counted.n
 
     if method == "score":
         return estimator(n_evaluations - n_evaluations % 2 if sampling == "antithetic" else n_evaluations)
@@ -169,34 +176,27 @@ def _sized(
         return estimator(2)
     n_samples = max(1, 2 * n_evaluations // (more - few))
     if method == "without_replacement":
-        n_samples = min(n_samples, 12)
+        n_samples = min(n_samples, MAX_SAMPLES)
     try:
-        estimator(n_samples)(distribution, cost)
+        while n_samples > 1 and evaluations(n_samples) > n_evaluations:
+            n_samples -= 1  # there are fewer values than samples, for which the above is no rate
+        evaluations(n_samples)
     except ValueError:
         n_samples = 2  # one is not enough
     return estimator(n_samples)
 
 
+@dataclass
 class _Measured:
     """The gradients of one estimator: running sums, so that memory does not grow with the number of calls."""
 
-    def __init__(
-        self,
-        estimator: Estimator,
-        distribution: Distribution,
-        cost: _Counter,
-        parameters: list[th.Tensor],
-        exact: th.Tensor | None,
-    ):
-        self.estimator, self.distribution, self.cost, self.parameters, self.exact = (
-            estimator,
-            distribution,
-            cost,
-            parameters,
-            exact,
-        )
-        self.warm_sum: Any = 0.0
-        self.n_warm = 0
+    estimator: Estimator
+    distribution: Distribution
+    cost: _Counter
+    parameters: list[th.Tensor]
+    exact: th.Tensor | None
+    warm_sum: Any = 0.0
+    n_warm: int = 0
 
     def call(self) -> th.Tensor:
         gradient = _gradient(self.estimator(self.distribution, self.cost), self.parameters)
@@ -209,7 +209,6 @@ class _Measured:
         self.sum, self.squares = th.zeros_like(self.centre), th.zeros_like(self.centre)
         self.distances: list[float] = []
         self.seconds: list[float] = []
-        self.n_before = self.cost.n
         self.n_evaluations = 0
 
     def record(self) -> None:
@@ -222,30 +221,28 @@ class _Measured:
         self.squares += difference.square()
         self.distances.append(difference.square().sum().item())
 
-    def moments(self) -> tuple[th.Tensor, th.Tensor, float]:
-        """Mean difference to the centre, variance of each component, and the standard error of the total's."""
+    def variance(self) -> th.Tensor:
+        """Of each component of one call's gradient."""
         n = len(self.distances)
-        mean = self.sum / n
-        variance = ((self.squares - n * mean.square()) / (n - 1)).clamp(min=0.0)
-        spread = th.tensor(self.distances, dtype=th.float64).std().item()
-        return mean, variance, spread / math.sqrt(n)
+        found = ((self.squares - self.sum.square() / n) / (n - 1)).clamp(min=0.0)
+        # what is left of an exact gradient is rounding
+        return found if found.sum() > 1e-20 * self.centre.square().sum() else th.zeros_like(found)
+
+    def total(self) -> tuple[float, float]:
+        """The sum of it, and its standard error."""
+        return self.variance().sum().item(), stdev(self.distances) / math.sqrt(len(self.distances))
 
     def row(self, name: str, n_evaluations: int, reference: "_Measured") -> EstimatorVariance:
-        mean, variance, error = self.moments()
         n = len(self.distances)
-        evaluations, seconds = self.n_evaluations / n, float(th.tensor(self.seconds).median())
-        total = variance.sum().item()
-        scale = (self.exact if self.exact is not None else self.centre).square().sum().item()
-        if total < 1e-20 * scale:  # what is left is rounding
-            variance, total, error = th.zeros_like(variance), 0.0, 0.0
-        if reference is self:
-            ours, their_seconds = total * evaluations, seconds
-        else:
-            ours = reference.moments()[1].sum().item() * reference.n_evaluations / n
-            their_seconds = float(th.tensor(reference.seconds).median())
-        their_variance = ours / (reference.n_evaluations / n)
-        relative = total * evaluations / ours if ours else float("nan")
-        margin = 1.96 * error * evaluations / ours if ours else 0.0
+        mean, variance = self.sum / n, self.variance()
+        evaluations, seconds = self.n_evaluations / n, median(self.seconds)
+        total, error = self.total()
+        total_of, error_of = reference.total()
+        evaluations_of, seconds_of = reference.n_evaluations / n, median(reference.seconds)
+        relative = total * evaluations / (total_of * evaluations_of) if total_of else math.nan
+        margin = 0.0
+        if total and total_of and reference is not self:
+            margin = 1.96 * relative * math.hypot(error / total, error_of / total_of)
         bias, biased = None, False
         if self.exact is not None:
             standard_errors = (variance / n).sqrt()
@@ -264,7 +261,7 @@ class _Measured:
             relative_evaluations=relative,
             low=max(0.0, relative - margin),
             high=relative + margin,
-            relative_seconds=total * seconds / (their_variance * their_seconds) if ours else float("nan"),
+            relative_seconds=total * seconds / (total_of * seconds_of) if total_of else math.nan,
             bias=bias,
             biased=biased,
             components=self._split(variance * evaluations / n_evaluations),

@@ -23,7 +23,7 @@ def set_sizes(sampling: Sampling, n_samples: int, leave_one_out: bool) -> list[i
         return [1] * n_samples
     if sampling == "antithetic":
         return [2] * (n_samples // 2)
-    return [n_samples - n_samples // 2, n_samples // 2] if leave_one_out else [n_samples]
+    return [n_samples - n_samples // 2, n_samples // 2] if leave_one_out and n_samples > 1 else [n_samples]
 
 
 def uniform(sampling: Sampling, sizes: list[int], batch: th.Size, event: th.Size, like: th.Tensor) -> th.Tensor:

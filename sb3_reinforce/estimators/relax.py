@@ -46,6 +46,7 @@ class Relax(Method):
     """
 
     name = "relax"
+    takes_points = True
 
     def __init__(
         self,
