@@ -1,8 +1,9 @@
 """
 Storchastic's and Pyro's estimators on the tasks of estimator_tasks.py; runs in an environment that has them.
 
-Started by benchmarks/estimators.py: reads one JSON line, ``{"task", "state", "n_repeats", "n_warmup"}``, writes one: a list of
-``{"name", "same_as", "n_samples", "evaluations", "seconds", "variance"}`` or of ``{"name", "error"}``.
+Started by benchmarks/estimators.py: reads one JSON line, ``{"task", "state", "n_repeats", "n_warmup"}``, and writes one, a
+list of ``{"name", "same_as", "n_samples", "evaluations", "seconds", "variance"}``, where ``same_as`` is the same method here;
+with the gradient's ``"mean"`` unless that is long. A library that fails has ``"error"``.
 """
 
 import json
@@ -47,11 +48,16 @@ def storchastic(task: estimator_tasks.Task, batch: Any, make: Callable[[], Any],
         @storch.deterministic
         def cost(z: th.Tensor) -> th.Tensor:
             z = z.float()
-            n_event = 1 if task.kind != "one-hot" else 2
-            counter.n += z.shape[:-n_event].numel() // logits.shape[0]
+            n_event, n_batch = 2 if task.kind == "one-hot" else 1, logits.shape[0]
+            plates = z.shape[:-n_event]
+            counter.n += plates.numel() // n_batch
+            batch_first = len(plates) == 2 and plates[0] == n_batch != plates[1]
+            if batch_first:  # samples without replacement come last
+                z = z.transpose(0, 1)
             if task.kind == "categorical":
                 z = z.argmax(-1)
-            return task.cost(batch)(z)
+            costs = task.cost(batch)(z)
+            return costs.transpose(0, 1) if batch_first else costs
 
         storch.add_cost(cost(method(p)), "cost")
         storch.backward()
@@ -151,13 +157,18 @@ def measured(
         centre = g if centre is None else centre
         total, squares = total + (g - centre), squares + (g - centre).square()
     variance = (squares - total.square() / n) / (n - 1)
-    return {"evaluations": counter.n / n, "seconds": median(seconds), "variance": variance.sum().item()}
+    found = {"evaluations": counter.n / n, "seconds": median(seconds), "variance": variance.sum().item()}
+    if len(centre) < 1000:
+        found["mean"] = (centre + total / n).tolist()
+    return found
 
 
 def main() -> None:
     asked = json.loads(sys.stdin.readline())
     task = estimator_tasks.make(asked["task"], 0)
     state = th.load(asked["state"])
+    for parameter in task.decoder.parameters():
+        parameter.requires_grad_(False)
     task.encoder.load_state_dict(state["encoder"])
     task.decoder.load_state_dict(state["decoder"])
     batch, counter = state["batch"], Counter()

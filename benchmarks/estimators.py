@@ -161,6 +161,7 @@ def variances(name: str, peers: str | None, n_repeats: int, n_warmup: int) -> li
     rows += [dict(task=name, estimator=n, library="sb3-reinforce", error=why) for n, why in found.refused.items()]
     if peers is not None:
         per_call = reference.variance * reference.evaluations, reference.variance * reference.seconds
+        exact = exact_gradient(task, distribution, cost)
         for answer in ask(peers, task, batch, n_repeats, n_warmup):
             row = dict(task=name, estimator=answer["name"], library=answer["name"].split()[0], same_as=answer["same_as"])
             if "error" in answer:
@@ -168,8 +169,27 @@ def variances(name: str, peers: str | None, n_repeats: int, n_warmup: int) -> li
                 continue
             v, e, s = (answer[key] for key in ("variance", "evaluations", "seconds"))
             rows.append({**row, "n_samples": answer["n_samples"], "evaluations": e, "milliseconds": 1000 * s, "variance": v,
-                         "at_equal_evaluations": v * e / per_call[0], "at_equal_seconds": v * s / per_call[1]})  # fmt: skip
+                         "at_equal_evaluations": v * e / per_call[0], "at_equal_seconds": v * s / per_call[1],
+                         "bias": bias_in_errors(answer, exact, n_repeats)})  # fmt: skip
     return rows
+
+
+def exact_gradient(task: Task, distribution: Distribution, cost: Callable[..., th.Tensor]) -> th.Tensor | None:
+    """By enumeration, where x has few values."""
+    try:
+        loss = ScoreFunctionEstimator(1, method="enumerate")(distribution, cost)
+    except ValueError:
+        return None
+    found = th.autograd.grad(loss, list(task.encoder.parameters()), retain_graph=True)
+    return th.cat([g.flatten() for g in found]).double()
+
+
+def bias_in_errors(answer: Mapping[str, Any], exact: th.Tensor | None, n_repeats: int) -> str:
+    if exact is None or "mean" not in answer:
+        return ""
+    distance = (th.tensor(answer["mean"], dtype=th.float64) - exact).norm().item()
+    error = (answer["variance"] / n_repeats) ** 0.5
+    return f"{distance / max(error, 1e-6 * exact.norm().item()):.2f} standard errors"
 
 
 def ask(peers: str, task: Task, batch: Any, n_repeats: int, n_warmup: int) -> list[dict[str, Any]]:

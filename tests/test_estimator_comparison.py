@@ -37,7 +37,7 @@ def test_all_usual_ones_are_measured(compared):
         "disarm": 4, "rebar": 3, "measure_valued": 3, "enumerate": 4,
     }  # fmt: skip
     assert by_name["enumerate"].variance == 0
-    assert not any(row.biased for row in compared.rows)
+    assert all(row.unbiased for row in compared.rows)
     assert compared.advice == "Advice: enumerate has no variance, in 4 evaluations."
 
 
@@ -77,12 +77,9 @@ def test_bias_is_seen():
 
     estimators = {"straight-through": straight_through, "mean": ScoreFunctionEstimator(4, "mean"), "good": "disarm"}
     found = compare_estimators(bits()[0], cost, 4, estimators, n_repeats=200, n_warmup=0)
-    assert {row.name: row.biased for row in found.rows} == {
-        REFERENCE: False,
-        "straight-through": True,
-        "mean": True,
-        "good": False,
-    }
+    assert {row.name: row.unbiased for row in found.rows} == {
+        REFERENCE: True, "straight-through": False, "mean": False, "good": True,
+    }  # fmt: skip
     assert "BIASED" in str(found)
     assert found.rows[1].n_samples is None
     assert "straight-through" not in found.advice
@@ -94,6 +91,7 @@ def test_refusals_say_why():
     assert "needs Bernoulli" in found.refused["disarm"]
     assert "not here: disarm" in str(found)
     assert found.rows[1].bias is None
+    assert found.rows[1].unbiased
     assert "the exact gradient is not known" in found.title
     # x+ and x- of x^2 differ by 4 mu sigma R: little variance
     assert found.advice.startswith("Advice: measure_valued has the least variance at equal evaluations")
@@ -152,3 +150,15 @@ def test_errors(kwargs, words):
         compare_estimators(bits()[0], cost, **kwargs)
     with pytest.raises(ValueError, match="distribution must be a torch Distribution"):
         compare_estimators(None, cost)
+
+
+def test_no_advice_for_what_may_be_biased():
+    """Where the exact gradient is not known, nothing can be said for a function of the user's own."""
+    loc = tensor(0.5, grad=True)
+    found = compare_estimators(
+        Normal(loc, 1.0), lambda x: x**2, 4, {"own": lambda p, f: 0 * loc, "mean": ScoreFunctionEstimator(4, "mean")},
+        n_repeats=10, n_warmup=0,
+    )  # fmt: skip
+    assert [row.unbiased for row in found.rows] == [True, None, None]
+    assert "unknown" in str(found)
+    assert found.advice.startswith(f"Advice: {REFERENCE} has the least variance")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, median, stdev
+from statistics import median, stdev
 from typing import Any
 
 import torch as th
@@ -53,7 +53,7 @@ def compare_estimators(
     many samples as ``n_evaluations`` evaluations of the cost pay for. The variance of one call, times its evaluations over
     ``n_evaluations``, is that of a mean of such calls at equal evaluations; times its seconds, at equal seconds (which
     depend on the machine and on how dear the cost is). Bias: the mean of all calls against the exact gradient, where x has
-    few enough values to sum over; else no bias can be told.
+    few enough values to sum over; else a bias cannot be told.
 
     :param distribution: p(x; theta)
     :param cost: f, as for :class:`~sb3_reinforce.ScoreFunctionEstimator`
@@ -135,16 +135,19 @@ def _parameters(distribution: Distribution, parameters: Iterable[th.Tensor] | No
     return [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
 
 
-def _gradient(loss: th.Tensor, parameters: list[th.Tensor]) -> th.Tensor:
-    found = th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return th.cat([g.flatten() for g in found]).double()
+def _gradients(loss: th.Tensor, parameters: list[th.Tensor]) -> tuple[th.Tensor, ...]:
+    return th.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def _flat(gradients: Iterable[th.Tensor]) -> th.Tensor:
+    return th.cat([g.flatten() for g in gradients]).double()
 
 
 def _exact(
     distribution: Distribution, cost: _Counter, parameters: list[th.Tensor], options: dict[str, Any]
 ) -> th.Tensor | None:
     try:
-        return _gradient(ScoreFunctionEstimator(1, method="enumerate", **options)(distribution, cost), parameters)
+        return _flat(_gradients(ScoreFunctionEstimator(1, method="enumerate", **options)(distribution, cost), parameters))
     except ValueError:
         return None
 
@@ -199,7 +202,7 @@ class _Measured:
     n_warm: int = 0
 
     def call(self) -> th.Tensor:
-        gradient = _gradient(self.estimator(self.distribution, self.cost), self.parameters)
+        gradient = _flat(_gradients(self.estimator(self.distribution, self.cost), self.parameters))
         self.warm_sum, self.n_warm = self.warm_sum + gradient, self.n_warm + 1
         return gradient
 
@@ -208,18 +211,21 @@ class _Measured:
         self.centre = self.warm_sum / self.n_warm if self.exact is None else self.exact
         self.sum, self.squares = th.zeros_like(self.centre), th.zeros_like(self.centre)
         self.distances: list[float] = []
+        self.along: list[float] = []
         self.seconds: list[float] = []
         self.n_evaluations = 0
 
     def record(self) -> None:
         before, start = self.cost.n, time.perf_counter()
-        difference = _gradient(self.estimator(self.distribution, self.cost), self.parameters)
+        gradients = _gradients(self.estimator(self.distribution, self.cost), self.parameters)
         self.seconds.append(time.perf_counter() - start)
         self.n_evaluations += self.cost.n - before
-        difference = difference - self.centre
+        difference = _flat(gradients) - self.centre
         self.sum += difference
         self.squares += difference.square()
         self.distances.append(difference.square().sum().item())
+        if self.exact is not None:
+            self.along.append((difference @ self.exact).item() / (self.exact.norm().item() + 1e-300))
 
     def variance(self) -> th.Tensor:
         """Of each component of one call's gradient."""
@@ -243,14 +249,18 @@ class _Measured:
         margin = 0.0
         if total and total_of and reference is not self:
             margin = 1.96 * relative * math.hypot(error / total, error_of / total_of)
-        bias, biased = None, False
+        bias = None
         if self.exact is not None:
-            standard_errors = (variance / n).sqrt()
-            tiny = 1e-9 * (1 + self.exact.abs())
-            in_errors = mean.abs() / standard_errors.clamp(min=tiny)
-            bias = in_errors.max().item()
-            # one chance in a thousand for the largest of all components
-            biased = bias > NormalDist().inv_cdf(1 - 0.0005 / len(mean)) + (0.0 if n > 100 else 1.0)
+            tiny = 1e-9 * self.exact.norm().item() + 1e-300
+            along = abs(mean @ self.exact).item() / (self.exact.norm().item() + 1e-300)
+            bias = max(
+                mean.norm().item() / max(math.sqrt(total / n), tiny), along / max(stdev(self.along) / math.sqrt(n), tiny)
+            )
+        # an estimator of our own has no bias, unless its baseline is that mean or a function of which we know nothing
+        by_construction = isinstance(self.estimator, ScoreFunctionEstimator) and not (
+            callable(self.estimator.baseline) or self.estimator.baseline == "mean"
+        )
+        unbiased = (True if by_construction else None) if bias is None else bias < 4.0
         return EstimatorVariance(
             name=name,
             n_samples=getattr(self.estimator, "n_samples", None),
@@ -263,7 +273,7 @@ class _Measured:
             high=relative + margin,
             relative_seconds=total * seconds / (total_of * seconds_of) if total_of else math.nan,
             bias=bias,
-            biased=biased,
+            unbiased=unbiased,
             components=self._split(variance * evaluations / n_evaluations),
         )
 

@@ -29,7 +29,7 @@ class DoubleCV(Method):
     def __init__(self, memory: float = 0.99):
         self.memory = memory
         # a = E[g_0 . g_1] / E[g_1 . g_1], where g = g_0 - a g_1, averaged from an a of 1
-        self.product, self.square = 0.0, 0.0
+        self.product, self.square, self.n_calls = 0.0, 0.0, 0
 
     @property
     def factor(self) -> float:
@@ -68,8 +68,10 @@ class DoubleCV(Method):
 
     def _remember(self, g_0: th.Tensor, g_1: th.Tensor) -> None:
         product, square = (g_0 * g_1).sum().item(), g_1.square().sum().item()
-        if self.square == 0.0:  # the first call counts as much as a guess of 1
-            self.product, self.square = (product + square) / 2, square
-        else:
-            keep = self.memory
-            self.product, self.square = keep * self.product + (1 - keep) * product, keep * self.square + (1 - keep) * square
+        if self.n_calls == 0:
+            self.product = self.square = square  # an a of 1, which counts as one call
+        self.n_calls += 1
+        # a plain mean at first, so that the guess is soon forgotten
+        new = max(1 / (self.n_calls + 1), 1 - self.memory)
+        self.product += new * (product - self.product)
+        self.square += new * (square - self.square)

@@ -1,6 +1,7 @@
 """Samples from the inverse distribution function: stratified, antithetic or Sobol points in place of independent ones."""
 
 import math
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch as th
@@ -55,10 +56,18 @@ def _points(sampling: Sampling, n: int, batch: th.Size, event: th.Size, like: th
     elif sampling == "stratified":
         points = (random(n).argsort(0) + random(n)) / n
     else:
-        sequence = th.quasirandom.SobolEngine(max(1, math.prod(event))).draw(n).to(like)
+        sequence = _sobol(n, max(1, math.prod(event))).to(like)
         points = (sequence.view(n, *[1] * len(batch), *event) + random(1)) % 1.0
     tiny = th.finfo(like.dtype).eps / 2
     return points.clamp(tiny, 1 - tiny)
+
+
+@lru_cache(maxsize=16)
+def _sobol(n: int, n_dimensions: int) -> th.Tensor:
+    most = th.quasirandom.SobolEngine.MAXDIM
+    if n_dimensions > most:
+        raise ValueError(f"sampling='sobol' has at most {most:,} dimensions, got {n_dimensions:,}: use 'stratified'")
+    return th.quasirandom.SobolEngine(n_dimensions).draw(n)
 
 
 def leave_set_out(values: th.Tensor, sizes: list[int]) -> th.Tensor:

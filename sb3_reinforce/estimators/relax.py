@@ -38,7 +38,7 @@ class Relax(Method):
     Source: Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), "Backpropagation through the void: optimizing control variates
     for black-box gradient estimation".
 
-    :param surrogate: c: a torch module or function of z [K, ..., event] (categories: [..., C]) that returns [K, ...]. None: a
+    :param surrogate: c: a torch module or function of z [N, ..., event] (categories: [..., C]) that returns [N, ...]. None: a
         network with one hidden layer, which sees z and phi
     :param learning_rate: of Adam. The optimiser is ``method.optimizer``, once there has been a call
     :param learn: False leaves c as it is
@@ -78,7 +78,7 @@ class Relax(Method):
             # a copy of phi for each sample, so that each gets a gradient of its own
             phi = found.logits.detach().expand(drawn.u.shape).clone().requires_grad_()
             indicator, z, z_given_x = relaxed(found, phi, drawn)
-            c, c_given_x = self.control(problem, found, z, z_given_x)
+            c, c_given_x = self.control(problem, found, th.cat([z, z_given_x])).chunk(2)
         costs = problem.cost(found.sample_of(indicator))
         learned = self._learned()
         with th.enable_grad():
@@ -92,21 +92,20 @@ class Relax(Method):
                 self._step(gradient.mean(0), learned)
         return with_gradient(costs, found.logits, gradient)
 
-    def control(self, problem: Problem, found: Factors, z: th.Tensor, z_given_x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """c(z) and c(z~), [K, ...]."""
+    def control(self, problem: Problem, found: Factors, z: th.Tensor) -> th.Tensor:
+        """c(z), [2 K, ...], for z and z~ at once."""
         if self.surrogate is None:
             self.surrogate = _Surrogate(problem.p.batch_shape, z, self.n_hidden)
-        network = self.surrogate
-        if isinstance(network, _Surrogate):
-            return network(z, found.logits.detach()), network(z_given_x, found.logits.detach())
-        values = network(z), network(z_given_x)
+        if isinstance(self.surrogate, _Surrogate):
+            return self.surrogate(z, found.logits.detach())
+        values = self.surrogate(z)
         expected = z.shape[: 1 + len(problem.p.batch_shape)]
-        if values[0].shape != expected or not values[0].requires_grad:
+        if values.shape != expected or not values.requires_grad:
             raise ValueError(
                 f"surrogate must return a tensor of shape {tuple(expected)} with gradient in z, got shape "
-                f"{tuple(values[0].shape)}: one number for each sample and element of the batch"
+                f"{tuple(values.shape)}: one number for each sample and element of the batch"
             )
-        return values
+        return values.double()
 
     def _learned(self) -> list[th.Tensor]:
         """What the optimiser moves, empty if nothing."""
@@ -176,11 +175,10 @@ class Rebar(Relax):
                 "OneHotCategorical with a cost of one-hot vectors, or 'relax' or 'disarm'"
             )
 
-    def control(self, problem: Problem, found: Factors, z: th.Tensor, z_given_x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        scaled = th.cat([z, z_given_x]) / self.log_temperature.exp().to(z)
+    def control(self, problem: Problem, found: Factors, z: th.Tensor) -> th.Tensor:
+        scaled = z / self.log_temperature.exp().to(z)
         costs = problem.cost_in_x(scaled.softmax(-1) if found.categories else scaled.sigmoid())
-        c, c_given_x = (self.scale.to(costs) * costs).chunk(2)
-        return c, c_given_x
+        return self.scale.to(costs) * costs
 
     def parameters(self) -> list[th.Tensor]:
         return [self.log_temperature, self.scale]

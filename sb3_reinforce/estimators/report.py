@@ -23,8 +23,9 @@ class EstimatorVariance:
     :param low: lower end of its interval, 95 %
     :param high: upper end
     :param relative_seconds: variance * seconds, over the reference's: of means of calls that take equally long
-    :param bias: largest bias of a component, in standard errors; None where the gradient is not known
-    :param biased: whether that is more than chance would do
+    :param bias: of the mean gradient, in standard errors: the larger of its distance to the exact gradient in all components
+        together, and along the exact gradient. None where that is not known
+    :param unbiased: False if bias is above 4; else True if it has been measured or the method has none; else None
     :param components: variance of each component at equal evaluations, one tensor per parameter
     """
 
@@ -39,7 +40,7 @@ class EstimatorVariance:
     high: float
     relative_seconds: float
     bias: float | None
-    biased: bool
+    unbiased: bool | None
     components: list[th.Tensor] = field(repr=False)
 
 
@@ -72,7 +73,7 @@ class EstimatorComparison:
                 f"{row.at_equal_evaluations:.3g}",
                 f"{row.relative_evaluations:.3g} ({row.low:.3g} - {row.high:.3g})",
                 f"{row.relative_seconds:.3g}",
-                "" if row.bias is None else f"{row.bias:.1f}{' BIASED' if row.biased else ''}",
+                ("" if row.bias is None else f"{row.bias:.1f}") + {True: "", False: " BIASED", None: "unknown"}[row.unbiased],
             )
             for row in self.rows
         ]
@@ -111,7 +112,7 @@ class EstimatorComparison:
         figure = Figure(figsize=(8, 0.4 * len(rows) + 1.8), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        names = [row.name + (" (biased)" if row.biased else "") for row in rows]
+        names = [row.name + {True: "", False: " (biased)", None: " (bias unknown)"}[row.unbiased] for row in rows]
         axes.plot([row.relative_evaluations for row in rows], names, "o", color="tab:blue", label="at equal evaluations")
         axes.hlines(names, [row.low for row in rows], [row.high for row in rows], color="tab:blue")
         axes.plot([row.relative_seconds for row in rows], names, "x", color="tab:orange", label="at equal seconds")
@@ -126,7 +127,7 @@ class EstimatorComparison:
 
 def advice_of(rows: list[EstimatorVariance], n_evaluations: int) -> str:
     """One line: the unbiased ones with the least variance, per evaluation and per second."""
-    unbiased = [row for row in rows if not row.biased]
+    unbiased = [row for row in rows if row.unbiased]
     exact = [row for row in unbiased if row.variance == 0.0 and row.evaluations <= n_evaluations]
     if exact:
         return f"Advice: {exact[0].name} has no variance, in {exact[0].evaluations:g} evaluations."

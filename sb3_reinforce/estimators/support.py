@@ -12,7 +12,7 @@ def check_support(p: Distribution, name: str) -> None:
     """:raises ValueError: if the support is infinite, unknown or too large to list"""
     size = _size(p)
     if size is None or size > MAX_SUPPORT:
-        got = "which has no finite support that torch can list" if size is None else f"which has {size:,} values"
+        got = "which has no finite support that torch can list" if size is None else "which has more"
         raise ValueError(
             f"method={name!r} lists all values of x, at most {MAX_SUPPORT:,} of them, got {p}, {got}: use 'score', or "
             "'disarm' for a vector of Bernoulli or categorical variables"
@@ -33,7 +33,7 @@ def _size(p: Distribution) -> int | None:
     if values is None:
         return None
     n_variables = base_of(p).batch_shape.numel() // p.batch_shape.numel()
-    return len(values) ** n_variables if n_variables < 64 or len(values) < 2 else MAX_SUPPORT + 1
+    return int(len(values) ** n_variables)
 
 
 def support(p: Distribution) -> th.Tensor:
