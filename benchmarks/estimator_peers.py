@@ -152,9 +152,9 @@ def measured(
             parameter.grad = None
         if i == n_warmup:
             counter.n = 0
-        start = time.perf_counter()
+        start = time.process_time()
         gradient()
-        taken = time.perf_counter() - start
+        taken = time.process_time() - start
         if i < n_warmup:
             continue
         seconds.append(taken)

@@ -8,7 +8,7 @@ Every estimator of ScoreFunctionEstimator on eight problems, beside Storchastic,
 
 Variance: of the gradient of the encoder's parameters on one batch, after some updates; estimators take turns, call by call. A
 row's variance times its evaluations over those of the task is that at equal evaluations; times its seconds, at equal
-seconds. Training: Adam, at equal evaluations per update, seeds 0 to 4.
+seconds (of the processor, one thread). Training: Adam, at equal evaluations per update, seeds 0 to 4.
 
 The others run in an environment of their own, because Storchastic has had no release since 2024 and asks for Pyro:
 
@@ -137,7 +137,14 @@ def variances(name: str, peers: str | None, n_repeats: int, n_warmup: int) -> li
     if len(distribution.batch_shape) and distribution.batch_shape.numel() > 1:
         del estimators["score, optimal"]  # a backward pass for each of 200 elements
     found = compare_estimators(
-        distribution, cost, task.n_evaluations, estimators, list(task.encoder.parameters()), n_repeats, n_warmup
+        distribution,
+        cost,
+        task.n_evaluations,
+        estimators,
+        list(task.encoder.parameters()),
+        n_repeats,
+        n_warmup,
+        clock=time.process_time,
     )
     print(f"\n{name}\n{found}", flush=True)
     reference = found.rows[0]
@@ -229,10 +236,10 @@ def train(name: str, estimator_name: str, seed: int) -> dict[str, Any] | None:
         if probe.n > 2 * task.n_evaluations:
             return None  # it has no estimate that is this cheap
     optimizer = th.optim.Adam([*task.encoder.parameters(), *task.decoder.parameters()], lr=task.learning_rate)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(task.n_updates):
         update(task, estimator, optimizer, generator)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return dict(task=name, estimator=estimator_name, seed=seed, n_updates=task.n_updates, n_evaluations=task.n_evaluations,
                 loss=task.final(), seconds=round(seconds, 2))  # fmt: skip
 
