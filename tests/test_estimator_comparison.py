@@ -143,6 +143,7 @@ def test_parameters_of_a_network():
     [
         (dict(n_evaluations=1), "n_evaluations must be a whole number >= 2, got 1"),
         (dict(n_repeats=5), "n_repeats must be a whole number >= 10"),
+        (dict(parameters=[]), "parameters must be one or more tensors that require gradient"),
         (dict(estimators=["rebarr"]), "estimators must be of .* got 'rebarr'"),
     ],
 )
@@ -151,6 +152,13 @@ def test_errors(kwargs, words):
         compare_estimators(bits()[0], cost, **kwargs)
     with pytest.raises(ValueError, match="distribution must be a torch Distribution"):
         compare_estimators(None, cost)
+
+
+def test_what_is_too_dear_is_not_measured():
+    """2^9 values with two evaluations asked for: neither the method nor the exact gradient is worth that many."""
+    found = compare_estimators(bits(9)[0], cost, 2, ["enumerate"], n_repeats=10, n_warmup=0)
+    assert "evaluates the cost 512 times per call" in found.refused["enumerate"]
+    assert "the exact gradient is not known" in found.title
 
 
 def test_no_advice_for_what_may_be_biased():

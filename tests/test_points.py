@@ -180,6 +180,8 @@ def test_estimate_takes_calls_for_terms():
     estimator = ScoreFunctionEstimator(8, "none", sampling="sobol")
     with pytest.raises(ValueError, match="n_calls >= 2"):
         estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc)
+    with pytest.raises(ValueError, match="n_calls must be a whole number >= 1, got 0"):
+        estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc, n_calls=0)
     th.manual_seed(5)
     found = estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc, n_calls=100)
     assert abs(found.gradients[0] - NORMAL[3]) < 4 * found.standard_errors[0]
