@@ -123,7 +123,7 @@ def autoencoder(name: str, kind: str, encoder: th.nn.Module, decoder: th.nn.Modu
 
     task = Task(
         name, 4, kind, encoder, logits, cost, lambda generator: pixels[th.randint(len(pixels), (50,), generator=generator)],
-        final, 3e-3, 400, decoder, extra,
+        final, 5e-3, 300, decoder, extra,
     )  # fmt: skip
     return task
 
@@ -158,7 +158,7 @@ def zero_one() -> Task:
     return Task(
         "0-1 loss", 4, "categorical", encoder, lambda batch: encoder(pixels[batch] - 0.5),
         lambda batch: lambda x: (x != target[batch]).float(),
-        lambda generator: th.randint(len(pixels), (50,), generator=generator), final, 1e-2, 400, differentiable=False,
+        lambda generator: th.randint(len(pixels), (50,), generator=generator), final, 1e-2, 300, differentiable=False,
     )  # fmt: skip
 
 

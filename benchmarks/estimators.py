@@ -53,7 +53,7 @@ TRAINED = (
     "rebar", "relax", "double_cv", "measure_valued",
 )  # fmt: skip
 SEEDS = range(5)
-N_REPEATS, N_WARMUP = 300, 300
+N_REPEATS, N_WARMUP = 200, 200
 
 th.set_num_threads(1)
 
