@@ -194,8 +194,19 @@ def surrogate_of(z):
 def test_rebar_and_relax(method, case, n_samples):
     th.manual_seed(3)
     given = Rebar(temperature=0.4, scale=0.8, learn=False) if method == "rebar" else Relax(surrogate_of)
-    estimates = relaxed_estimates(case, given, n_samples, 100_000 // n_samples)
+    # of one sample the second call, because it has the average over past calls for a baseline
+    estimates = relaxed_estimates(case, given, n_samples, 100_000 // n_samples, n_calls=2 if n_samples == 1 else 1)
     assert z_scores(estimates, exact(case)).abs().max() < 4
+
+
+def test_one_sample_has_the_average_of_past_calls():
+    """A constant cost of 5: the first gradient is 5 times the score, the second 0."""
+    method = Relax(lambda z: 0 * z.sum(-1))
+    for expected in (5.0, 0.0, 0.0):
+        logits = tensor([0.0], grad=True)
+        loss = ScoreFunctionEstimator(1, method=method)(Independent(Bernoulli(logits=logits), 1), lambda x: 5 + 0 * x.sum(-1))
+        loss.backward()
+        assert logits.grad.abs().item() == pytest.approx(expected / 2)  # p = 1/2: a score of 1/2 or -1/2
 
 
 @pytest.mark.parametrize("method", ["rebar", "relax"])
