@@ -13,7 +13,7 @@ MAX_LINES = 400
 LAYERS = {
     "mathematics": [
         "version", "schedules", "observations", "returns", "episodes", "baselines", "losses", "score_checks",
-        "score_function",
+        "score_function", "estimators*",
     ],
     "processes": [
         "action_masks", "maskable_recurrent",
