@@ -13,11 +13,11 @@ MAX_LINES = 400
 LAYERS = {
     "mathematics": [
         "version", "schedules", "observations", "returns", "episodes", "baselines", "losses", "score_checks",
-        "score_function",
+        "sequences", "score_function",
     ],
     "processes": [
-        "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
-        "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
+        "arguments", "migration", "parallel", "policy_checks",
+        "running", "running.normalization", "running.ranks", "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
         "running.threads",
     ],
