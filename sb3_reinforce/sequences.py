@@ -134,10 +134,10 @@ def kl_to_reference(log_prob: th.Tensor, reference_log_prob: th.Tensor, mask: th
     """
     log p(x_t | x_<t) - log q(x_t | x_<t), a *cost* per token whose expected sum is KL(p || q). Without gradient.
 
-    The gradient of that KL is E[sum_t s_t C_t], with C_t the cost-to-go of these numbers and s_t the score. So add ``beta *`` them
-    to the costs, per token, or their sum per sequence: both are right. Differentiating an estimate of the KL in the loss is
-    not: log p - log q ("k1") has the expected gradient 0, and q/p - 1 - log(q/p) of a sequence ("k3") that of KL(q || p). Summed
-    over tokens, as GRPO does, k3 also lacks the effect of each token on those behind it.
+    The gradient of that KL is E[sum_t s_t C_t], with C_t the cost-to-go of these numbers and s_t the score. So add ``beta *``
+    them to the costs, per token, or their sum per sequence: both are right. Differentiating an estimate of the KL in the loss
+    is not: log p - log q ("k1") has the expected gradient 0, and q/p - 1 - log(q/p) of a sequence ("k3") that of KL(q || p).
+    Summed over tokens, as in GRPO, k3 also lacks the effect of each token on those behind it.
 
     Source: Ahmadian et al. (2024), "Back to basics"; the names are Schulman's (2020), "Approximating KL divergence".
 

@@ -17,7 +17,8 @@ LAYERS = {
     ],
     "processes": [
         "arguments", "migration", "parallel", "policy_checks",
-        "running", "running.normalization", "running.ranks", "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
+        "running", "running.normalization", "running.ranks", "running.exchange",
+        "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
         "running.threads",
     ],
