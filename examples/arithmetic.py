@@ -1,8 +1,7 @@
 """
 A small transformer learns to write arithmetic, such as 6*8-1, that evaluates to a given number.
 
-Nobody shows it any arithmetic: it writes, Python's eval says how far off the value is, and that is the cost of the sequence. K
-samples for each target have each other as baseline (RLOO).
+Python's eval says how far off a text is: its cost. The 16 texts for each target have each other as baseline (RLOO).
 """
 
 import re
@@ -13,39 +12,24 @@ from torch.distributions import Categorical
 from sb3_reinforce import score_function_loss
 from sb3_reinforce.sequences import mask_to_end
 
-SYMBOLS = "0123456789+-*."  # the last one ends the text
-N_TARGETS, LENGTH = 40, 6
+SYMBOLS, END = "0123456789+-*.", 13  # "." ends a text
+N_TARGETS, LENGTH = 40, 6  # the prompt is one token: 14 stands for the target 0, 15 for 1, ...
 
 
 class Writer(th.nn.Module):
     def __init__(self, width: int = 32):
         super().__init__()
-        self.targets, self.symbols = th.nn.Embedding(N_TARGETS, width), th.nn.Embedding(len(SYMBOLS), width)
+        self.embedding = th.nn.Embedding(len(SYMBOLS) + N_TARGETS, width)
         self.places = th.nn.Parameter(th.randn(LENGTH, width))
         layer = th.nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.body, self.head = (
-            th.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
-            th.nn.Linear(width, len(SYMBOLS)),
-        )
+        self.body = th.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = th.nn.Linear(width, len(SYMBOLS))
 
-    def forward(self, targets: th.Tensor, tokens: th.Tensor) -> Categorical:
-        """The distribution of every next symbol: [N], [N, t] -> batch shape [N, t + 1]."""
-        x = th.cat([self.targets(targets)[:, None], self.symbols(tokens)], 1) + self.places[: tokens.shape[1] + 1]
-        causal = th.nn.Transformer.generate_square_subsequent_mask(x.shape[1])
-        return Categorical(logits=self.head(self.body(x, mask=causal, is_causal=True)))
-
-    @th.no_grad()
-    def write(self, targets: th.Tensor) -> th.Tensor:
-        tokens = targets.new_zeros(len(targets), 0)
-        while tokens.shape[1] < LENGTH:
-            tokens = th.cat([tokens, self(targets, tokens).sample()[:, -1:]], 1)
-        return tokens
-
-
-def cost_of(target: int, tokens: list[int]) -> tuple[float, str]:
-    text = "".join(SYMBOLS[token] for token in tokens).partition(".")[0]
-    valid = re.fullmatch(r"\d([-+*]\d)+", text)
-    return (min(abs(eval(text) - target) / 10, 1) if valid else 2), text
+    def forward(self, tokens: th.Tensor) -> Categorical:
+        """The distribution of the symbol after each token, [N, t] -> batch shape [N, t]."""
+        mask = th.nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.body(self.embedding(tokens) + self.places[: tokens.shape[1]], mask=mask, is_causal=True)
+        return Categorical(logits=self.head(hidden))
 
 
 def main(n_updates: int = 600, n_samples: int = 16, seed: int = 0) -> float:
@@ -53,21 +37,21 @@ def main(n_updates: int = 600, n_samples: int = 16, seed: int = 0) -> float:
     writer, targets = Writer(), th.arange(N_TARGETS).repeat(n_samples)
     optimizer = th.optim.Adam(writer.parameters(), lr=3e-3)
     for update in range(n_updates + 1):
-        tokens = writer.write(targets)
-        costs, texts = zip(*map(cost_of, targets.tolist(), tokens.tolist()), strict=True)
-        if update % (n_updates // 4) == 0:
-            right = sum(cost == 0 for cost in costs) / len(costs)
-            print(
-                f"{update:4d}: {right:6.1%} right",
-                *(f"{target}={texts[target]}" for target in range(7, N_TARGETS, 8)),
-                sep="  ",
-            )
-        log_prob = writer(targets, tokens[:, :-1]).log_prob(tokens).view(n_samples, N_TARGETS, LENGTH)
-        mask = mask_to_end(tokens, end=SYMBOLS.index(".")).view_as(log_prob)
-        loss = score_function_loss(log_prob, th.tensor(costs).view(n_samples, N_TARGETS), mask=mask)
+        tokens = targets[:, None] + len(SYMBOLS)
+        with th.no_grad():
+            for _ in range(LENGTH):
+                tokens = th.cat([tokens, writer(tokens).sample()[:, -1:]], 1)
+        texts = ["".join(SYMBOLS[token] for token in row[1:]).partition(".")[0] for row in tokens.tolist()]
+        values = [eval(text) if re.fullmatch(r"\d([-+*]\d)+", text) else 1e9 for text in texts]
+        cost = ((th.tensor(values) - targets).abs() / 10).clamp(max=1).view(n_samples, N_TARGETS)
+        log_prob = writer(tokens[:, :-1]).log_prob(tokens[:, 1:]).view(n_samples, N_TARGETS, LENGTH)
+        loss = score_function_loss(log_prob, cost, mask=mask_to_end(tokens[:, 1:], END).view_as(log_prob))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if update % (n_updates // 4) == 0:
+            right = (cost == 0).float().mean().item()
+            print(f"{update} updates: {right:.1%} right;", ", ".join(f"{n} = {texts[n]}" for n in range(7, 40, 8)))
     return right
 
 
