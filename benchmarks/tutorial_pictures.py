@@ -3,8 +3,8 @@ The pictures of docs/score_function.md and docs/sequences.md.
 
     python benchmarks/tutorial_pictures.py
 
-Draws docs/score_function_idea.png, _methods.png, _variance.png and _grpo.png in a minute. Colours are those of Okabe and Ito, which all
-people tell apart; lines differ in style as well.
+Draws docs/score_function_idea.png, _methods.png, _variance.png and _grpo.png in a minute. Colours are those of
+Okabe and Ito, which all people tell apart; lines differ in style as well.
 """
 
 import math
