@@ -72,7 +72,8 @@ def checked_cost(log_prob: th.Tensor, cost: Any, cost_gradient: bool) -> th.Tens
         if extra > 0 and log_prob.shape[: cost.ndim] == cost.shape:
             raise ValueError(
                 f"log_prob must have one element per cost, {shapes}: make the last {extra} dimension(s) part of one event "
-                f"with torch.distributions.Independent(distribution, {extra}), or sum log_prob over them"
+                f"with torch.distributions.Independent(distribution, {extra}), or sum log_prob over them (padded tokens: pass "
+                "mask)"
             )
         raise ValueError(f"log_prob and cost must have equal shapes [K, ...], {shapes}: one cost for each log_prob")
     if cost_gradient and not cost.requires_grad:
