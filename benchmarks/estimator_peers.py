@@ -34,8 +34,10 @@ class Counter:
 
 
 def storchastic(task: estimator_tasks.Task, batch: Any, make: Callable[[], Any], counter: Counter) -> Callable[[], None]:
-    """One gradient, into ``.grad`` of the encoder."""
+    """One gradient, into ``.grad`` of the encoder, and a step of what the method learns."""
     method = make()
+    learned = list(method.parameters())
+    optimizer = th.optim.Adam(learned, lr=0.01) if learned else None
 
     def run() -> None:
         storch.reset()
@@ -61,6 +63,9 @@ def storchastic(task: estimator_tasks.Task, batch: Any, make: Callable[[], Any],
 
         storch.add_cost(cost(method(p)), "cost")
         storch.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return run
 
@@ -147,9 +152,9 @@ def measured(
             parameter.grad = None
         if i == n_warmup:
             counter.n = 0
-        start = time.perf_counter()
+        start = time.process_time()
         gradient()
-        taken = time.perf_counter() - start
+        taken = time.process_time() - start
         if i < n_warmup:
             continue
         seconds.append(taken)

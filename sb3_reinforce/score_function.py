@@ -268,6 +268,8 @@ class ScoreFunctionEstimator:
         parameters = [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
         if not parameters or not all(isinstance(p, th.Tensor) and p.requires_grad for p in parameters):
             raise ValueError("parameters must be one or more tensors that require gradient, such as model.parameters()")
+        if isinstance(n_calls, bool) or not isinstance(n_calls, int) or n_calls < 1:
+            raise ValueError(f"n_calls must be a whole number >= 1, got {n_calls!r}")
         terms_of_calls, dtype = [], th.float64
         for _ in range(n_calls):
             surrogate, dtype = self._draw(distribution, cost)

@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from sb3_reinforce import ScoreFunctionEstimator, compare_estimators
 from sb3_reinforce.estimators.comparison import NAMED, REFERENCE, USUAL, sized
+from sb3_reinforce.zoo.cli import main
 from tests.score_cases import COSTS, LOGITS, tensor
 
 
@@ -142,6 +143,7 @@ def test_parameters_of_a_network():
     [
         (dict(n_evaluations=1), "n_evaluations must be a whole number >= 2, got 1"),
         (dict(n_repeats=5), "n_repeats must be a whole number >= 10"),
+        (dict(parameters=[]), "parameters must be one or more tensors that require gradient"),
         (dict(estimators=["rebarr"]), "estimators must be of .* got 'rebarr'"),
     ],
 )
@@ -150,6 +152,13 @@ def test_errors(kwargs, words):
         compare_estimators(bits()[0], cost, **kwargs)
     with pytest.raises(ValueError, match="distribution must be a torch Distribution"):
         compare_estimators(None, cost)
+
+
+def test_what_is_too_dear_is_not_measured():
+    """2^9 values with two evaluations asked for: neither the method nor the exact gradient is worth that many."""
+    found = compare_estimators(bits(9)[0], cost, 2, ["enumerate"], n_repeats=10, n_warmup=0)
+    assert "evaluates the cost 512 times per call" in found.refused["enumerate"]
+    assert "the exact gradient is not known" in found.title
 
 
 def test_no_advice_for_what_may_be_biased():
@@ -162,3 +171,38 @@ def test_no_advice_for_what_may_be_biased():
     assert [row.unbiased for row in found.rows] == [True, None, None]
     assert "unknown" in str(found)
     assert found.advice.startswith(f"Advice: {REFERENCE} has the least variance")
+
+
+PROBLEM = """
+import torch
+from torch.distributions import Bernoulli
+distribution = Bernoulli(logits=torch.zeros((), requires_grad=True))
+"""
+
+
+def test_the_command(tmp_path, capsys):
+    problem, picture = tmp_path / "problem.py", tmp_path / "picture.png"
+    problem.write_text(f"{PROBLEM}cost = lambda x: 3 * x\n")
+    pytest.importorskip("matplotlib")
+    assert main(["compare-estimators", str(problem), "--evaluations", "2", "--repeats", "10", "--png", str(picture)]) == 0
+    assert "Advice: enumerate has no variance, in 2 evaluations." in capsys.readouterr().out
+    assert picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PROBLEM, "must define `distribution` and `cost`, got no cost"),
+        (f"{PROBLEM}cost = lambda x: x * float('nan')", "cost must be finite"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        (None, "there is no such file"),
+    ],
+)
+def test_the_command_refuses_in_one_line(text, words, tmp_path, capsys):
+    problem = tmp_path / "problem.py"
+    if text is not None:
+        problem.write_text(text)
+    assert main(["compare-estimators", str(problem)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

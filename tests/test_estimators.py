@@ -43,6 +43,21 @@ def assert_exact(case, found):
 # --- every draw, with its probability -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n_samples", NUMBERS)
+@pytest.mark.parametrize("case", DISCRETE)
+def test_score(case, n_samples):
+    if len(values_of(case)[0]) ** n_samples > 7000:
+        n_samples = 3  # of 9 values: 729 draws
+    parameter, make, cost = DISCRETE[case]
+    probability, x = draws_of_x(case, n_samples)
+    for baseline in ["none", 2.5] if n_samples == 1 else ["none", 2.5, "leave_one_out"]:
+        copies = parameter.expand(len(probability), *parameter.shape).clone().requires_grad_()
+        estimator = ScoreFunctionEstimator(n_samples, baseline)
+        estimator._sample = lambda p: x
+        weighted = estimator._draw(make(copies), cost)[0].mean(0) * probability
+        assert_exact(case, (weighted.sum(), th.autograd.grad(weighted.sum(), copies)[0].sum(0)))
+
+
 @pytest.mark.parametrize("case", DISCRETE)
 def test_enumerate(case):
     assert_exact(case, expectation(case, "enumerate", 1, th.ones(1, dtype=th.float64), None))

@@ -16,6 +16,7 @@ from torch.distributions import (
 )
 
 from sb3_reinforce import ScoreFunctionEstimator
+from sb3_reinforce.baselines import LeaveOneOutBaseline
 from sb3_reinforce.estimators import Rebar
 from sb3_reinforce.estimators.points import inverse, leave_set_out, sample, set_sizes, uniform
 from tests.estimator_cases import DISCRETE, exact, sampled
@@ -163,6 +164,8 @@ def test_errors():
         ScoreFunctionEstimator(3, sampling="antithetic")
     with pytest.raises(ValueError, match="takes samples for independent"):
         ScoreFunctionEstimator(4, "optimal", sampling="sobol")
+    with pytest.raises(ValueError, match="takes samples for independent"):
+        ScoreFunctionEstimator(4, LeaveOneOutBaseline(), sampling="sobol")
     with pytest.raises(ValueError, match="needs two sets"):
         ScoreFunctionEstimator(1, sampling="sobol")
     with pytest.raises(ValueError, match="whose samples must be independent"):
@@ -177,6 +180,8 @@ def test_estimate_takes_calls_for_terms():
     estimator = ScoreFunctionEstimator(8, "none", sampling="sobol")
     with pytest.raises(ValueError, match="n_calls >= 2"):
         estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc)
+    with pytest.raises(ValueError, match="n_calls must be a whole number >= 1, got 0"):
+        estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc, n_calls=0)
     th.manual_seed(5)
     found = estimator.estimate(Normal(loc, 0.8), lambda x: x**3, loc, n_calls=100)
     assert abs(found.gradients[0] - NORMAL[3]) < 4 * found.standard_errors[0]

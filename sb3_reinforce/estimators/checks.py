@@ -19,7 +19,7 @@ def check_options(
     if sampling == "antithetic" and n_samples % 2:
         raise ValueError(f'sampling="antithetic" draws pairs: n_samples must be even, got {n_samples}')
     if method is None:
-        if sampling != "iid" and isinstance(baseline, str):
+        if sampling != "iid":
             _check_baseline_of_points(n_samples, baseline, sampling)
         return
     if not isinstance(baseline, str) or baseline not in ("leave_one_out", "none"):
@@ -41,13 +41,14 @@ def check_options(
         )
 
 
-def _check_baseline_of_points(n_samples: int, baseline: str, sampling: Any) -> None:
-    if baseline in ("optimal", "mean"):
+def _check_baseline_of_points(n_samples: int, baseline: Any, sampling: Any) -> None:
+    by_name = isinstance(baseline, str)
+    if getattr(baseline, "needs_others", False) or (by_name and baseline in ("optimal", "mean")):
         raise ValueError(
             f"baseline={baseline!r} takes samples for independent, got sampling={sampling!r}: use 'leave_one_out', which "
             "leaves out a sample's whole set, 'moving_average' or 'none'"
         )
-    if baseline == "leave_one_out" and len(set_sizes(sampling, n_samples, True)) < 2:
+    if by_name and baseline == "leave_one_out" and len(set_sizes(sampling, n_samples, True)) < 2:
         raise ValueError(
             f"baseline='leave_one_out' needs two sets of samples, got n_samples={n_samples} with sampling={sampling!r}: more "
             "samples, 'moving_average' or 'none'"

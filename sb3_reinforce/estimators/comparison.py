@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from sb3_reinforce import score_checks
 from sb3_reinforce.estimators import METHODS
 from sb3_reinforce.estimators.report import EstimatorComparison, EstimatorVariance, advice_of
+from sb3_reinforce.estimators.support import support_size
 from sb3_reinforce.estimators.without_replacement import MAX_SAMPLES
 from sb3_reinforce.score_function import ScoreFunctionEstimator
 
@@ -33,6 +34,9 @@ NAMED: dict[str, tuple[str, str, str]] = {
 # "optimal" needs a backward pass for each sample, and is measured if it is asked for
 USUAL = tuple(name for name in NAMED if name not in ("score, optimal", "score, stratified", "disarm, sobol"))
 
+# A call that evaluates the cost more often than so many times n_evaluations is not measured
+MOST_TIMES = 100
+
 
 def compare_estimators(
     distribution: Distribution,
@@ -45,6 +49,7 @@ def compare_estimators(
     cost_input: str = "torch",
     cost_gradient: bool = False,
     seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> EstimatorComparison:
     """
     The variance of the gradient under every estimator, on one distribution and cost; those that cannot be used say why.
@@ -53,7 +58,7 @@ def compare_estimators(
     many samples as ``n_evaluations`` evaluations of the cost pay for. The variance of one call, times its evaluations over
     ``n_evaluations``, is that of a mean of such calls at equal evaluations; times its seconds, at equal seconds (which
     depend on the machine and on how dear the cost is). Bias: the mean of all calls against the exact gradient, where x has
-    few enough values to sum over; else a bias cannot be told.
+    at most ``n_repeats * n_evaluations`` values to sum over; else a bias cannot be told.
 
     :param distribution: p(x; theta)
     :param cost: f, as for :class:`~sb3_reinforce.ScoreFunctionEstimator`
@@ -66,6 +71,7 @@ def compare_estimators(
     :param cost_input: as for the estimator
     :param cost_gradient: as for the estimator
     :param seed: of torch's generator, which is put back afterwards
+    :param clock: what tells the seconds; ``time.process_time`` on a machine that others use as well
     :return: table, advice and picture
     :raises ValueError: for numbers out of range or an unknown name
     """
@@ -82,7 +88,7 @@ def compare_estimators(
     with th.random.fork_rng():
         th.manual_seed(seed)
         given = _parameters(distribution, parameters)
-        exact = _exact(distribution, counted, given, options)
+        exact = _exact(distribution, counted, given, options, most=n_repeats * n_evaluations)
         measured: dict[str, _Measured] = {}
         refused: dict[str, str] = {}
         for name, estimator in wanted.items():
@@ -92,8 +98,8 @@ def compare_estimators(
                     if isinstance(estimator, str)
                     else estimator
                 )
-                found = _Measured(made, distribution, counted, given, exact)
-                found.call()
+                found = _Measured(made, distribution, counted, given, exact, clock)
+                _check_price(name, made, distribution, counted, n_evaluations)
             except ValueError as error:
                 if name == REFERENCE or not isinstance(estimator, str):
                     raise
@@ -101,7 +107,7 @@ def compare_estimators(
             else:
                 measured[name] = found
         for found in measured.values():
-            for _ in range(n_warmup):
+            for _ in range(max(1, n_warmup)):
                 found.call()
             found.begin()
         for _ in range(n_repeats):
@@ -132,7 +138,21 @@ def _parameters(distribution: Distribution, parameters: Iterable[th.Tensor] | No
         log_prob = distribution.log_prob(distribution.sample())
         score_checks.check_log_prob(log_prob[None])
         return score_checks.leaves(log_prob)
-    return [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
+    given = [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
+    if not given or not all(isinstance(p, th.Tensor) and p.requires_grad for p in given):
+        raise ValueError("parameters must be one or more tensors that require gradient, such as model.parameters()")
+    return given
+
+
+def _check_price(name: str, estimator: Estimator, distribution: Distribution, cost: _Counter, n_evaluations: int) -> None:
+    """:raises ValueError: if one call evaluates the cost far more often than was asked for"""
+    before = cost.n
+    estimator(distribution, cost)
+    if cost.n - before > MOST_TIMES * n_evaluations:
+        raise ValueError(
+            f"{name} evaluates the cost {cost.n - before:,} times per call, more than {MOST_TIMES} times n_evaluations, "
+            f"{n_evaluations}: call it alone"
+        )
 
 
 def _gradients(loss: th.Tensor, parameters: list[th.Tensor]) -> tuple[th.Tensor, ...]:
@@ -144,8 +164,12 @@ def _flat(gradients: Iterable[th.Tensor]) -> th.Tensor:
 
 
 def _exact(
-    distribution: Distribution, cost: _Counter, parameters: list[th.Tensor], options: dict[str, Any]
+    distribution: Distribution, cost: _Counter, parameters: list[th.Tensor], options: dict[str, Any], most: int
 ) -> th.Tensor | None:
+    """By enumeration, if that is no dearer than what is measured: at most so many evaluations."""
+    size = support_size(distribution)
+    if size is None or size > most:
+        return None
     try:
         return _flat(_gradients(ScoreFunctionEstimator(1, method="enumerate", **options)(distribution, cost), parameters))
     except ValueError:
@@ -198,6 +222,7 @@ class _Measured:
     cost: _Counter
     parameters: list[th.Tensor]
     exact: th.Tensor | None
+    clock: Callable[[], float]
     warm_sum: Any = 0.0
     n_warm: int = 0
 
@@ -208,7 +233,7 @@ class _Measured:
 
     def begin(self) -> None:
         # sums of differences to a number nearby lose no digits
-        self.centre = self.warm_sum / self.n_warm if self.exact is None else self.exact
+        self.centre = self.exact if self.exact is not None else self.warm_sum / self.n_warm
         self.sum, self.squares = th.zeros_like(self.centre), th.zeros_like(self.centre)
         self.distances: list[float] = []
         self.along: list[float] = []
@@ -216,9 +241,9 @@ class _Measured:
         self.n_evaluations = 0
 
     def record(self) -> None:
-        before, start = self.cost.n, time.perf_counter()
+        before, start = self.cost.n, self.clock()
         gradients = _gradients(self.estimator(self.distribution, self.cost), self.parameters)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(self.clock() - start)
         self.n_evaluations += self.cost.n - before
         difference = _flat(gradients) - self.centre
         self.sum += difference
@@ -251,7 +276,8 @@ class _Measured:
             margin = 1.96 * relative * math.hypot(error / total, error_of / total_of)
         bias = None
         if self.exact is not None:
-            tiny = 1e-9 * self.exact.norm().item() + 1e-300
+            # costs that differ little have lost digits to rounding before they got here
+            tiny = (1e-4 if self.parameters[0].dtype != th.float64 else 1e-9) * self.exact.norm().item() + 1e-300
             along = abs(mean @ self.exact).item() / (self.exact.norm().item() + 1e-300)
             bias = max(
                 mean.norm().item() / max(math.sqrt(total / n), tiny), along / max(stdev(self.along) / math.sqrt(n), tiny)

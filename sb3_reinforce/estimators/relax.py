@@ -105,7 +105,7 @@ class Relax(Method):
                 f"surrogate must return a tensor of shape {tuple(expected)} with gradient in z, got shape "
                 f"{tuple(values.shape)}: one number for each sample and element of the batch"
             )
-        return values.double()
+        return values
 
     def _learned(self) -> list[th.Tensor]:
         """What the optimiser moves, empty if nothing."""
@@ -123,6 +123,7 @@ class Relax(Method):
         for parameter, slope in zip(learned, slopes, strict=True):
             parameter.grad = slope
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 class _Surrogate(th.nn.Module):
@@ -140,7 +141,7 @@ class _Surrogate(th.nn.Module):
     def forward(self, z: th.Tensor, phi: th.Tensor) -> th.Tensor:
         shape = z.shape[: 1 + self.n_batch]
         inputs = th.cat([th.tanh(z / 2).reshape(*shape, -1), th.tanh(phi / 2).expand(z.shape).reshape(*shape, -1)], -1)
-        return self.out(th.tanh(self.hidden(inputs)))[..., 0].double()
+        return self.out(th.tanh(self.hidden(inputs)))[..., 0]
 
 
 class Rebar(Relax):

@@ -7,6 +7,7 @@ from torch.distributions import Distribution
 
 from sb3_reinforce.estimators.method import Method, Problem
 from sb3_reinforce.estimators.support import check_support, support, take
+from sb3_reinforce.score_checks import precise_dtype
 
 
 class Drawn(NamedTuple):
@@ -67,12 +68,13 @@ class SumAndSample(Method):
         if self.n_summed is not None:
             return min(self.n_summed, most)
         left = 1 - th.cat([th.zeros_like(p[:1]), p[:most].cumsum(0)])
-        bounds = left.reshape(most + 1, -1).double().mean(1) / (n_samples - th.arange(most + 1, device=p.device))
+        bounds = left.reshape(most + 1, -1).mean(1) / (n_samples - th.arange(most + 1, device=p.device))
         return int(bounds.argmin())
 
     def terms(self, problem: Problem, drawn: Drawn) -> th.Tensor:
         x = support(problem.p)
-        log_p = problem.p.log_prob(x).double()
+        log_p = problem.p.log_prob(x)
+        log_p = log_p.to(precise_dtype(log_p))
         k, n_sampled = len(drawn.summed), len(drawn.sampled)
         index = th.cat([drawn.summed, drawn.sampled])
         costs = problem.cost(take(x, index))

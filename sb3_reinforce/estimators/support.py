@@ -10,7 +10,7 @@ MAX_SUPPORT = 2**14
 
 def check_support(p: Distribution, name: str) -> None:
     """:raises ValueError: if the support is infinite, unknown or too large to list"""
-    size = _size(p)
+    size = support_size(p)
     if size is None or size > MAX_SUPPORT:
         got = "which has no finite support that torch can list" if size is None else "which has more"
         raise ValueError(
@@ -28,7 +28,8 @@ def _values(p: Distribution) -> th.Tensor | None:
         return None
 
 
-def _size(p: Distribution) -> int | None:
+def support_size(p: Distribution) -> int | None:
+    """The number of values of x; None if it is infinite or unknown."""
     values = _values(p)
     if values is None:
         return None

@@ -8,6 +8,7 @@ from torch.distributions import Distribution
 
 from sb3_reinforce.estimators.method import Method, Problem
 from sb3_reinforce.estimators.support import check_support, support, take
+from sb3_reinforce.score_checks import precise_dtype
 
 MAX_SAMPLES = 12
 
@@ -48,7 +49,8 @@ class WithoutReplacement(Method):
 
     def terms(self, problem: Problem, drawn: th.Tensor) -> th.Tensor:
         x = support(problem.p)
-        all_p = problem.p.log_prob(x).double().exp()
+        log_p = problem.p.log_prob(x)
+        all_p = log_p.to(precise_dtype(log_p)).exp()
         costs = problem.cost(take(x, drawn))
         p = all_p.gather(0, drawn)
         outside = all_p.detach().scatter(0, drawn, 0.0).sum(0)
