@@ -134,7 +134,7 @@ def draw_variance() -> None:
     figure = new_figure(9, 6.2)
     for axes, (title, (distribution, cost, n_evaluations)) in zip(figure.subplots(2, 2).flat, problems().items(), strict=True):
         result = compare_estimators(distribution, cost, n_evaluations)
-        print(f"\n{title}\n{result}")
+        print(title, result, sep="\n", end="\n\n")
         rows = sorted((row for row in result.rows if row.variance > 0), key=lambda row: -row.relative_evaluations)
         for place, row in enumerate(rows):
             reference = row.name == "score, leave_one_out"
@@ -144,6 +144,9 @@ def draw_variance() -> None:
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.axvline(1.0, color=GRAY, linestyle="--", linewidth=1)
         axes.set_xscale("log")
+        axes.set_xlim(0.2, 4.0)
+        axes.set_xticks(ticks := [0.25, 0.5, 1, 2, 4], [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_title(f"{title}\n{n_evaluations} evaluations", fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
     figure.supxlabel("variance of the gradient, relative to leave-one-out (less is better)", fontsize="medium")
