@@ -40,10 +40,10 @@ class ParallelCost:
     Costs come back in the order of the samples. After any error (in the function, a process that died, a timeout, Ctrl-C) all
     processes are killed, and the next call starts new ones. They end with the ``with`` block, :meth:`close`, or Python itself.
 
-    Each process is a fresh Python that imports the script (forkserver, on Windows and macOS spawn). The function travels by
-    cloudpickle, so lambdas, closures and functions of a notebook will do; what they refer to must be picklable: no open
-    files, locks or connections, which the function can open itself. Each process computes with one thread, and has random
-    numbers of its own: a cost with noise is not reproducible unless the function seeds it.
+    Each process is a fresh Python that imports this package and the script, which takes seconds, once (forkserver; on Windows
+    spawn). The function travels by cloudpickle, so lambdas, closures and functions of a notebook will do; what they refer to
+    must be picklable: no open files, locks or connections, which the function can open itself. Each process computes with one
+    thread, and has random numbers of its own: a cost with noise is not reproducible unless the function seeds it.
 
     :param function: f, called with one sample, as NumPy, without the axis K; returns its cost: a number or bool, or an array
         of the batch shape
@@ -119,8 +119,10 @@ class ParallelCost:
         try:
             self._start(min(self.n_jobs, len(calls)))
             return self._run(calls)
-        except BaseException:
+        except BaseException as error:
             self._end(0.0)
+            if isinstance(error, BrokenProcessPool):
+                raise RuntimeError("a process has died since the last call: another call starts new ones") from error
             raise
 
     def _start(self, n_processes: int) -> None:

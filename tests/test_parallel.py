@@ -161,6 +161,18 @@ def test_what_interrupts_the_wait_ends_the_processes():
     assert all_end(pids)
 
 
+def test_a_process_that_dies_between_two_calls():
+    parallel_cost = ParallelCost(wrong, n_jobs=1)
+    parallel_cost([0])
+    (pid,) = processes_of(parallel_cost)
+    os.kill(pid, signal.SIGKILL)
+    assert all_end([pid])
+    with pytest.raises(RuntimeError, match="died"):  # noticed when the sample is handed over, or just after
+        parallel_cost([0])
+    assert parallel_cost([0]).tolist() == [0.5]
+    parallel_cost.close()
+
+
 class FailsToLoad:
     def __call__(self, x):
         return x
