@@ -72,7 +72,7 @@ def toy(t: float) -> Task:
 
     return Task(
         f"toy, t = {t}", 2, "bernoulli", encoder, lambda batch: encoder.values, lambda batch: lambda x: ((x - t) ** 2).sum(-1),
-        lambda generator: None, final, 0.1, 300,
+        lambda generator: None, final, 0.1, 200,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def quadratic(n: int = 200, t: float = 0.499) -> Task:
 
     return Task(
         f"quadratic, {n} dimensions", 4, "bernoulli", encoder, lambda batch: encoder.values,
-        lambda batch: lambda x: ((x - t) ** 2).mean(-1), lambda generator: None, final, 0.1, 300,
+        lambda batch: lambda x: ((x - t) ** 2).mean(-1), lambda generator: None, final, 0.1, 200,
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def autoencoder(name: str, kind: str, encoder: th.nn.Module, decoder: th.nn.Modu
     """
     Negative ELBO of binarised digits in nats: -log p(pixels | z), sampled, plus KL(q(z | pixels), uniform), exact.
 
-    50 digits per batch. ``final`` is that of all digits, 20 samples each.
+    50 digits per batch. ``final`` is that of all digits, 5 samples each.
     """
     pixels, _ = digits()
 
@@ -118,12 +118,12 @@ def autoencoder(name: str, kind: str, encoder: th.nn.Module, decoder: th.nn.Modu
 
     def final() -> float:
         with th.no_grad():
-            x = task.distribution(pixels).sample((20,))
+            x = task.distribution(pixels).sample((5,))
             return (cost(pixels)(x).mean() + extra(pixels)).item()
 
     task = Task(
         name, 4, kind, encoder, logits, cost, lambda generator: pixels[th.randint(len(pixels), (50,), generator=generator)],
-        final, 5e-3, 300, decoder, extra,
+        final, 5e-3, 250, decoder, extra,
     )  # fmt: skip
     return task
 
@@ -158,7 +158,7 @@ def zero_one() -> Task:
     return Task(
         "0-1 loss", 4, "categorical", encoder, lambda batch: encoder(pixels[batch] - 0.5),
         lambda batch: lambda x: (x != target[batch]).float(),
-        lambda generator: th.randint(len(pixels), (50,), generator=generator), final, 1e-2, 300, differentiable=False,
+        lambda generator: th.randint(len(pixels), (50,), generator=generator), final, 1e-2, 250, differentiable=False,
     )  # fmt: skip
 
 

@@ -4,7 +4,17 @@ import itertools
 import math
 
 import torch as th
-from torch.distributions import Bernoulli, Binomial, Categorical, Independent, OneHotCategorical, Poisson
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Exponential,
+    Gamma,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+)
 
 from sb3_reinforce import ScoreFunctionEstimator
 from sb3_reinforce.estimators import METHODS
@@ -187,6 +197,25 @@ def poisson_draws(rate, n_samples):
     weights = Poisson(tensor(rate)).log_prob(th.arange(15.0, dtype=th.float64)).exp()
     rows, probability = products(weights, n_samples)
     return probability, rows.T.double()
+
+
+def relaxed_estimates(case, method, n_samples, n_replicates, n_calls=1, **kwargs):
+    parameter, make, cost = DISCRETE[case]
+    return sampled(make, [parameter], cost, n_samples, n_replicates, n_calls, method=method, **kwargs)[0]
+
+
+# distribution, parameters, cost, gradient
+CONTINUOUS = {
+    # E[x^3] = mu^3 + 3 mu sigma^2
+    "Normal": (Normal, [0.5, 0.8], lambda x: x**3, [3 * 0.25 + 3 * 0.64, 6 * 0.5 * 0.8]),
+    # E[x^2] = 2 / rate^2
+    "Exponential": (Exponential, [1.5], lambda x: x**2, [-4 / 1.5**3]),
+    # E[x^2] = a (a + 1) / rate^2
+    "Gamma": (lambda rate: Gamma(tensor(2.5), rate), [1.5], lambda x: x**2, [-2 * 2.5 * 3.5 / 1.5**3]),
+    # E[x^2] = N p (1 - p) + N^2 p^2
+    "Binomial": (lambda p: Binomial(3, p), [0.3], lambda x: x**2, [3 * (1 - 0.6) + 18 * 0.3]),
+    "Poisson": (Poisson, [2.0], lambda x: x**2, [5.0]),
+}
 
 
 assert set(METHODS) == {

@@ -1,20 +1,17 @@
-"""Each method of ScoreFunctionEstimator: its expectation over all draws is the exact gradient, and wrong ones are caught."""
+"""Each method of ScoreFunctionEstimator: its expectation over all draws is the exact gradient."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch as th
-from torch.distributions import Bernoulli, Binomial, Exponential, Gamma, Independent, Normal, OneHotCategorical, Poisson
+from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical, Poisson
 
 from sb3_reinforce import ScoreFunctionEstimator
-from sb3_reinforce.estimators import Disarm, DoubleCV, MeasureValued, Rebar, Relax, SumAndSample, WithoutReplacement, disarm
-from sb3_reinforce.estimators import relax as relax_module
-from sb3_reinforce.estimators import without_replacement as unordered
-from sb3_reinforce.estimators.measure_valued import DECOMPOSITIONS
+from sb3_reinforce.estimators import Disarm, DoubleCV, MeasureValued, Rebar, Relax, SumAndSample, WithoutReplacement
 from tests.estimator_cases import (
     BERNOULLI,
     CATEGORIES,
+    CONTINUOUS,
     DISCRETE,
     draws_of_disarm,
     draws_of_sum_and_sample,
@@ -25,6 +22,7 @@ from tests.estimator_cases import (
     expected_cost,
     of_vector,
     poisson_draws,
+    relaxed_estimates,
     sampled,
     surrogate,
     values_of,
@@ -134,19 +132,6 @@ def test_measure_valued_of_poisson(n_samples):
 
 # --- 100,000 samples, within 4 standard errors ----------------------------------------------------------------------
 
-# distribution, parameters, cost, gradient
-CONTINUOUS = {
-    # E[x^3] = mu^3 + 3 mu sigma^2
-    "Normal": (Normal, [0.5, 0.8], lambda x: x**3, [3 * 0.25 + 3 * 0.64, 6 * 0.5 * 0.8]),
-    # E[x^2] = 2 / rate^2
-    "Exponential": (Exponential, [1.5], lambda x: x**2, [-4 / 1.5**3]),
-    # E[x^2] = a (a + 1) / rate^2
-    "Gamma": (lambda rate: Gamma(tensor(2.5), rate), [1.5], lambda x: x**2, [-2 * 2.5 * 3.5 / 1.5**3]),
-    # E[x^2] = N p (1 - p) + N^2 p^2
-    "Binomial": (lambda p: Binomial(3, p), [0.3], lambda x: x**2, [3 * (1 - 0.6) + 18 * 0.3]),
-    "Poisson": (Poisson, [2.0], lambda x: x**2, [5.0]),
-}
-
 
 @pytest.mark.parametrize("n_samples", NUMBERS)
 @pytest.mark.parametrize("case", CONTINUOUS)
@@ -179,11 +164,6 @@ RELAXED = {
 }
 
 
-def relaxed_estimates(case, method, n_samples, n_replicates, n_calls=1, **kwargs):
-    parameter, make, cost = DISCRETE[case]
-    return sampled(make, [parameter], cost, n_samples, n_replicates, n_calls, method=method, **kwargs)[0]
-
-
 def surrogate_of(z):
     """A control variate of its own, for which RELAX is to be unbiased as well."""
     return (1.3 * th.sin(z) + z**2 / 5).flatten(2).sum(-1) if z.ndim > 2 else 1.3 * th.sin(z)
@@ -194,8 +174,19 @@ def surrogate_of(z):
 def test_rebar_and_relax(method, case, n_samples):
     th.manual_seed(3)
     given = Rebar(temperature=0.4, scale=0.8, learn=False) if method == "rebar" else Relax(surrogate_of)
-    estimates = relaxed_estimates(case, given, n_samples, 100_000 // n_samples)
+    # of one sample the second call, because it has the average over past calls for a baseline
+    estimates = relaxed_estimates(case, given, n_samples, 100_000 // n_samples, n_calls=2 if n_samples == 1 else 1)
     assert z_scores(estimates, exact(case)).abs().max() < 4
+
+
+def test_one_sample_has_the_average_of_past_calls():
+    """A constant cost of 5: the first gradient is 5 times the score, the second 0."""
+    method = Relax(lambda z: 0 * z.sum(-1))
+    for expected in (5.0, 0.0, 0.0):
+        logits = tensor([0.0], grad=True)
+        loss = ScoreFunctionEstimator(1, method=method)(Independent(Bernoulli(logits=logits), 1), lambda x: 5 + 0 * x.sum(-1))
+        loss.backward()
+        assert logits.grad.abs().item() == pytest.approx(expected / 2)  # p = 1/2: a score of 1/2 or -1/2
 
 
 @pytest.mark.parametrize("method", ["rebar", "relax"])
@@ -221,113 +212,6 @@ def test_double_cv_learns_its_factor():
         sampled(make, [th.zeros(10).double()], cost, 2, 50, method=given)
     # f is linear on {0, 1}, with slope 1 - 0.8 = 0.2, but has the slopes 1.2 and -0.8 there, whose mean is 0.2
     assert 0 < given.factor < 0.9
-
-
-# --- wrong variants -------------------------------------------------------------------------------------------------
-
-
-def own_sample_included(kind):
-    """The method with a mean over all samples in place of the others."""
-
-    class Wrong(kind):
-        def terms(self, problem, drawn):
-            return super().terms(replace(problem, leave_one_out=lambda v: v.mean(0).expand_as(v)), drawn)
-
-    return Wrong()
-
-
-class WrongBaselineOfSums(SumAndSample):
-    @staticmethod
-    def _baseline(p, summed, sampled, left):
-        return ((p * summed).sum(0) + left * sampled.mean(0)).expand_as(sampled)
-
-
-class WrongWeightOfSums(SumAndSample):
-    def terms(self, problem, drawn):
-        """The samples count as if nothing had been summed: what is summed counts twice."""
-        left = super().terms(problem, drawn)
-        return left + 0.1 * problem.p.log_prob(values_of("Categorical")[0][drawn.sampled[0]])
-
-
-def bias(case, found):
-    return (found[1] - exact(case)).abs().max().item()
-
-
-WRONG = {
-    "disarm without its weight": (disarm, "pair_weight", lambda found, drawn: th.ones(())),
-    "disarm with the squared weight": (disarm, "pair_weight", lambda found, drawn: WEIGHT(found, drawn) ** 2),
-}
-WEIGHT = disarm.pair_weight
-
-
-@pytest.mark.parametrize("case", ["Bernoulli vector", "Categorical"])
-@pytest.mark.parametrize("wrong", WRONG)
-def test_detects_a_wrong_disarm(wrong, case, monkeypatch):
-    monkeypatch.setattr(*WRONG[wrong])
-    assert bias(case, expectation(case, "disarm", 1, *draws_of_disarm(case, 1))) > 0.01
-
-
-def test_detects_sticks_from_the_likeliest_on(monkeypatch):
-    """There a probability may exceed 1/2, and some pairs never meet."""
-    monkeypatch.setattr(disarm, "sticks", lambda p: descending(p))
-    th.manual_seed(6)
-    assert z_scores(relaxed_estimates("likely Categorical", "disarm", 1, 20_000), exact("likely Categorical")).abs().max() > 4
-
-
-def descending(p):
-    in_order, order = p.sort(-1, descending=True)
-    left = in_order.flip(-1).cumsum(-1).flip(-1)
-    return order, in_order / left, left
-
-
-def test_detects_a_wrong_unordered_set(monkeypatch):
-    """All weights p(s), as if each value of the set had been drawn first for certain."""
-    draws = draws_of_without_replacement("Categorical", 2)
-    monkeypatch.setattr(unordered, "probability_to_complete", lambda p, outside: th.ones(4, *outside.shape).double())
-    assert bias("Categorical", expectation("Categorical", "without_replacement", 2, *draws)) > 0.01
-
-
-def test_detects_a_wrong_sum():
-    draws = draws_of_sum_and_sample("Categorical", 3, 1)
-    for wrong in (WrongBaselineOfSums(1), WrongWeightOfSums(1)):
-        assert bias("Categorical", expectation("Categorical", wrong, 3, *draws)) > 0.01
-
-
-@pytest.mark.parametrize("n_samples", [2, 3])
-def test_detects_a_double_cv_with_its_own_sample(n_samples):
-    case = "Bernoulli vector"
-    found = expectation(case, own_sample_included(DoubleCV), n_samples, *draws_of_x(case, n_samples))
-    assert bias(case, found) > 0.01
-
-
-def test_detects_a_wrong_rebar(monkeypatch):
-    """z in place of z~: no longer independent of u, given x."""
-    right = relax_module.relaxed
-
-    def wrong(found, phi, noise):
-        x, z, _ = right(found, phi, noise)
-        return x, z, z
-
-    case = "Bernoulli vector"
-    th.manual_seed(7)
-    monkeypatch.setattr(relax_module, "relaxed", wrong)
-    assert z_scores(relaxed_estimates(case, Rebar(learn=False), 1, 20_000), exact(case)).abs().max() > 4
-    assert z_scores(relaxed_estimates(case, own_sample_included(Relax), 2, 20_000), exact(case)).abs().max() > 4
-
-
-def test_detects_a_wrong_decomposition(monkeypatch):
-    """Maxwell with one dimension too few is Rayleigh: the derivative of the scale is wrong."""
-    right = DECOMPOSITIONS[Normal]
-
-    def wrong(p, n):
-        x, (loc, scale) = right(p, n)
-        return x, [loc, scale._replace(plus=loc.plus)]
-
-    monkeypatch.setitem(DECOMPOSITIONS, Normal, wrong)
-    th.manual_seed(8)
-    make, parameters, cost, truth = CONTINUOUS["Normal"]
-    found = sampled(make, [tensor(p) for p in parameters], cost, 1, 20_000, method="measure_valued")
-    assert z_scores(found[1], truth[1]).abs() > 4
 
 
 # --- variance and draws -----------------------------------------------------------------------------------------------

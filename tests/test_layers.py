@@ -16,9 +16,8 @@ LAYERS = {
         "sequences", "score_function", "estimators*",
     ],
     "processes": [
-        "arguments", "migration", "parallel", "policy_checks",
-        "running", "running.normalization", "running.ranks", "running.exchange",
-        "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
+        "arguments", "migration", "parallel", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
+        "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
         "running.threads",
     ],

@@ -31,7 +31,7 @@ class Relax(Method):
 
     E[c(z~) grad log p(x)] = grad E[c(z)] - E[grad c(z~)], so there is no bias, whatever c is. c is learned: each call takes a
     step of Adam along the gradient of abs(g)^2, after g has been computed. ``"leave_one_out"`` is subtracted from f(x) - c(z~)
-    as well, if K >= 2. One evaluation per sample.
+    as well; with K = 1, an average over past calls. One evaluation per sample.
 
     Bernoulli: z = phi + logit(u), x = 1[z > 0]. Categories: z = log p - log(-log u), x = argmax z.
 
@@ -60,6 +60,7 @@ class Relax(Method):
         self.learn = learn
         self.n_hidden = n_hidden
         self.optimizer: th.optim.Optimizer | None = None
+        self.average: float | None = None
 
     def check(self, p: Distribution, n_samples: int, baseline: str) -> None:
         factors(p, self.name)
@@ -86,11 +87,18 @@ class Relax(Method):
             if path is None:
                 raise ValueError(NO_GRADIENT.format(self.name))
             residual = costs.detach() - c_given_x
-            residual = residual - problem.leave_one_out(residual)
+            residual = residual - self._baseline(problem, residual)
             gradient = found.over_event(residual, n_batch) * (indicator - found.mean) + path
             if learned:
                 self._step(gradient.mean(0), learned)
         return with_gradient(costs, found.logits, gradient)
+
+    def _baseline(self, problem: Problem, residual: th.Tensor) -> th.Tensor | float:
+        if problem.n_samples > 1 or problem.baseline == "none":
+            return problem.leave_one_out(residual)
+        past, present = self.average, residual.detach().mean().item()
+        self.average = present if past is None else 0.9 * past + 0.1 * present
+        return past or 0.0
 
     def control(self, problem: Problem, found: Factors, z: th.Tensor) -> th.Tensor:
         """c(z), [2 K, ...], for z and z~ at once."""
