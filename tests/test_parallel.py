@@ -57,7 +57,8 @@ def test_costs_are_in_the_order_of_the_samples():
     assert all_end(pids)
 
 
-def test_the_estimator_has_the_same_gradient():
+@pytest.mark.parametrize("method", ["score", "disarm"])
+def test_the_estimator_has_the_same_gradient(method):
     def cost(x):
         return x.sum(-1) > 1  # one bool per element of the batch
 
@@ -66,7 +67,8 @@ def test_the_estimator_has_the_same_gradient():
         for f, cost_input in ((cost, "torch"), (parallel_cost, "torch"), (parallel_cost, "numpy")):
             logits = th.tensor([[0.3, -0.2], [0.5, 0.1], [0.0, 0.0]], requires_grad=True)
             th.manual_seed(0)
-            ScoreFunctionEstimator(8, cost_input=cost_input)(Independent(Bernoulli(logits=logits), 1), f).backward()
+            estimator = ScoreFunctionEstimator(8, cost_input=cost_input, method=method)
+            estimator(Independent(Bernoulli(logits=logits), 1), f).backward()
             gradients.append(logits.grad)
     assert th.equal(gradients[0], gradients[1])
     assert th.equal(gradients[0], gradients[2])
