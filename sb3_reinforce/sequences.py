@@ -157,7 +157,7 @@ def exact_kl_to_reference(logits: th.Tensor, reference_logits: th.Tensor, mask: 
     """
     sum_v p(v | x_<t) log(p(v | x_<t) / q(v | x_<t)) for each t: the KL summed over the vocabulary, with gradient.
 
-    The same expectation as :func:`kl_to_reference`, without the variance of the token at t, where all V logits are at hand. Its
+    The same expectation as :func:`kl_to_reference`, without the variance of the token at t, where all V logits are known. Its
     own gradient is part of the gradient of the KL: add it to the costs per token, with ``cost_gradient=True``. Source: the
     Rao-Blackwellised estimator of Amini, Vieira and Cotterell (2025), "Better estimation of the KL divergence between language
     models".
