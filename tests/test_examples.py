@@ -22,7 +22,7 @@ def example(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59}
+SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59, "arithmetic": 59}
 SHORT |= {"reward_weighted_regression": 40, "recurrent": 40, "action_masks": 45}
 
 
@@ -75,6 +75,17 @@ def test_rastrigin():
     """The next best local minima have f = 1; seeds 0 to 7 all end below 0.07."""
     start, end = example("rastrigin")["main"]()
     assert 0 <= end < 0.1 < 50 < start
+
+
+def test_arithmetic_runs(capsys):
+    assert 0 <= example("arithmetic")["main"](n_updates=4) <= 1
+    assert capsys.readouterr().out.count("right;") == 5
+
+
+@pytest.mark.slow
+def test_arithmetic():
+    """The share of right texts on seeds 0 to 2 after 300 updates: 0.90, 0.98, 0.997."""
+    assert example("arithmetic")["main"]() > 0.5
 
 
 def test_reward_weighted_regression(tmp_path):

@@ -13,10 +13,10 @@ MAX_LINES = 400
 LAYERS = {
     "mathematics": [
         "version", "schedules", "observations", "returns", "episodes", "baselines", "losses", "score_checks",
-        "score_function", "estimators*",
+        "sequences", "score_function", "estimators*",
     ],
     "processes": [
-        "action_masks", "maskable_recurrent",
+        "action_masks", "maskable_recurrent", "parallel",
         "arguments", "migration", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
         "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
