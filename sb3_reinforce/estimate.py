@@ -14,9 +14,9 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
-from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.episodes import Episodes, join_episodes
-from sb3_reinforce.observations import map_arrays, stack_observations
+from sb3_reinforce.observations import map_arrays, map_pairs, stack_observations
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.returns import RETURNS
 from sb3_reinforce.rollout.frames import packed_frames
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
@@ -24,6 +24,7 @@ from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
+from sb3_reinforce.update.steps import Steps, sequences_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_episodes(
     discount_state: bool,
     fixed_count: bool,
     chunk_size: int | None,
+    bptt_steps: int | None = None,
     greedy: GreedyEpisodes | None = None,
     sampled_values: Sequence[np.ndarray] = (),
 ) -> Episodes:
@@ -85,28 +87,20 @@ def make_episodes(
     :param policy: the policy that played, before it learns from this rollout
     :param baseline: the baseline in use
     :param fixed_count: whether the number of episodes was fixed before the rollout
+    :param bptt_steps: steps after which the gradient through a policy's memory is cut; None: never
     :param greedy: the greedy policy's episodes, where they are needed
     :param sampled_values: V(s) of each step, shape [n_envs], if the sampler has computed it
     """
     buffer, needs = rollout.buffer, baseline.needs
     # Those of this package look at no observation: stacked frames need not be laid out for them. By exact type, see below.
-    observations: Any = packed_frames(buffer) if type(baseline) in BASELINES.values() else None
+    lays_out = type(baseline) not in BASELINES.values() or is_recurrent(policy)
+    observations: Any = None if lays_out else packed_frames(buffer)
     if observations is None:
         observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
-    values = None
+    of_all = "values" in needs and not sampled_values
+    values, last_values = values_of_rollout(rollout, policy, observations, chunk_size, of_all)
     if "values" in needs and sampled_values:
         values = th.as_tensor(rollout.laid_out(sampled_values), dtype=th.float64)
-    elif "values" in needs:
-        values = values_of(policy, observations, rollout.n_steps, chunk_size)
-
-    # 0 behind a terminal state; V of the last one where the episode would have continued
-    last_values = th.zeros(len(rollout.episodes), dtype=th.float64)
-    if last := rollout.last_observations:
-        keys = rollout.episodes[["env_index", "end"]].tolist()
-        continued = [i for i, key in enumerate(keys) if key in last]
-        stacked = stack_observations([last[keys[i]] for i in continued], observations)
-        last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
-
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
     step_returns = RETURNS[returns](rewards, rollout.lengths, gamma, last_values)
     buffer.returns[:, 0] = step_returns.numpy()
@@ -127,9 +121,44 @@ def make_episodes(
         greedy_returns=greedy_returns,
     )
     if "scores" in needs:
-        scores = Scores(policy, observations, actions_of(buffer), chunk_size)
+        scores = Scores(policy, steps_of(buffer, episodes, sequences_of(policy, episodes.lengths, bptt_steps)), chunk_size)
         episodes = with_scores(episodes, scores, state_weights(episodes, gamma, discount_state))
     return episodes
+
+
+def values_of_rollout(
+    rollout: Rollout, policy: ActorCriticPolicy, observations: Any, chunk_size: int | None, of_all: bool
+) -> tuple[th.Tensor | None, th.Tensor]:
+    """
+    :param observations: of all S steps
+    :param of_all: whether V of the steps is needed
+    :return: V of each step, shape [S], where it is needed; and of each episode V behind its last step, shape [N]: 0 behind a
+        terminal state, else V of the last observation
+    """
+    last = rollout.last_observations
+    keys = rollout.episodes[["env_index", "end"]].tolist()
+    continued = [i for i, key in enumerate(keys) if key in last]
+    last_values = th.zeros(len(keys), dtype=th.float64)
+    stacked = stack_observations([last[keys[i]] for i in continued], observations) if continued else None
+    n_steps = rollout.n_steps
+    if not is_recurrent(policy):
+        if continued:
+            last_values[continued] = values_of(policy, Steps(observations=stacked), len(continued), chunk_size)
+        return values_of(policy, Steps(observations=observations), n_steps, chunk_size) if of_all else None, last_values
+
+    if not (of_all or continued):
+        return None, last_values
+    # With memory, the last observation is one step more of its episode.
+    lengths, ends = rollout.lengths.numpy(), rollout.lengths.cumsum(0).numpy()
+    rows = np.insert(np.arange(n_steps), ends[continued], n_steps + np.arange(len(continued)))
+    longer = lengths.copy()
+    longer[continued] += 1
+    if continued:
+        observations = map_pairs(lambda a, b: th.cat([a, b])[rows], observations, stacked)
+    steps = Steps(observations=observations, sequences=sequences_of(policy, longer))
+    values = values_of(policy, steps, len(rows), chunk_size)
+    last_values[continued] = values[th.as_tensor(rows >= n_steps)]
+    return values[th.as_tensor(rows < n_steps)], last_values
 
 
 def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episodes:

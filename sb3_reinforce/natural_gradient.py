@@ -23,9 +23,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce.arguments import NotFiniteError
-from sb3_reinforce.rollout.sampling import overrides, policy_class
+from sb3_reinforce.rollout.sampling import overrides, parts_of, policy_class
 from sb3_reinforce.running.exchange import sum_over_ranks
-from sb3_reinforce.update.rows import Rows, Selection
+from sb3_reinforce.update.likelihood import distribution_of
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection
 
 MAX_KL_RATIO = 1.5  # of a step's KL to its target: second order is some tenths off for usual targets, which does no harm
 MAX_HALVINGS = 10
@@ -63,11 +65,15 @@ class FisherProduct:
         self._kept = self._kl_gradient(0) if len(self._chunks) == 1 else None
 
     def _distribution(self, rows: Selection) -> Distribution:
-        return self.policy.get_distribution(self.rows.samples(rows).observations)
+        return distribution_of(self.policy, self.rows.samples(rows))
 
     def _kl(self, chunk: int) -> th.Tensor:
         """A chunk's part of the mean KL(pi_old, pi)."""
-        return kl_divergence(self._old[chunk], self._distribution(self._chunks[chunk])).sum() / self.rows.n_total
+        old, new = self._old[chunk], self._distribution(self._chunks[chunk])
+        if hasattr(new, "distributions"):  # several masked ones, which SB3 does not know
+            parts = zip(parts_of(old), parts_of(new), strict=True)
+            return th.stack([th.distributions.kl_divergence(p, q).sum() for p, q in parts]).sum() / self.rows.n_total
+        return kl_divergence(old, new).sum() / self.rows.n_total
 
     def _kl_gradient(self, chunk: int) -> th.Tensor:
         """Gradient of a chunk's part of the mean KL, flat and itself differentiable; its value is 0."""

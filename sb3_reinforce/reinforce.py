@@ -29,7 +29,10 @@ from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
 from sb3_reinforce.update.chunks import add_gradients
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of, shared_features
-from sb3_reinforce.update.rows import Rows, Selection
+from sb3_reinforce.update.records import record_update
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.step_size import default_learning_rates
+from sb3_reinforce.update.steps import Selection, sequences_of
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
 
@@ -50,10 +53,12 @@ class REINFORCE(EpisodicAlgorithm):
     weights gamma^(c t) (R - b). ``docs/results.md`` tells how the defaults were chosen. Under ``torchrun`` the sums are over
     the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are per rank.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, with memory MlpLstmPolicy, CnnLstmPolicy,
+        MultiInputLstmPolicy; for environments with action masks MaskableMlpPolicy, MaskableMlpLstmPolicy and so on, see
+        :mod:`sb3_reinforce.action_masks`; or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
-        as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``
+    :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such as
+        ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``. None: 3e-3, with convolutions 3e-4
     :param n_steps: at least so many steps per environment and update, then the episodes in flight are finished
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
     :param gamma: discount factor, in [0, 1]
@@ -85,14 +90,15 @@ class REINFORCE(EpisodicAlgorithm):
     :param n_epochs: optimiser passes over a batch. 1 with ``batch_size=None`` is REINFORCE. More steps on one batch are
         off-policy: then the loss is PPO's clipped importance ratio, whose gradient at the sampling parameters is the same
     :param batch_size: steps per minibatch; None: the whole batch in one optimiser step. A minibatch estimates the
-        full-batch loss
+        full-batch loss. With a recurrent policy whole episodes of about so many steps
     :param clip_range: of the importance ratio where there are several optimiser steps; a number or a schedule
     :param chunk_size: steps per forward and backward pass, whose gradients are added up: bounds memory and changes
-        nothing else (except with batch norm and dropout in train mode). None: as many as fit a CPU's cache or a part of a
-        GPU's memory, by a rule that depends on the network alone; with batch norm all at once, as a large number does it
+        nothing else (except with batch norm and dropout in train mode); no episode of a recurrent policy is cut. None: as
+        many as fit a CPU's cache or a part of a GPU's memory, by a rule that depends on the network alone; with batch norm
+        all at once, as a large number does it
     :param ent_coef: weight of the entropy, which has the same divisor D; a number, a schedule or ``"lin_0.01"``
-    :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and
-        arguments) over the parameters that only the value depends on; a number, a schedule or ``"lin_1e-3"``
+    :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and arguments)
+        over the parameters that only the value depends on; as ``learning_rate``. None: 1e-2, with convolutions 1e-3
     :param n_value_epochs: passes over the batch that fit the value network, after the policy step and after its
         output bias was moved by the mean error
     :param value_batch_size: steps per minibatch of that fit; None: the whole batch
@@ -104,14 +110,16 @@ class REINFORCE(EpisodicAlgorithm):
         to second order; a step of more than 1.5 times that is halved. A number, a schedule or ``"lin_0.02"``
     :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
     :param cg_damping: with ``natural_gradient``: added to the diagonal of the Fisher information
+    :param bptt_steps: with a recurrent policy: cut the gradient through its memory after so many steps, counted from the
+        episode's start. Biased: what an action owes to the memory of earlier windows gets no gradient. None: full
+        backpropagation through time, exact
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
         Its log-probability is marginal, so the gradient is exact only with ``sde_sample_freq=1``. And SB3 stops the gradient
         from the standard deviation into the network; ``model.policy.action_dist.learn_features = True`` lets it through
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
-    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
-        number of the rollout. None: nothing is seeded
+    :param seed: Seed of everything random; every rollout has random streams of its own. None: nothing is seeded
 
     ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
     ``_init_setup_model`` are those of ``OnPolicyAlgorithm``, but that ``device="auto"`` is a GPU for convolutions alone.
@@ -137,7 +145,7 @@ class REINFORCE(EpisodicAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | str | Schedule = 3e-3,
+        learning_rate: float | str | Schedule | None = None,
         n_steps: int = 512,
         n_episodes: int | None = None,
         gamma: float = 0.99,
@@ -155,7 +163,7 @@ class REINFORCE(EpisodicAlgorithm):
         clip_range: float | str | Schedule = 0.2,
         chunk_size: int | None = None,
         ent_coef: float | str | Schedule = 0.0,
-        value_learning_rate: float | str | Schedule = 1e-2,
+        value_learning_rate: float | str | Schedule | None = None,
         n_value_epochs: int = 4,
         value_batch_size: int | None = None,
         max_grad_norm: float | None = 0.5,
@@ -163,6 +171,7 @@ class REINFORCE(EpisodicAlgorithm):
         target_kl: float | str | Schedule = 0.01,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
+        bptt_steps: int | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -180,11 +189,11 @@ class REINFORCE(EpisodicAlgorithm):
         self.n_epochs, self.batch_size, self.clip_range, self.chunk_size = n_epochs, batch_size, clip_range, chunk_size
         self.value_learning_rate, self.n_value_epochs = value_learning_rate, n_value_epochs
         self.value_batch_size, self.natural_gradient, self.target_kl = value_batch_size, natural_gradient, target_kl
-        self.cg_max_steps, self.cg_damping = cg_max_steps, cg_damping
+        self.cg_max_steps, self.cg_damping, self.bptt_steps = cg_max_steps, cg_damping, bptt_steps
         self._warned_of_other_starts = False
         check_clip_range(clip_range)
         super().__init__(
-            policy, env, learning_rate=learning_rate, n_steps=n_steps, n_episodes=n_episodes, gamma=gamma,
+            policy, env, learning_rate, n_steps=n_steps, n_episodes=n_episodes, gamma=gamma,  # type: ignore[arg-type]
             unfinished=unfinished, max_episode_steps=max_episode_steps, ent_coef=ent_coef, max_grad_norm=max_grad_norm,
             freeze_normalization_after=freeze_normalization_after, use_sde=use_sde, sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class, rollout_buffer_kwargs=rollout_buffer_kwargs, seed=seed, device=device,
@@ -203,7 +212,8 @@ class REINFORCE(EpisodicAlgorithm):
         check_baseline(self.baseline, self.n_episodes, self.n_envs, ranks.world_size())
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with default_learning_rates(self):
+            super()._setup_model()
         if self.natural_gradient:
             check_policy(self.policy)
         self._default_chunk_size = default_chunk_size(self.policy)
@@ -258,7 +268,7 @@ class REINFORCE(EpisodicAlgorithm):
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
             rollout, self.policy, self._baseline, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, chunk_size_of(self), greedy, sampler.values,
+            self.n_episodes is not None, chunk_size_of(self), self.bptt_steps, greedy, sampler.values,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
@@ -282,7 +292,7 @@ class REINFORCE(EpisodicAlgorithm):
             self.num_timesteps += self.n_envs
 
         seed, first, longest = self._environment_seed, rollout.first_observations, self.max_episode_steps
-        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count)
+        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count, self._masks)
         callbacks.advance_progress_bars(callback, greedy.n_rows * self.n_envs)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):
@@ -306,7 +316,8 @@ class REINFORCE(EpisodicAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(stream_seed(self.seed, self._n_rollouts, SHUFFLING))
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
-        rows = Rows(buffer, self.batch.sizes, chunk_size_of(self))
+        sequences = sequences_of(self.policy, self.batch.episodes.lengths, self.bptt_steps)
+        rows = Rows(buffer, self.batch.sizes, chunk_size_of(self), sequences)
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
         batch_sizes, value_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
@@ -337,18 +348,9 @@ class REINFORCE(EpisodicAlgorithm):
             # Last: a checkpoint taken after an interruption goes by this number.
             self._n_updates += int(self.n_epochs)  # which may be NumPy's
 
-        for name in ("policy_gradient_loss", "entropy_loss", "grad_norm", *(["clip_fraction"] if several_steps else [])):
-            self.logger.record(f"train/{name}", np.mean([step[name] for step in steps]))
-        self.logger.record("train/approx_kl", of_kl[1])
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if value_loss is not None:
-            (*_, squares), (*_, unexplained) = of_returns, of_errors
-            self.logger.record("train/value_loss", value_loss)
-            self.logger.record("train/explained_variance", 1 - unexplained / squares if squares > 0 else np.nan)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        record_update(self.logger, self.policy, steps, of_kl, of_returns, of_errors, value_loss, self._n_updates)
 
-    def _policy_step(self, rows: Rows, minibatch: Selection, n_rows: int, several_steps: bool) -> dict[str, float]:
+    def _policy_step(self, rows: Rows, minibatch: Selection, n_rows: float, several_steps: bool) -> dict[str, float]:
         """
         One optimiser step on the given rows of the rollout buffer: -1/D sum (A log pi) - ent_coef/D sum H.
 
@@ -365,7 +367,7 @@ class REINFORCE(EpisodicAlgorithm):
 
         def loss_of(policy: ActorCriticPolicy, chunk: Selection) -> tuple[th.Tensor, tuple[float, ...]]:
             data = rows.samples(chunk)
-            log_prob, entropy = log_prob_and_entropy(policy, data.observations, data.actions)
+            log_prob, entropy = log_prob_and_entropy(policy, data)
             if several_steps:
                 ratio = importance_ratio(log_prob, data.old_log_prob)
                 policy_loss = clipped_loss(ratio, data.advantages, clip_range)
@@ -391,9 +393,5 @@ class REINFORCE(EpisodicAlgorithm):
             natural_step(policy, rows, parameters, target_kl, self.cg_max_steps, self.cg_damping)
         else:
             policy.optimizer.step()
-        return {
-            "policy_gradient_loss": scale * policy_sum,
-            "entropy_loss": -entropy_sum / n_rows,
-            "grad_norm": grad_norm,
-            "clip_fraction": n_clipped / n_rows,
-        }
+        of_step = {"policy_loss": scale * policy_sum, "entropy_loss": -entropy_sum / n_rows, "grad_norm": grad_norm}
+        return {**of_step, "clip_fraction": n_clipped / n_rows} if several_steps else of_step

@@ -53,9 +53,9 @@ def used_threads(model: REINFORCE, rows: int = 8) -> set[str]:
 
     parameter.grad = None
     sums = add_gradients(model.policy, [slice(i, i + 1) for i in range(rows)], loss_of, 2, [parameter])
-    # 0 + 1 + ... + 7 = 28
-    assert sums == [8.0, 28.0]
-    assert parameter.grad.tolist() == [28.0] * len(parameter)
+    total = rows * (rows - 1) / 2  # 0 + 1 + ... + (rows - 1)
+    assert sums == [rows, total]
+    assert parameter.grad.tolist() == [total] * len(parameter)
     return names
 
 
@@ -63,6 +63,7 @@ def test_a_plain_mlp_uses_the_users_number_of_threads(users_threads):
     model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
     users_threads(2)
     assert {name.split("_")[0] for name in used_threads(model)} == {"chunks"}
+    assert used_threads(model, rows=3) == {"MainThread"}  # fewer chunks than pay
     users_threads(1)
     assert used_threads(model) == {"MainThread"}
 
@@ -88,4 +89,4 @@ def test_an_error_in_a_thread_is_raised(users_threads):
         return policy.action_net.bias.sum(), (1.0,)
 
     with pytest.raises(ValueError, match="of the second chunk"):
-        add_gradients(model.policy, [slice(0, 1), slice(1, 2)], loss_of, 1)
+        add_gradients(model.policy, [slice(i, i + 1) for i in range(4)], loss_of, 1)

@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ def example(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59}
+SHORT = {"log_derivative_trick": 40, "f1_classifier": 59, "bernoulli_latents": 59, "rastrigin": 59, "arithmetic": 59}
+SHORT |= {"reward_weighted_regression": 40, "recurrent": 40, "action_masks": 45}
 
 
-@pytest.mark.parametrize(("name", "lines"), {**SHORT, "reward_weighted_regression": 40}.items())
+@pytest.mark.parametrize(("name", "lines"), SHORT.items())
 def test_examples_are_short(name, lines):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= lines
 
@@ -47,6 +49,15 @@ def test_log_derivative_trick(monkeypatch, tmp_path, capsys):
     assert result["gradient"].item() == pytest.approx(result["exact"], abs=4 * math.sqrt(variances[2] / 5000))
 
 
+def test_recurrent(capsys):
+    """It runs; that it learns shows in 96,000 steps (docs/recurrent.md)."""
+    pytest.importorskip("sb3_contrib")
+    assert {*example("recurrent")["main"](n_steps=1)} == {"MlpLstmPolicy", "MlpPolicy"}
+    out = capsys.readouterr().out
+    assert "state: [(1, 8, 64), (1, 8, 64)]" in out
+    assert "state: none" in out
+
+
 def test_f1_classifier():
     """The margin over cross-entropy is 0.04 to 0.16 on seeds 0 to 5."""
     scores = example("f1_classifier")["main"]()
@@ -66,6 +77,17 @@ def test_rastrigin():
     assert 0 <= end < 0.1 < 50 < start
 
 
+def test_arithmetic_runs(capsys):
+    assert 0 <= example("arithmetic")["main"](n_updates=4) <= 1
+    assert capsys.readouterr().out.count("right;") == 5
+
+
+@pytest.mark.slow
+def test_arithmetic():
+    """The share of right texts on seeds 0 to 2 after 300 updates: 0.90, 0.98, 0.997."""
+    assert example("arithmetic")["main"]() > 0.5
+
+
 def test_reward_weighted_regression(tmp_path):
     """Learns CartPole-v1 from some 20 to above 100; saves, loads, and resumes bit for bit, as everything on its base class."""
     algorithm = example("reward_weighted_regression")["RewardWeightedRegression"]
@@ -82,6 +104,16 @@ def test_reward_weighted_regression(tmp_path):
     resumed = algorithm.resume(middle, make_vec_env("CartPole-v1", 4))
     resumed.learn(20_000 - resumed.num_timesteps, reset_num_timesteps=False)
     assert th.equal(resumed.policy.action_net.weight, model.policy.action_net.weight)
+
+
+def test_action_masks():
+    """The tour that is learned is the shortest of all 7! tours."""
+    tour = example("action_masks")
+    distances = tour["DISTANCES"]
+    tours = [(0, *rest, 0) for rest in permutations(range(1, 8))]
+    shortest = min(distances[cities[:-1], cities[1:]].sum() for cities in tours)
+    assert tour["main"]() == pytest.approx(shortest)
+    assert shortest == pytest.approx(2.579, abs=5e-4)  # as it says
 
 
 def test_what_a_subclass_finds_in_its_rollout():

@@ -11,25 +11,16 @@ import numpy as np
 import pytest
 from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFormat
 
-from sb3_reinforce.tracking.curves import GRID, STUDENT, curves_of, panel_data
+from sb3_reinforce.tracking.curves import CLOCK, curves_of
 from sb3_reinforce.tracking.metrics import all_metrics
 from sb3_reinforce.tracking.report import make_page, problems
 from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs, read_records
 from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
+from tests.logged_runs import RETURN, run_of, series
 
-RETURN = "rollout/ep_return_mean"
 EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'</textarea>{{data}}"
-
-
-def series(*pairs: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([x for x, _ in pairs], dtype=float), np.array([y for _, y in pairs], dtype=float)
-
-
-def run_of(seed: int, metrics: dict[str, Any], **config: Any) -> LoggedRun:
-    settings = {"algo": "REINFORCE", "env_id": "CartPole-v1", "seed": seed, **config}
-    return LoggedRun(f"run{seed}", Path("x"), "wandb", config=settings, metrics=metrics, state="finished")
 
 
 def write_csv(folder: Path, rows: list[dict[str, float]]) -> Path:
@@ -200,58 +191,6 @@ def test_folders_without_runs_are_one_line(
         find_runs([tmp_path])
 
 
-# --- mean and band ---
-
-
-def test_mean_and_band_by_hand():
-    # three runs at 0 and 10: means 2 and 4; standard deviations 1 and 2; t(2) = 4.303
-    runs = [run_of(seed, {RETURN: series((0, 1 + seed), (10, 2 + 2 * seed))}) for seed in range(3)]
-    curves = curves_of(runs)
-    assert len(curves) == 1
-    data = panel_data(all_metrics()[RETURN], curves)
-    assert data is not None
-    (shown,) = data["curves"]
-    assert (data["x"], shown["n"], shown["mean"]) == ([0.0, 10.0], 3, [2.0, 4.0])
-    np.testing.assert_allclose(shown["high"], [2 + 4.303 / np.sqrt(3), 4 + 4.303 * 2 / np.sqrt(3)], rtol=1e-4)
-    np.testing.assert_allclose(shown["low"], [2 - 4.303 / np.sqrt(3), 4 - 4.303 * 2 / np.sqrt(3)], rtol=1e-4)
-
-
-def test_students_t():
-    stats = pytest.importorskip("scipy.stats")
-    np.testing.assert_allclose(STUDENT, stats.t.ppf(0.975, np.arange(1, 31)), atol=6e-4)
-
-
-def test_runs_at_other_steps_and_one_that_ended_early():
-    # linear in between: at 5 the second run is at 15. It ends at 10; beyond, one run alone has no band.
-    runs = [run_of(0, {RETURN: series((0, 0), (5, 5), (10, 10), (100, 100))}), run_of(1, {RETURN: series((0, 10), (10, 20))})]
-    data = panel_data(all_metrics()[RETURN], curves_of(runs))
-    assert data is not None
-    (shown,) = data["curves"]
-    assert data["x"] == [0, 5, 10, 100]
-    assert shown["mean"] == [5, 10, 15, 100]
-    assert shown["high"][3] is None
-    assert all(value is not None for value in shown["high"][:3])
-
-
-def test_many_points_become_means_of_neighbours():
-    x = np.arange(10_000, dtype=float)
-    data = panel_data(all_metrics()[RETURN], curves_of([run_of(0, {RETURN: (x, np.where(x % 2 == 0, 0.0, 2.0))})]))
-    assert data is not None
-    (shown,) = data["curves"]
-    assert len(data["x"]) == GRID
-    np.testing.assert_allclose(shown["mean"], 1.0, atol=0.06)
-    assert shown["high"] == [None] * GRID  # one run has no confidence
-
-
-def test_runs_that_differ_in_more_than_the_seed_are_other_curves():
-    one = {RETURN: series((0, 0))}
-    runs = [run_of(0, one, baseline="value"), run_of(1, one, baseline="value"), run_of(2, one, baseline="none")]
-    assert [(label, len(members)) for label, members in curves_of(runs).items()] == [
-        ("REINFORCE CartPole-v1 · baseline=value", 2),
-        ("REINFORCE CartPole-v1 · baseline=none", 1),
-    ]
-
-
 def test_no_common_metric_is_one_line():
     runs = [run_of(0, {"a": series((0, 0))}), run_of(1, {"b": series((0, 0))})]
     assert problems(runs) == ["no metric is common to all 2 runs: each panel shows those that have its metric"]
@@ -286,7 +225,22 @@ def page_data(page: str) -> dict[str, Any]:
 
 
 def shown_panels(page: str) -> list[str]:
-    return [panel["key"] for section in page_data(page)["sections"] for panel in section["panels"]]
+    data = page_data(page)
+    return [panel["key"] for part in [{"panels": data["hero"]}, *data["sections"]] for panel in part["panels"]]
+
+
+def test_what_matters_comes_first_and_constants_are_folded_away():
+    flat, up = series((0, 3e-3), (10, 3e-3)), series((0, 1), (10, 5), (20, 4))
+    metrics = {"train/learning_rate": flat, "eval/mean_reward": up, "gradient/variance": up, RETURN: up, "train/std": up}
+    data = page_data(make_page([run_of(0, metrics)], "t"))
+    assert [panel["key"] for panel in data["hero"]] == [RETURN, "gradient/variance"]
+    (evaluations,) = data["hero"][0]["evaluations"]
+    assert (evaluations["mean"], evaluations["best"]) == ([1, 5, 4], [10, 5])
+    (policy,) = data["sections"]
+    assert [panel["key"] for panel in policy["panels"]] == ["train/std"]
+    assert policy["constant"] == [["Learning rate", "train/learning_rate", 0.003]]
+    # of one step it cannot be told
+    assert "train/learning_rate" in shown_panels(make_page([run_of(0, {"train/learning_rate": series((0, 1))})], "t"))
 
 
 def evil_runs() -> list[LoggedRun]:
@@ -357,11 +311,12 @@ def test_the_report_in_chromium(tmp_path: Path):
     keys = [key for key, metric in all_metrics().items() if metric.kind != "video"]
     rng = np.random.default_rng(0)
     steps = np.arange(0, 5000, 100.0)
-    runs = [
-        run_of(seed, {key: (steps, 10 * offset + rng.normal(size=50)) for key in keys}, baseline=baseline)
-        for offset, baseline in enumerate(("value", "none"))
-        for seed in range(3)
-    ]
+    runs = []
+    for offset, baseline in enumerate(("value", "none")):
+        for seed in range(3):
+            metrics: dict[str, Any] = {key: (steps, 10 + 10 * offset + rng.normal(size=50)) for key in keys}
+            metrics[CLOCK] = (steps, steps / (100 + 100 * offset))
+            runs.append(run_of(seed, metrics, baseline=baseline))
     page = tmp_path / "report.html"
     page.write_text(make_page(runs, "Mine"))
     evil = tmp_path / "evil.html"
@@ -380,13 +335,14 @@ def test_the_report_in_chromium(tmp_path: Path):
 
         browser.open(page.as_uri())
         titles = browser.evaluate("[...document.querySelectorAll('.panel code')].map(e => e.textContent)")
-        assert titles == keys
+        first = [RETURN, "gradient/variance"]
+        assert titles == [*first, *(key for key in keys if key not in (*first, "eval/mean_reward"))]
         # of each panel: how many pixels have the first, and how many the second curve's colour
         drawn = browser.evaluate("""[...document.querySelectorAll('.panel canvas')].map(canvas => {
             const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
             const count = [0, 0];
             for (let i = 0; i < pixels.length; i += 4)
-                [[0x25, 0x63, 0xeb], [0xea, 0x58, 0x0c]].forEach((c, n) => {
+                [[0x00, 0x72, 0xb2], [0xd5, 0x5e, 0x00]].forEach((c, n) => {
                     count[n] += pixels[i + 3] == 255 && c.every((v, k) => Math.abs(pixels[i + k] - v) < 8);
                 });
             return [canvas.width, ...count];
@@ -402,6 +358,22 @@ def test_the_report_in_chromium(tmp_path: Path):
         assert browser.evaluate(count) == "false,true"
         browser.evaluate("document.querySelector('#controls button').click()")
         assert browser.evaluate(count) == "true,true"
+        # a search leaves what fits it
+        searched = """text => { const [runs, metrics] = document.querySelectorAll('input[type=search]');
+            runs.value = text[0]; runs.oninput(); metrics.value = text[1]; metrics.oninput();
+            const shown = [...document.querySelectorAll('#runs tbody tr, #controls button, .panel')].filter(e => !e.hidden);
+            return shown.length; }"""
+        assert browser.evaluate(f"({searched})(['value', 'approx_kl'])") == 3 + 1 + 1
+        assert browser.evaluate(f"({searched})(['', ''])") == 6 + 2 + len(titles)
+        # seconds and a log axis: x as far as the clock goes, no panel is empty
+        browser.evaluate("""(() => {
+            const x = document.querySelector('select'), log = document.querySelector('input[type=checkbox]');
+            x.value = 'seconds'; x.onchange(); log.checked = true; log.onchange(); })()""")
+        assert browser.evaluate("plots.every(({ plot }) => plot.data[0].length > 10 && plot.scales.y.min > 0)")
+        # the arrow keys move the cursor of the panel that has the focus
+        read = "document.querySelector('.panel .value').textContent"
+        browser.evaluate("document.querySelector('.panel').onkeydown(new KeyboardEvent('keydown', { key: 'ArrowRight' }))")
+        assert " at " in browser.evaluate(read)
         # and nothing sticks out to the side, on a phone neither
         for width in (1280, 400):
             browser.resize(width, 900)

@@ -133,12 +133,12 @@ def test_episodes_are_ordered_over_environments(tmp_path: Path):
     np.testing.assert_array_equal(returns, [1.0, 2.0, 3.0])
 
 
-def test_trailing_mean():
-    from sb3_reinforce.zoo.report import trailing_mean
+def test_evaluations_of_a_run(tmp_path: Path):
+    from sb3_reinforce.zoo.report import evaluations_of
 
-    # windows [1], [1, 2], [2, 6]
-    np.testing.assert_allclose(trailing_mean(np.array([1.0, 2.0, 6.0]), 2), [1.0, 1.5, 4.0])
-    assert trailing_mean(np.array([]), 1).shape == (0,)
+    assert evaluations_of(tmp_path) is None
+    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=[[1.0, 3.0], [4.0, 6.0]])
+    np.testing.assert_array_equal(evaluations_of(tmp_path), [[10, 20], [2.0, 5.0]])
 
 
 def test_learning_curve_of_a_run_without_a_finished_episode(tmp_path: Path):
@@ -146,9 +146,10 @@ def test_learning_curve_of_a_run_without_a_finished_episode(tmp_path: Path):
     from sb3_reinforce.zoo.report import draw_learning_curve
 
     (tmp_path / "0.monitor.csv").write_text('#{"t_start": 100.0}\nr,l,t\n')
-    experiment = SimpleNamespace(
-        save_path=str(tmp_path), algo="reinforce", env_name=SimpleNamespace(gym_id="CartPole-v1"), seed=0
-    )
+    named = SimpleNamespace(gym_id="CartPole-v1")
+    experiment = SimpleNamespace(save_path=str(tmp_path), algo="reinforce", env_name=named, seed=0)
+    assert is_png(draw_learning_curve(experiment, None))
+    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=[[1.0, 3.0], [4.0, 6.0]])
     assert is_png(draw_learning_curve(experiment, None))
 
 

@@ -1,4 +1,4 @@
-"""Runs of the same settings as one curve: the mean over its runs, with a confidence band."""
+"""Runs of the same settings as one curve: the mean over its runs, with a confidence band, or each run beside it."""
 
 import json
 import math
@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from sb3_reinforce.tracking.metrics import Metric
+from sb3_reinforce.tracking.metrics import Metric, all_metrics
 from sb3_reinforce.tracking.runs import LoggedRun, Series
 
-# Points of a curve: a panel has no more pixels
+# Points of a curve: a panel has hardly more pixels
 GRID = 240
 # What runs of one setting may differ in
 NOT_A_SETTING = {"seed", "command", "git_commit", "versions", "device", "run_name", "run_folder"}
-# 97.5 % points of Student's t for 1 to 30 degrees of freedom: half the width of a 95 % interval, in standard errors
+# Fewer runs are drawn one by one
+MANY_RUNS = 5
+CLOCK = "time/time_elapsed"
+# 97.5 % points of Student's t for 4 to 30 degrees of freedom: half the width of a 95 % interval, in standard errors
 STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
@@ -51,40 +54,105 @@ def _label(run: LoggedRun, differing: list[str]) -> str:
     return " ".join(parts) + (" · " + ", ".join(settings[:3]) if settings else "")
 
 
+def differences(curves: dict[str, list[LoggedRun]]) -> list[tuple[str, list[str]]]:
+    """:return: each setting in which curves differ, and its value of each curve; "" where a curve does not have it"""
+    firsts = [members[0].config for members in curves.values()]
+    names = sorted({key for config in firsts for key in config} - NOT_A_SETTING)
+    values = {name: [json.dumps(config[name], default=str) if name in config else "" for config in firsts] for name in names}
+    return [(name, [text.strip('"') for text in texts]) for name, texts in values.items() if len(set(texts)) > 1]
+
+
+def possible_values(metric: Metric, runs: list[LoggedRun]) -> tuple[float, float]:
+    """:return: the lowest and highest value that the metric can have; for returns the range of those seen in the runs"""
+    if metric.values == "return":
+        seen = [run.metrics[key][1] for run in runs for key, each in all_metrics().items() if _is_return(each, key, run)]
+        finite = np.concatenate([values[np.isfinite(values)] for values in seen]) if seen else np.empty(0)
+        return (float(finite.min()), float(finite.max())) if len(finite) else (-math.inf, math.inf)
+    return {"positive": (0.0, math.inf), "share": (0.0, 1.0), "any": (-math.inf, math.inf)}[metric.values]
+
+
+def _is_return(metric: Metric, key: str, run: LoggedRun) -> bool:
+    return metric.values == "return" and key in run.metrics and run.metrics[key][1].ndim == 1
+
+
 def panel_data(metric: Metric, curves: dict[str, list[LoggedRun]]) -> dict[str, Any] | None:
     """
-    The data of one panel: its steps, and the line and band of each curve that has values; None if none has.
+    The data of one panel: for each curve with values its steps, its line, and a band or the lines of its runs.
 
-    A line is the mean over a curve's runs, its band the 95 % confidence interval of that mean (Student's t) where at least
-    two runs have values. For a histogram the line is the median and the band the range from 10 % to 90 %, both averaged over
-    runs.
+    A line is the mean over a curve's runs. From ``MANY_RUNS`` runs on its band is the 95 % confidence interval of that mean
+    (Student's t), cut to the values that the metric can have; of fewer, that interval says little: each run is a thin line.
+    For a histogram the line is the median and the band the range from 10 % to 90 %, both averaged over runs.
+
+    :return: None if no run has the metric; ``seconds`` is None where the runs do not say how long they took
     """
-    logged = {label: [run.metrics[metric.key] for run in runs if metric.key in run.metrics] for label, runs in curves.items()}
-    everything = [series for each in logged.values() for series in each]
-    if not everything:
+    logged = {label: [run for run in runs if metric.key in run.metrics] for label, runs in curves.items()}
+    ndim = next((run.metrics[metric.key][1].ndim for runs in logged.values() for run in runs), None)
+    if ndim is None:
         return None
-    ndim = everything[0][1].ndim  # numbers, or histograms: not both in one panel
-    steps = np.unique(np.concatenate([x for x, y in everything if y.ndim == ndim]))
-    if len(steps) > GRID:
-        steps = np.linspace(steps[0], steps[-1], GRID)
+    lowest, highest = possible_values(metric, [run for runs in curves.values() for run in runs])
     shown = []
-    for label, each in logged.items():
-        series = [(x, y) for x, y in each if y.ndim == ndim]
-        if not series:
+    for label, runs in logged.items():
+        runs = [run for run in runs if run.metrics[metric.key][1].ndim == ndim]  # numbers or histograms: not both
+        series = [run.metrics[metric.key] for run in runs]
+        steps = _steps_of(series)
+        if not len(steps):
             continue
+        single: list[np.ndarray] = []
         if ndim == 2:
             low, mean, high = (_mean_and_band([(x, y[:, q]) for x, y in series], steps)[0] for q in range(3))
         else:
             mean, low, high = _mean_and_band(series, steps)
-        shown.append({"curve": label, "n": len(series), "mean": _numbers(mean), "low": _numbers(low), "high": _numbers(high)})
-    return {"key": metric.key, "title": metric.title, "kind": metric.kind, "x": steps.tolist(), "curves": shown}
+            low, high = (np.clip(end, lowest, highest) for end in (low, high))
+            single = [_at(x, y, steps) for x, y in series] if 1 < len(series) < MANY_RUNS else []
+        shown.append(
+            {
+                "curve": label,
+                "n": len(series),
+                "x": steps.tolist(),
+                "seconds": _seconds(runs, steps),
+                "mean": _numbers(mean),
+                "low": _numbers(low) if np.isfinite(low).any() else [],
+                "high": _numbers(high) if np.isfinite(high).any() else [],
+                "runs": [_numbers(values) for values in single],
+            }
+        )
+    return {"key": metric.key, "title": metric.title, "kind": metric.kind, "curves": shown} if shown else None
+
+
+def _steps_of(series: list[Series]) -> np.ndarray:
+    """
+    The steps at which a curve is drawn: where its runs have values, at most ``GRID`` of them.
+
+    Runs of one setting begin and end at slightly different steps, and the mean would jump where one of them ends: where their
+    ends lie close together, the curve ends with the first of them. It never goes beyond the last step of its runs.
+    """
+    steps = [x[np.isfinite(y if y.ndim == 1 else y[:, 1])] for x, y in series]
+    steps = [x for x in steps if len(x)]
+    if not steps:
+        return np.empty(0)
+    first, last = min(x[0] for x in steps), max(x[-1] for x in steps)
+    near = 0.05 * (last - first)
+    first = max(x[0] for x in steps if x[0] <= first + near)
+    last = min(x[-1] for x in steps if x[-1] >= last - near)
+    every = np.unique(np.concatenate(steps))
+    inside = every[(every >= first) & (every <= last)]
+    return np.linspace(first, last, GRID) if len(inside) > GRID else inside
+
+
+def _seconds(runs: list[LoggedRun], steps: np.ndarray) -> list[float | None] | None:
+    """:return: seconds of training up to each step, the mean over the runs; None if no run says it"""
+    clocks = [run.metrics[CLOCK] for run in runs if CLOCK in run.metrics and run.metrics[CLOCK][1].ndim == 1]
+    if not clocks:
+        return None
+    # Rows of other metrics may come a little before the first, or after the last reading of the clock.
+    return _numbers(np.mean([np.interp(steps, x, y) for x, y in clocks], axis=0))
 
 
 def _mean_and_band(series: list[Series], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """At each step the mean over the runs with a value there, and both ends of its 95 % interval; NaN where there is none."""
     rows = np.ma.masked_invalid([_at(x, y, steps) for x, y in series])
     count = rows.count(axis=0)
-    student = np.array([np.nan, *STUDENT])[np.clip(count - 1, 0, len(STUDENT))]
+    student = np.array([np.nan] * MANY_RUNS + [*STUDENT])[np.clip(count, 0, MANY_RUNS - 1 + len(STUDENT))]
     with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest float
         mean = rows.mean(axis=0).filled(np.nan)
         width = student * rows.std(axis=0, ddof=1).filled(np.nan) / np.sqrt(np.maximum(count, 1))
@@ -97,9 +165,7 @@ def _at(x: np.ndarray, y: np.ndarray, steps: np.ndarray) -> np.ndarray:
     x, y = x[finite], y[finite]
     if not len(x):
         return np.full(len(steps), np.nan)
-    # Runs of one setting begin and end at slightly different steps: without a margin the mean would jump where one ends.
-    margin = 0.05 * (steps[-1] - steps[0])
-    inside = (steps >= x[0] - margin) & (steps <= x[-1] + margin)
+    inside = (steps >= x[0]) & (steps <= x[-1])
     if len(x) > len(steps) > 1:
         cells = np.searchsorted((steps[1:] + steps[:-1]) / 2, x)
         sums, counts = np.bincount(cells, y, len(steps)), np.bincount(cells, minlength=len(steps))

@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from sb3_reinforce.tracking.curves import curves_of, panel_data
+from sb3_reinforce.tracking.curves import curves_of, differences, panel_data
 from sb3_reinforce.tracking.metrics import SECTIONS, STEP_KEY, Metric, Section, all_metrics
 from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, Series, find_runs
+
+# What is drawn first: the first of these that the runs have, evaluations, and how noisy the gradient is
+RETURNS = ("rollout/ep_return_mean", "rollout/ep_rew_mean", "episode/return")
+EVALUATION, VARIANCE = "eval/mean_reward", "gradient/variance"
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -77,22 +81,19 @@ def problems(runs: list[LoggedRun]) -> list[str]:
 def make_page(runs: list[LoggedRun], title: str) -> str:
     """:return: the HTML page of some runs, which needs no other file"""
     curves = curves_of(runs)
-    others = sorted({key for run in runs for key in run.metrics} - set(all_metrics()))
-    sections = [*SECTIONS, Section("Other metrics", "Logged, but of no section above.", tuple(Metric(k, k) for k in others))]
-    shown = []
-    for section in sections:
-        panels = [data for metric in section.metrics if (data := panel_data(metric, curves)) is not None]
-        if panels:
-            shown.append({"title": section.title, "question": section.question, "panels": panels})
-    data = {"curves": list(curves), "sections": shown}
+    hero = _hero(curves)
+    data = {"curves": list(curves), "hero": hero, "sections": _sections(runs, curves, {panel["key"] for panel in hero})}
     details = [f"<summary>{html.escape(run.name)}</summary><pre>{html.escape(as_text(run))}</pre>" for run in runs]
     static = files("sb3_reinforce.tracking") / "static"
     parts = {
         "uplot.css": (static / "uPlot.min.css").read_text(encoding="utf-8"),
         "uplot.js": (static / "uPlot.iife.min.js").read_text(encoding="utf-8"),
+        "report.css": (static / "report.css").read_text(encoding="utf-8"),
+        "report.js": (static / "report.js").read_text(encoding="utf-8"),
         "title": html.escape(title),
         "notes": "".join(f"<p class=note>{html.escape(problem)}</p>" for problem in problems(runs)),
         "runs": _runs_table(curves),
+        "differences": _differences_table(curves),
         "details": "".join(f"<details>{each}</details>" for each in details),
         # no text can end the script element that it is in
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -102,23 +103,96 @@ def make_page(runs: list[LoggedRun], title: str) -> str:
     return re.sub(r"{{([a-z.]+)}}", lambda place: parts[place[1]], template)
 
 
+def _hero(curves: dict[str, list[LoggedRun]]) -> list[dict[str, Any]]:
+    """The panels that come first: training returns with the evaluations, and the variance of the gradient."""
+    metrics = all_metrics()
+    evaluations = panel_data(metrics[EVALUATION], curves)
+    returns = next((data for key in RETURNS if (data := panel_data(metrics[key], curves)) is not None), None)
+    if returns is not None and evaluations is not None:
+        returns["title"] += "; dashed: evaluations, the best one marked"
+        returns["evaluations"] = [{**curve, "best": _best(curves[curve["curve"]])} for curve in evaluations["curves"]]
+    first = returns or evaluations
+    variance = panel_data(metrics[VARIANCE], curves)
+    return [panel for panel in (first, variance) if panel is not None]
+
+
+def _best(runs: list[LoggedRun]) -> list[float] | None:
+    """Step and mean return of the best evaluation of some runs."""
+    found = [
+        (float(value), float(step))
+        for run in runs
+        if EVALUATION in run.metrics
+        for step, value in zip(run.metrics[EVALUATION][0], _numbers(run.metrics[EVALUATION]), strict=True)
+        if math.isfinite(value)
+    ]
+    return [max(found)[1], max(found)[0]] if found else None
+
+
+def _sections(runs: list[LoggedRun], curves: dict[str, list[LoggedRun]], first: set[str]) -> list[dict[str, Any]]:
+    """All panels but the first ones by section, and apart from them the metrics that never change."""
+    others = sorted({key for run in runs for key in run.metrics} - set(all_metrics()))
+    sections = [*SECTIONS, Section("Other metrics", "Logged, but of no section above.", tuple(Metric(k, k) for k in others))]
+    shown = []
+    for section in sections:
+        panels = [panel_data(metric, curves) for metric in section.metrics if metric.key not in {*first, EVALUATION}]
+        found = [panel for panel in panels if panel is not None]
+        values = {panel["key"]: _constant(panel) for panel in found}
+        constant = [
+            [panel["title"], panel["key"], values[panel["key"]]] for panel in found if values[panel["key"]] is not None
+        ]
+        if found:
+            shown.append(
+                {
+                    "title": section.title,
+                    "question": section.question,
+                    "panels": [panel for panel in found if values[panel["key"]] is None],
+                    "constant": constant,
+                }
+            )
+    return shown
+
+
+def _constant(panel: dict[str, Any]) -> float | None:
+    """:return: the value that all lines of a panel have at all of two or more steps; None if there are others"""
+    lines = [line for curve in panel["curves"] for line in (curve["mean"], *curve["runs"])]
+    values = {value for line in lines for value in line}
+    several = any(len(line) > 1 for line in lines)
+    return values.pop() if several and len(values) == 1 and panel["kind"] == "line" else None
+
+
+def _differences_table(curves: dict[str, list[LoggedRun]]) -> str:
+    rows = differences(curves)
+    if not rows:
+        return ""
+    head = "".join(f'<th><i class="dot c{number % 8}"></i>{html.escape(label)}' for number, label in enumerate(curves))
+    body = "".join(
+        f"<tr><td><code>{html.escape(name)}</code></td>{''.join(f'<td>{html.escape(text)}</td>' for text in texts)}</tr>"
+        for name, texts in rows
+    )
+    return (
+        "<details class=differences><summary>Settings in which the curves differ</summary><div class=scroll>"
+        f"<table><thead><tr><th>setting{head}</thead><tbody>{body}</tbody></table></div></details>"
+    )
+
+
 def _runs_table(curves: dict[str, list[LoggedRun]]) -> str:
     rows = []
     for number, (label, runs) in enumerate(curves.items()):
         for run in runs:
             steps = max((int(x[-1]) for x, _ in run.metrics.values()), default=None)
-            returns = run.metrics.get("rollout/ep_return_mean") or run.metrics.get("rollout/ep_rew_mean")
-            evaluations = run.metrics.get("eval/mean_reward")
+            returns = next((run.metrics[key] for key in RETURNS if key in run.metrics), None)
+            evaluations = run.metrics.get(EVALUATION)
+            state = html.escape(run.state.split(" ")[0])
             cells = [
                 f'<td><i class="dot c{number % 8}"></i>{html.escape(label)}</td>',
-                f"<td>{html.escape(run.name)}</td>",
-                f'<td class="{html.escape(run.state.split(" ")[0])}">{html.escape(run.state or run.source)}</td>',
-                _cell(run.config.get("seed")),
-                _cell(None if steps is None else f"{steps:,}"),
-                _cell(None if returns is None else float(_numbers(returns)[-1])),
-                _cell(None if evaluations is None else float(np.fmax.reduce(_numbers(evaluations)))),
+                f'<td data-name="run">{html.escape(run.name)}</td>',
+                f'<td data-name="state" class="{state}">{html.escape(run.state or run.source)}</td>',
+                _cell("seed", run.config.get("seed")),
+                _cell("steps", None if steps is None else f"{steps:,}"),
+                _cell("last return", None if returns is None else float(_numbers(returns)[-1])),
+                _cell("best evaluation", None if evaluations is None else float(np.fmax.reduce(_numbers(evaluations)))),
             ]
-            rows.append(f"<tr>{''.join(cells)}</tr>")
+            rows.append(f'<tr data-curve="{number}">{"".join(cells)}</tr>')
     return "".join(rows)
 
 
@@ -127,9 +201,9 @@ def _numbers(series: Series) -> np.ndarray:
     return series[1] if series[1].ndim == 1 else series[1][:, 1]
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     text = "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
-    return f"<td class=number>{html.escape(text)}</td>"
+    return f'<td class=number data-name="{name}">{html.escape(text)}</td>'
 
 
 def as_dict(run: LoggedRun) -> dict[str, Any]:

@@ -320,9 +320,9 @@ def _read_monitor(folder: Path, top: Path) -> LoggedRun:
     run = _run_of(folder, top, "monitor")
     rows: list[dict[Any, Any]] = []
     with _noted(run, folder):
-        episodes = load_results(str(folder))[["r", "l"]].apply(pd.to_numeric, errors="coerce").dropna()
-        steps, returns, lengths = episodes["l"].cumsum(), episodes["r"], episodes["l"]
-        rows += pd.DataFrame({STEP_KEY: steps, "episode/return": returns, "episode/length": lengths}).to_dict("records")
+        episodes = load_results(str(folder))[["r", "l", "t"]].apply(pd.to_numeric, errors="coerce").dropna()
+        names = {"r": "episode/return", "l": "episode/length", "t": "time/time_elapsed"}
+        rows += episodes.rename(columns=names).assign(**{STEP_KEY: episodes["l"].cumsum()}).to_dict("records")
     file = folder / "evaluations.npz"
     if file.is_file():
         with _noted(run, file), np.load(file) as saved:

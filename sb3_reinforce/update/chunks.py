@@ -13,9 +13,10 @@ from torch import nn
 
 from sb3_reinforce.rollout.sampling import ACTIVATIONS, needs_torch
 from sb3_reinforce.running.threads import threads_of_user
-from sb3_reinforce.update.rows import Selection
+from sb3_reinforce.update.steps import Selection
 
 MAX_THREADS = 4  # A quarter of a chunk's time is Python's, which one thread at a time can have.
+MIN_CHUNKS = 4  # With fewer, waking a thread takes as long as it saves.
 # Without state and randomness, so that several threads may compute with one module
 MODULES = (
     ActorCriticPolicy,
@@ -49,7 +50,7 @@ def add_gradients(
     :return: the sums of the numbers
     """
     chunks, sums = list(chunks), np.zeros(n_numbers)
-    n_threads = min(_threads_for(policy), len(chunks)) if len(chunks) > 1 else 1
+    n_threads = _threads_for(policy) if len(chunks) >= MIN_CHUNKS else 1
     if n_threads <= 1:
         for chunk in chunks:
             loss, numbers = loss_of(policy, chunk)

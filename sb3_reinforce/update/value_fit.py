@@ -11,8 +11,9 @@ from sb3_reinforce.rollout.extractor import value_from_features
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
 from sb3_reinforce.update.chunks import add_gradients
-from sb3_reinforce.update.likelihood import value_only_parameters
-from sb3_reinforce.update.rows import BatchSize, Rows, Selection
+from sb3_reinforce.update.likelihood import predict_values, value_only_parameters
+from sb3_reinforce.update.rows import BatchSize, Rows
+from sb3_reinforce.update.steps import Selection
 
 
 class ValueFit:
@@ -81,13 +82,13 @@ class ValueFit:
                 optimizer.zero_grad()
 
                 def loss_of(
-                    policy: ActorCriticPolicy, chunk: Selection, n_rows: int = n_rows
+                    policy: ActorCriticPolicy, chunk: Selection, n_rows: float = n_rows
                 ) -> tuple[th.Tensor, tuple[float]]:
                     if features is None:
-                        predicted = policy.predict_values((whole or rows.samples(chunk)).observations)
+                        predicted = predict_values(policy, whole or rows.samples(chunk))
                     else:
-                        predicted = value_from_features(policy, features[chunk])
-                    loss = F.mse_loss(predicted.flatten(), all_returns[chunk], reduction="sum") / n_rows
+                        predicted = value_from_features(policy, features[chunk]).flatten()
+                    loss = F.mse_loss(predicted, all_returns[chunk], reduction="sum") / n_rows
                     return loss, (loss.item(),)
 
                 loss_sums = add_gradients(self.policy, rows.chunks(minibatch), loss_of, 1, parameters)

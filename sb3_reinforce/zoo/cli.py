@@ -52,6 +52,11 @@ VERBS = {
     "push": Verb(partial(_zoo, "push"), "upload a trained agent, its card and a video to the Hugging Face Hub"),
     "pull": Verb(partial(_zoo, "pull"), "download one"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
+    "compare-estimators": Verb(
+        partial(_call, "sb3_reinforce.zoo.compare_estimators"),
+        "the gradient's variance under every estimator, of a distribution and a cost in a Python file",
+        needs_zoo=False,
+    ),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
     "inspect-run": Verb(lambda rest: _report(["--text", *rest]), "the old name of `report --text`", needs_zoo=False),
     "report": Verb(_report, "W&B, TensorBoard or CSV runs as one HTML page, --text or --json", needs_zoo=False),
@@ -67,8 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: sb3-reinforce COMMAND ...\n\nRL Zoo's command line with REINFORCE in it.\n")
         print("\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()))
-        print("\n`sb3-reinforce COMMAND --help` shows the command's own options.")
+        print("\n`sb3-reinforce COMMAND --help` shows the command's own options, `sb3-reinforce --version` the versions.")
         return 0 if arguments else USAGE_ERROR
+    if arguments[0] == "--version":
+        from sb3_reinforce.tracking.settings import versions
+
+        print("\n".join(f"{name} {number}" for name, number in versions().items()))
+        return 0
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]

@@ -19,19 +19,23 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_reinforce.tracking import WandbCallback
 from sb3_reinforce.tracking.settings import masked_command
 
-# SB3's own rollout/ep_rew_mean averages over as many
-SMOOTHING_WINDOW = 100
+# Few: a mean of 100 episodes shows what the policy can do tens of thousands of steps late.
+SMOOTHING_WINDOW = 10
+# Okabe and Ito's, which the colour-blind can tell apart
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
 class Score(NamedTuple):
-    """Undiscounted return of the deterministic policy: mean and standard deviation over the episodes played."""
+    """Undiscounted return of the policy: mean and standard deviation over the episodes played."""
 
     mean: float
     std: float
     n_episodes: int
+    deterministic: bool = True
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} deterministic episodes"
+        kind = "deterministic" if self.deterministic else "stochastic"
+        return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} {kind} episodes"
 
 
 def model_file(experiment: ExperimentManager) -> Path:
@@ -54,9 +58,10 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
         vec_env_cls=DummyVecEnv,
     )
     model = ALGOS[experiment.algo].load(model_file(experiment), device=experiment.device)
-    mean, std = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=True)
+    deterministic = experiment.deterministic_eval  # False for Atari and MiniGrid, where it may stand still for ever
+    mean, std = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=deterministic)
     env.close()
-    return Score(cast(float, mean), cast(float, std), n_episodes)
+    return Score(cast(float, mean), cast(float, std), n_episodes, deterministic)
 
 
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +70,13 @@ def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
 
-def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last ``window`` values, over fewer at the start, shape [n] as ``values``."""
-    return pd.Series(values).rolling(window, min_periods=1).mean().to_numpy()
+def evaluations_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """:return: steps and mean returns of the evaluations during training, shape [n] each; None if there were none"""
+    file = run_folder / "evaluations.npz"
+    if not file.is_file():
+        return None
+    with np.load(file) as saved:
+        return saved["timesteps"], saved["results"].mean(axis=1)
 
 
 def learning_curve(experiment: ExperimentManager, score: Score | None) -> str:
@@ -82,20 +91,26 @@ def learning_curve(experiment: ExperimentManager, score: Score | None) -> str:
 
 def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> Path:
     """
-    :return: a PNG of training returns over environment steps, with the score as a line
+    :return: a PNG of training returns over environment steps, with the evaluations and the score
     :raises ImportError: without matplotlib
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     steps, returns = episodes_of(Path(experiment.save_path))
     # without pyplot: neither a display nor the user's own figures are touched
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, returns, ".", markersize=3, alpha=0.25, color="tab:blue", label="training episode")
-    window = min(SMOOTHING_WINDOW, max(1, len(returns) // 5))
-    axes.plot(steps, trailing_mean(returns, window), color="tab:blue", label=f"mean of the last {window}")
+    last = pd.Series(returns).rolling(SMOOTHING_WINDOW, min_periods=1)
+    axes.fill_between(steps, last.min(), last.max(), alpha=0.2, color=BLUE, linewidth=0)
+    axes.plot(steps, last.mean(), color=BLUE, label=f"last {SMOOTHING_WINDOW} training episodes, mean and range")
+    evaluations = evaluations_of(Path(experiment.save_path))
+    if evaluations is not None:
+        axes.plot(*evaluations, "o-", markersize=4, color=ORANGE, label="evaluations")
     if score is not None:
-        axes.axhline(score.mean, linestyle="--", color="tab:orange", label=f"saved model: {score}")
+        axes.axhline(score.mean, linestyle="--", color=GREEN, label=f"saved model: {score.mean:.1f}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k, 1M
+    axes.set_xlim(left=0)
     axes.set_xlabel("environment steps in finished episodes")
     axes.set_ylabel("return of an episode")
     axes.set_title(f"{experiment.algo.upper()} on {experiment.env_name.gym_id}, seed {experiment.seed}")
