@@ -103,7 +103,7 @@ def check_reinforce(given: Any) -> None:
         check_flag(name, getattr(given, name))
     for name in ("n_epochs", "n_value_epochs", "cg_max_steps"):
         check_count(name, getattr(given, name))
-    for name in ("batch_size", "chunk_size", "value_batch_size"):
+    for name in ("batch_size", "chunk_size", "value_batch_size", "bptt_steps"):
         check_count(name, getattr(given, name), optional=True)
     check_positive("max_grad_norm", given.max_grad_norm)
     check_positive("cg_damping", given.cg_damping, optional=False)

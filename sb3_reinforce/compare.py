@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_count, with_checked_spaces
 from sb3_reinforce.baselines import BASELINES, Baseline, checked_prediction, make_baseline
-from sb3_reinforce.episode_gradients import actions_of, episode_gradients
+from sb3_reinforce.episode_gradients import episode_gradients
 from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.estimate import state_weights, with_scores
 from sb3_reinforce.observations import map_arrays
@@ -26,7 +26,8 @@ from sb3_reinforce.running.env_queries import env_name
 from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.chunk_size import chunk_size_of
-from sb3_reinforce.update.likelihood import value_only_parameters, values_of
+from sb3_reinforce.update.likelihood import predict_values, value_only_parameters, values_of
+from sb3_reinforce.update.steps import Steps, join_steps, sequences_of, steps_of
 
 # From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
 BY_COST = ("none", "moving_average", "leave_one_out", "per_step", "value", "optimal", "greedy")
@@ -153,18 +154,18 @@ def compare_baselines(
     n_rounds = -(-n_episodes // vec_env.num_envs)
     with frozen_statistics(vec_env):
         probe = _probe(vec_env, model, seed)
-        past, _ = _play(probe, n_rounds)
+        past, past_steps = _play(probe, n_rounds)
         learned = _has_learned_values(model)
         if not learned:
-            _fit_values(probe, past, seed)
-        episodes, actions = _play(probe, n_rounds)
+            _fit_values(probe, past, past_steps, seed)
+        episodes, steps = _play(probe, n_rounds)
     if isinstance(env, str):
         vec_env.close()
     discount = state_weights(episodes, probe.gamma, probe.discount_state)
-    scores = Scores(probe.policy, episodes.observations, actions, probe.chunk_size)
+    scores = Scores(probe.policy, steps, probe.chunk_size)
     if any("scores" in baseline.needs for baseline in named.values()):
         episodes = with_scores(episodes, scores, discount)
-    past, episodes = _with_values(probe, past), _with_values(probe, episodes)
+    past, episodes = _with_values(probe, past, past_steps), _with_values(probe, episodes, steps)
 
     advantages = []
     for baseline in named.values():
@@ -203,7 +204,7 @@ def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE
             )
     if isinstance(model, REINFORCE):
         own.update(returns=model.returns, discount_state=model.discount_state, max_episode_steps=model.max_episode_steps)
-        own.update(chunk_size=model.chunk_size)
+        own.update(chunk_size=model.chunk_size, bptt_steps=model.bptt_steps)
     probe = REINFORCE(policy, env, n_episodes=env.num_envs, baseline=_Recorder(), truncation="terminal", seed=seed, **own)
     if model is not None:
         probe.policy.load_state_dict(model.policy.state_dict())
@@ -218,39 +219,49 @@ def _has_learned_values(model: OnPolicyAlgorithm | None) -> bool:
     return "values" in model._baseline.needs if isinstance(model, REINFORCE) else True
 
 
-def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, th.Tensor]:
-    """Rollouts as one batch of independent episodes, and their actions, shape [S, action dimensions]."""
+def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, Steps]:
+    """Rollouts as one batch of independent episodes, and their steps."""
     callback = ConvertCallback(None)
     callback.init_callback(probe)
     env = probe.env
     assert env is not None
-    parts, actions = [], []
+    parts, steps = [], []
     for _ in range(n_rounds):
         probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
         # The buffer is used again by the next rollout.
         parts.append(replace(probe.batch.episodes, observations=map_arrays(th.clone, probe.batch.episodes.observations)))
-        actions.append(actions_of(probe.rollout_buffer).clone())
-    return join_episodes(parts, [env.num_envs] * n_rounds), th.cat(actions)
+        sequences = sequences_of(probe.policy, parts[-1].lengths, probe.bptt_steps)
+        steps.append(steps_of(probe.rollout_buffer, parts[-1], sequences))
+    episodes = join_episodes(parts, [env.num_envs] * n_rounds)
+    return episodes, join_steps(steps, episodes)
 
 
-def _with_values(probe: REINFORCE, episodes: Episodes) -> Episodes:
-    values = values_of(probe.policy, episodes.observations, len(episodes.returns), chunk_size_of(probe))
+def _with_values(probe: REINFORCE, episodes: Episodes, steps: Steps) -> Episodes:
+    values = values_of(probe.policy, steps, len(episodes.returns), chunk_size_of(probe))
     return replace(episodes, values=values)
 
 
-def _fit_values(probe: REINFORCE, episodes: Episodes, seed: int) -> None:
+def _fit_values(probe: REINFORCE, episodes: Episodes, steps: Steps, seed: int) -> None:
     """Least squares of V on the returns, by Adam over the value network's own parameters."""
     parameters = value_only_parameters(probe.policy)
     optimizer = th.optim.Adam(parameters, lr=VALUE_FIT_RATE)
     rng = np.random.default_rng(seed)
     returns = episodes.returns.float().to(probe.device)
     for _ in range(VALUE_FIT_STEPS):
-        rows = th.as_tensor(rng.integers(len(returns), size=min(VALUE_FIT_BATCH, len(returns))))
-        observations = map_arrays(lambda array, rows=rows: array[rows].to(probe.device), episodes.observations)  # type: ignore[misc]
-        loss = (probe.policy.predict_values(observations).flatten() - returns[rows]).square().mean()
+        rows = _random_rows(steps, min(VALUE_FIT_BATCH, len(returns)), rng)
+        loss = (predict_values(probe.policy, steps.at(rows, probe.device)) - returns[rows]).square().mean()
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
         optimizer.step()
+
+
+def _random_rows(steps: Steps, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n random rows; for a policy with memory, random episodes of n rows or more together."""
+    if steps.sequences is None:
+        return rng.integers(len(steps.actions), size=n)
+    lengths = steps.sequences.lengths
+    order = rng.permutation(len(lengths))
+    return steps.sequences.rows_of(order[: np.searchsorted(np.cumsum(lengths[order]), n) + 1])
 
 
 def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_bootstrap: int) -> BaselineComparison:

@@ -12,9 +12,10 @@ from sb3_reinforce.compare import BaselineComparison as BaselineComparison
 from sb3_reinforce.compare import BaselineVariance as BaselineVariance
 from sb3_reinforce.compare import compare_baselines as compare_baselines
 from sb3_reinforce.episode_gradients import EpisodeGradients as EpisodeGradients
-from sb3_reinforce.episode_gradients import actions_of, episode_gradients
+from sb3_reinforce.episode_gradients import episode_gradients
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.steps import sequences_of, steps_of
 
 
 class GradientDiagnostics(BaseCallback):
@@ -91,7 +92,8 @@ class GradientDiagnostics(BaseCallback):
                     stacklevel=2,
                 )
             return {}
-        scores = Scores(model.policy, episodes.observations, actions_of(model.rollout_buffer), model.chunk_size)
+        sequences = sequences_of(model.policy, episodes.lengths, model.bptt_steps)
+        scores = Scores(model.policy, steps_of(model.rollout_buffer, episodes, sequences), model.chunk_size)
         if self._direction is None or len(self._direction) != scores.n_parameters:
             direction = th.randn(scores.n_parameters, generator=th.Generator().manual_seed(0))
             self._direction = (direction / direction.norm()).to(model.device)

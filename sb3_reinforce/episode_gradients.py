@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_reinforce.rollout.squashed import before_tanh
 from sb3_reinforce.scores import Scores
 
 
@@ -67,9 +65,3 @@ def episode_gradients(
         if directions is not None:
             along.append((block * directions).sum(2, dtype=th.float64).cpu())
     return EpisodeGradients(total, th.cat(squares), th.cat(along) if along else None)
-
-
-def actions_of(buffer: RolloutBuffer) -> th.Tensor:
-    """:return: the actions of a rollout buffer with one row per step (before tanh), float, shape [S, action dimensions]"""
-    drawn = before_tanh(buffer)
-    return th.as_tensor(buffer.actions.reshape(len(buffer.rewards), -1) if drawn is None else drawn, dtype=th.float32)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_env, check_episodic, check_inherited
 from sb3_reinforce.observations import by_key
+from sb3_reinforce.policies import PolicyAliases
 from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
 from sb3_reinforce.rollout.failures import explained_failures
 from sb3_reinforce.rollout.finite import check_before_normalization
@@ -68,7 +68,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     :raises ValueError: for arguments that cannot be right, alone or together
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = PolicyAliases()
     own_of_each_rank = (*ResumableAlgorithm.own_of_each_rank, "n_episodes", "max_episode_steps")
 
     #: what this process has played last
@@ -290,6 +290,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     recording.end_step(rewards, dones)
                     self._last_obs, self._last_episode_starts = new_obs, dones
                     if np.count_nonzero(dones):
+                        sampler.start_episodes(dones)
                         used_infos.add(n_steps, infos, spans.end_episodes(n_steps, dones, infos))
         except BaseException as error:
             self._abandon_rollout()

@@ -7,21 +7,23 @@ From a rollout to the estimator's terms: returns R, baseline b, and the advantag
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES, Baseline, GreedyBaseline, NoBaseline, ValueBaseline, at_same_step
-from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.episodes import Episodes, join_episodes
-from sb3_reinforce.observations import map_arrays, stack_observations
+from sb3_reinforce.observations import map_arrays, map_pairs, stack_observations
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.returns import RETURNS
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import values_of
+from sb3_reinforce.update.steps import Steps, sequences_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def make_episodes(
     discount_state: bool,
     fixed_count: bool,
     chunk_size: int | None,
+    bptt_steps: int | None = None,
     greedy: GreedyEpisodes | None = None,
 ) -> Episodes:
     """
@@ -82,20 +85,12 @@ def make_episodes(
     :param policy: the policy that played, before it learns from this rollout
     :param needs: of the baseline: ``"values"``, ``"scores"``
     :param fixed_count: whether the number of episodes was fixed before the rollout
+    :param bptt_steps: steps after which the gradient through a policy's memory is cut; None: never
     :param greedy: the greedy policy's episodes, where they are needed
     """
     buffer = rollout.buffer
     observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
-    values = values_of(policy, observations, rollout.n_steps, chunk_size) if "values" in needs else None
-
-    # 0 behind a terminal state; V of the last one where the episode would have continued
-    last_values = th.zeros(len(rollout.episodes), dtype=th.float64)
-    if last := rollout.last_observations:
-        keys = rollout.episodes[["env_index", "end"]].tolist()
-        continued = [i for i, key in enumerate(keys) if key in last]
-        stacked = stack_observations([last[keys[i]] for i in continued], observations)
-        last_values[continued] = values_of(policy, stacked, len(continued), chunk_size)
-
+    values, last_values = values_of_rollout(rollout, policy, observations, chunk_size, "values" in needs)
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
     step_returns = RETURNS[returns](rewards, rollout.lengths, gamma, last_values)
     buffer.returns[:, 0] = step_returns.numpy()
@@ -116,9 +111,44 @@ def make_episodes(
         greedy_returns=greedy_returns,
     )
     if "scores" in needs:
-        scores = Scores(policy, observations, actions_of(buffer), chunk_size)
+        scores = Scores(policy, steps_of(buffer, episodes, sequences_of(policy, episodes.lengths, bptt_steps)), chunk_size)
         episodes = with_scores(episodes, scores, state_weights(episodes, gamma, discount_state))
     return episodes
+
+
+def values_of_rollout(
+    rollout: Rollout, policy: ActorCriticPolicy, observations: Any, chunk_size: int | None, of_all: bool
+) -> tuple[th.Tensor | None, th.Tensor]:
+    """
+    :param observations: of all S steps
+    :param of_all: whether V of the steps is needed
+    :return: V of each step, shape [S], where it is needed; and of each episode V behind its last step, shape [N]: 0 behind a
+        terminal state, else V of the last observation
+    """
+    last = rollout.last_observations
+    keys = rollout.episodes[["env_index", "end"]].tolist()
+    continued = [i for i, key in enumerate(keys) if key in last]
+    last_values = th.zeros(len(keys), dtype=th.float64)
+    stacked = stack_observations([last[keys[i]] for i in continued], observations) if continued else None
+    n_steps = rollout.n_steps
+    if not is_recurrent(policy):
+        if continued:
+            last_values[continued] = values_of(policy, Steps(observations=stacked), len(continued), chunk_size)
+        return values_of(policy, Steps(observations=observations), n_steps, chunk_size) if of_all else None, last_values
+
+    if not (of_all or continued):
+        return None, last_values
+    # With memory, the last observation is one step more of its episode.
+    lengths, ends = rollout.lengths.numpy(), rollout.lengths.cumsum(0).numpy()
+    rows = np.insert(np.arange(n_steps), ends[continued], n_steps + np.arange(len(continued)))
+    longer = lengths.copy()
+    longer[continued] += 1
+    if continued:
+        observations = map_pairs(lambda a, b: th.cat([a, b])[rows], observations, stacked)
+    steps = Steps(observations=observations, sequences=sequences_of(policy, longer))
+    values = values_of(policy, steps, len(rows), chunk_size)
+    last_values[continued] = values[th.as_tensor(rows >= n_steps)]
+    return values[th.as_tensor(rows < n_steps)], last_values
 
 
 def with_scores(episodes: Episodes, scores: Scores, weights: th.Tensor) -> Episodes:

@@ -25,7 +25,9 @@ from torch import nn
 from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.sampling import overrides, policy_class
 from sb3_reinforce.running.exchange import sum_over_ranks
-from sb3_reinforce.update.rows import Rows, Selection
+from sb3_reinforce.update.likelihood import distribution_of
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection
 
 MAX_KL_RATIO = 1.5  # of a step's KL to its target: second order is some tenths off for usual targets, which does no harm
 MAX_HALVINGS = 10
@@ -63,7 +65,7 @@ class FisherProduct:
         self._kept = self._kl_gradient(0) if len(self._chunks) == 1 else None
 
     def _distribution(self, rows: Selection) -> Distribution:
-        return self.policy.get_distribution(self.rows.samples(rows).observations)
+        return distribution_of(self.policy, self.rows.samples(rows))
 
     def _kl(self, chunk: int) -> th.Tensor:
         """A chunk's part of the mean KL(pi_old, pi)."""

@@ -17,6 +17,11 @@ def map_arrays(function: Callable[[Any], Any], arrays: Any) -> Any:
     return {key: function(array) for key, array in arrays.items()} if isinstance(arrays, dict) else function(arrays)
 
 
+def map_pairs(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+    """:return: the function of two arrays, or of the arrays of two dicts under each key"""
+    return {key: function(first[key], second[key]) for key in first} if isinstance(first, dict) else function(first, second)
+
+
 def stack_observations(observations: list[Any], like: Any) -> Any:
     """:return: single observations as one tensor (or a dict of tensors), with the row shape and type of ``like``"""
     if isinstance(like, dict):

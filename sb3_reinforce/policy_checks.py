@@ -13,17 +13,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
+from sb3_reinforce.policies import is_recurrent_class, library_class, name_of
+
 SMALLEST_IMAGE = 36  # what NatureCNN's kernels (8, 4 and 3 with strides 4, 2 and 1) leave one number of
-# Policies of sb3-contrib, by a part of their name or by what they are called with
-CONTRIB = {"Lstm": "RecurrentPPO", "Maskable": "MaskablePPO", "lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
+# What policies of sb3-contrib are called with, beside observations and actions
+CONTRIB = {"lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
 
 
 def check_policy_arguments(policy: Any, aliases: Mapping[str, type[BasePolicy]], policy_kwargs: Any) -> None:
     """:raises ValueError: for a policy that does not exist, or arguments for it that are no dict"""
     expected = f"policy must be one of {', '.join(map(repr, aliases))} or a class such as ActorCriticPolicy, got {policy!r}"
     if isinstance(policy, str) and policy not in aliases:
-        other = next((f"; sb3-contrib has it, for {other}" for part, other in CONTRIB.items() if part in policy), "")
-        raise ValueError(f"{expected}{other}")
+        raise ValueError(expected)
+    if isinstance(policy, str):
+        aliases[policy]  # a ValueError if it needs a library that is not installed
     if not isinstance(policy, str) and not (
         isinstance(policy, type)
         and issubclass(policy, BasePolicy)
@@ -42,10 +45,15 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
     :raises ValueError: for a policy that cannot be made, or cannot be trained
     """
     policy_class, kwargs = model.policy_class, model.policy_kwargs
-    name = next((alias for alias, known in model.policy_aliases.items() if known is policy_class), policy_class.__name__)
-    _check_calls(policy_class, name, type(model).__name__)
+    name = name_of(policy_class) or policy_class.__name__
+    if is_recurrent_class(policy_class):
+        _check_memory(model, name, kwargs)
+    else:
+        _check_calls(policy_class, name, type(model).__name__)
+        if getattr(model, "bptt_steps", None) is not None:
+            raise ValueError(f"bptt_steps is for a recurrent policy, got {model.bptt_steps} and {name}: leave it out")  # type: ignore[attr-defined]
     _check_keys(policy_class, name, kwargs)
-    if policy_class in model.policy_aliases.values():  # a class of the user's own may extract features otherwise
+    if name in model.policy_aliases:  # a class of the user's own may extract features otherwise
         _check_observations(policy_class, name, kwargs, model.observation_space)
     try:
         yield
@@ -57,6 +65,25 @@ def explained_policy_errors(model: OnPolicyAlgorithm) -> Iterator[None]:
         raise
     if hasattr(model.policy, "optimizer"):
         _check_optimizer(model.policy.optimizer)
+
+
+def _check_memory(model: OnPolicyAlgorithm, name: str, kwargs: Mapping[str, Any]) -> None:
+    policy_class = model.policy_class
+    known: Any = library_class(policy_class)
+    for method in ("forward", "get_distribution", "predict_values", "evaluate_actions", "_process_sequence"):
+        if getattr(policy_class, method) is not getattr(known, method):
+            raise ValueError(
+                f"a recurrent policy must leave {method}() as it is in {known.__name__}, because whole episodes are read "
+                f"otherwise here, got {name}: change its features extractor, its layers or its distribution instead"
+            )
+    for key in ("bidirectional", "batch_first", "proj_size"):
+        if (kwargs.get("lstm_kwargs") or {}).get(key):
+            raise ValueError(f"lstm_kwargs must not have {key!r}, which {name} cannot serve, got {kwargs['lstm_kwargs']}")
+    if getattr(model, "unfinished", None) == "bootstrap":
+        raise ValueError(
+            'a recurrent policy needs unfinished="finish": its memory starts with an episode, and unfinished="bootstrap" '
+            f"learns from parts of episodes, got {name}"
+        )
 
 
 def _check_calls(policy_class: Any, name: str, algorithm: str) -> None:
@@ -94,7 +121,10 @@ def _check_observations(policy_class: type[BasePolicy], name: str, kwargs: Mappi
     extractor, is_normalized = given("features_extractor_class"), not given("normalize_images")
     is_dict = isinstance(space, spaces.Dict)
     if is_dict and extractor in (FlattenExtractor, NatureCNN):
-        raise ValueError(f"policy must be MultiInputPolicy for Dict observations, got {name} and {space}")
+        fitting = name_of(policy_class) or ""
+        for part in ("Mlp", "Cnn"):
+            fitting = fitting.replace(part, "MultiInput")
+        raise ValueError(f"policy must be {fitting} for Dict observations, got {name} and {space}")
     if not is_dict and extractor is CombinedExtractor:
         raise ValueError(f"{name} is for Dict observations, got {space}: use MlpPolicy, or CnnPolicy for images")
     if extractor is NatureCNN and not is_image_space(space, check_channels=False, normalized_image=is_normalized):

@@ -27,8 +27,11 @@ from sb3_reinforce.running import callbacks, ranks
 from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradients
 from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
+from sb3_reinforce.update.chunks import add_gradients
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
-from sb3_reinforce.update.rows import Rows, Selection
+from sb3_reinforce.update.records import record_update
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection, sequences_of
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
 
@@ -49,7 +52,8 @@ class REINFORCE(EpisodicAlgorithm):
     weights gamma^(c t) (R - b). ``docs/results.md`` tells how the defaults were chosen. Under ``torchrun`` the sums are over
     the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are per rank.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy or a class of your own)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, with memory MlpLstmPolicy, CnnLstmPolicy,
+        MultiInputLstmPolicy, or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
         as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``
@@ -84,11 +88,12 @@ class REINFORCE(EpisodicAlgorithm):
     :param n_epochs: optimiser passes over a batch. 1 with ``batch_size=None`` is REINFORCE. More steps on one batch are
         off-policy: then the loss is PPO's clipped importance ratio, whose gradient at the sampling parameters is the same
     :param batch_size: steps per minibatch; None: the whole batch in one optimiser step. A minibatch estimates the
-        full-batch loss
+        full-batch loss. With a recurrent policy whole episodes of about so many steps
     :param clip_range: of the importance ratio where there are several optimiser steps; a number or a schedule
     :param chunk_size: steps per forward and backward pass, whose gradients are added up: bounds memory and changes
-        nothing else (except with batch norm and dropout in train mode). None: as many as fit a CPU's cache or a part of a
-        GPU's memory, by a rule that depends on the network alone; with batch norm all at once, as a large number does it
+        nothing else (except with batch norm and dropout in train mode); no episode of a recurrent policy is cut. None: as
+        many as fit a CPU's cache or a part of a GPU's memory, by a rule that depends on the network alone; with batch norm
+        all at once, as a large number does it
     :param ent_coef: weight of the entropy, which has the same divisor D; a number, a schedule or ``"lin_0.01"``
     :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and
         arguments) over the parameters that only the value depends on; a number, a schedule or ``"lin_1e-3"``
@@ -103,6 +108,9 @@ class REINFORCE(EpisodicAlgorithm):
         to second order; a step of more than 1.5 times that is halved. A number, a schedule or ``"lin_0.02"``
     :param cg_max_steps: with ``natural_gradient``: steps of the conjugate gradients at most
     :param cg_damping: with ``natural_gradient``: added to the diagonal of the Fisher information
+    :param bptt_steps: with a recurrent policy: cut the gradient through its memory after so many steps, counted from the
+        episode's start. Biased: what an action owes to the memory of earlier windows gets no gradient. None: full
+        backpropagation through time, exact
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration.
         Its log-probability is marginal, so the gradient is exact only with ``sde_sample_freq=1``. And SB3 stops the gradient
         from the standard deviation into the network; ``model.policy.action_dist.learn_features = True`` lets it through
@@ -162,6 +170,7 @@ class REINFORCE(EpisodicAlgorithm):
         target_kl: float | str | Schedule = 0.01,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
+        bptt_steps: int | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -179,7 +188,7 @@ class REINFORCE(EpisodicAlgorithm):
         self.n_epochs, self.batch_size, self.clip_range, self.chunk_size = n_epochs, batch_size, clip_range, chunk_size
         self.value_learning_rate, self.n_value_epochs = value_learning_rate, n_value_epochs
         self.value_batch_size, self.natural_gradient, self.target_kl = value_batch_size, natural_gradient, target_kl
-        self.cg_max_steps, self.cg_damping = cg_max_steps, cg_damping
+        self.cg_max_steps, self.cg_damping, self.bptt_steps = cg_max_steps, cg_damping, bptt_steps
         self._warned_of_other_starts = False
         check_clip_range(clip_range)
         super().__init__(
@@ -257,7 +266,7 @@ class REINFORCE(EpisodicAlgorithm):
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
             rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, chunk_size_of(self), greedy,
+            self.n_episodes is not None, chunk_size_of(self), self.bptt_steps, greedy,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
@@ -305,7 +314,8 @@ class REINFORCE(EpisodicAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
         rng = np.random.default_rng(stream_seed(self.seed, self._n_rollouts, SHUFFLING))
         buffer, baseline, fit = self.rollout_buffer, self._baseline, self._value_fit
-        rows = Rows(buffer, self.batch.sizes, chunk_size_of(self))
+        sequences = sequences_of(self.policy, self.batch.episodes.lengths, self.bptt_steps)
+        rows = Rows(buffer, self.batch.sizes, chunk_size_of(self), sequences)
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
         batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
@@ -334,21 +344,9 @@ class REINFORCE(EpisodicAlgorithm):
             # Last: a checkpoint taken after an interruption goes by this number.
             self._n_updates += int(self.n_epochs)  # which may be NumPy's
 
-        self.logger.record("train/policy_gradient_loss", np.mean([step["policy_loss"] for step in steps]))
-        self.logger.record("train/entropy_loss", np.mean([step["entropy_loss"] for step in steps]))
-        self.logger.record("train/grad_norm", np.mean([step["grad_norm"] for step in steps]))
-        self.logger.record("train/approx_kl", of_kl[1])
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if several_steps:
-            self.logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
-        if value_loss is not None:
-            (*_, squares), (*_, unexplained) = of_returns, of_errors
-            self.logger.record("train/value_loss", value_loss)
-            self.logger.record("train/explained_variance", 1 - unexplained / squares if squares > 0 else np.nan)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        record_update(self.logger, self.policy, steps, of_kl, of_returns, of_errors, value_loss, self._n_updates)
 
-    def _policy_step(self, rows: Rows, minibatch: Selection, n_rows: int, several_steps: bool) -> dict[str, float]:
+    def _policy_step(self, rows: Rows, minibatch: Selection, n_rows: float, several_steps: bool) -> dict[str, float]:
         """
         One optimiser step on the given rows of the rollout buffer: -1/D sum (A log pi) - ent_coef/D sum H.
 
@@ -362,26 +360,25 @@ class REINFORCE(EpisodicAlgorithm):
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
         # A minibatch stands for the whole batch: its sum is scaled up by S / n_rows.
         scale = rows.n_total / n_rows / self.batch.divisor
-        policy_sum = entropy_sum = n_clipped = 0.0
 
-        policy.optimizer.zero_grad()
-        for chunk in rows.chunks(minibatch):
+        def loss_of(policy: ActorCriticPolicy, chunk: Selection) -> tuple[th.Tensor, tuple[float, ...]]:
             data = rows.samples(chunk)
-            log_prob, entropy = log_prob_and_entropy(policy, data.observations, data.actions)
+            log_prob, entropy = log_prob_and_entropy(policy, data)
             if several_steps:
                 ratio = importance_ratio(log_prob, data.old_log_prob)
                 policy_loss = clipped_loss(ratio, data.advantages, clip_range)
-                n_clipped += count_clipped(ratio, clip_range)
             else:
                 ratio = None
                 rows.buffer.log_probs[chunk, 0] = log_prob.detach().cpu().numpy()
                 policy_loss = score_loss(log_prob, data.advantages)
             loss = policy_loss + ent_coef * entropy_loss(entropy, log_prob, ratio) if ent_coef else policy_loss
-            (scale * loss).backward()
-            policy_sum += policy_loss.item()
-            entropy_sum += (-log_prob if entropy is None else entropy).detach().sum().item()
+            entropy_sum = (-log_prob if entropy is None else entropy).detach().sum().item()
+            n_clipped = 0 if ratio is None else count_clipped(ratio, clip_range)
+            return scale * loss, (policy_loss.item(), entropy_sum, n_clipped)
 
-        policy_sum, entropy_sum, n_clipped = sum_gradients(policy.parameters(), (policy_sum, entropy_sum, n_clipped))
+        policy.optimizer.zero_grad()
+        sums = add_gradients(policy, rows.chunks(minibatch), loss_of, 3)
+        policy_sum, entropy_sum, n_clipped = sum_gradients(policy.parameters(), sums)
         max_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(policy.parameters(), max_norm).item()
         if not np.isfinite(grad_norm):
@@ -392,9 +389,5 @@ class REINFORCE(EpisodicAlgorithm):
             natural_step(policy, rows, parameters, target_kl, self.cg_max_steps, self.cg_damping)
         else:
             policy.optimizer.step()
-        return {
-            "policy_loss": scale * policy_sum,
-            "entropy_loss": -entropy_sum / n_rows,
-            "grad_norm": grad_norm,
-            "clip_fraction": n_clipped / n_rows,
-        }
+        of_step = {"policy_loss": scale * policy_sum, "entropy_loss": -entropy_sum / n_rows, "grad_norm": grad_norm}
+        return {**of_step, "clip_fraction": n_clipped / n_rows} if several_steps else of_step

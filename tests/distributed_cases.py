@@ -65,6 +65,8 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
     "natural gradient": dict(baseline="value", natural_gradient=True, cg_max_steps=3, mode="n_steps"),
     "several epochs": dict(baseline="value", n_epochs=3, n_value_epochs=3, mode="n_steps"),
     "chunks": dict(baseline="value", chunk_size=2, mode="n_steps"),
+    "memory": dict(policy="MlpLstmPolicy", baseline="value", n_epochs=2, bptt_steps=1, chunk_size=2, mode="n_steps"),
+    "memory, natural gradient": dict(policy="MlpLstmPolicy", baseline="optimal", natural_gradient=True, mode="n_episodes"),
     "cut": dict(baseline="value", unfinished="bootstrap", truncation="bootstrap", mode="n_steps"),
 }
 

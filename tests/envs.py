@@ -14,7 +14,8 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE, Baseline
 from sb3_reinforce.bias import MDP, Trajectory
-from sb3_reinforce.update.rows import Rows, Selection, count_rows
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.steps import Selection, count_rows, sequences_of
 
 
 class RewardListEnv(gym.Env):
@@ -147,6 +148,8 @@ class ScriptedSampler:
 
     greedy = __call__
 
+    def start_episodes(self, starts: np.ndarray) -> None: ...
+
 
 def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
     """A replacement for ``make_sampler``."""
@@ -154,17 +157,19 @@ def scripted_sampler(env: DummyVecEnv) -> Callable[..., ScriptedSampler]:
 
 
 def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
-    """A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping."""
+    """
+    A softmax policy with one logit per state and action, plain gradient ascent with step size 1, no clipping.
+
+    ``policy="MlpLstmPolicy"``: a small LSTM in front of the logits.
+    """
     defaults: dict[str, Any] = dict(
         learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=0.8, seed=0, device="cpu", n_value_epochs=1
     )
     defaults.update(kwargs)
-    model = REINFORCE(
-        "MlpPolicy",
-        env,
-        policy_kwargs=dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD),
-        **defaults,
-    )
+    policy = defaults.pop("policy", "MlpPolicy")
+    memory = dict(lstm_hidden_size=4) if policy == "MlpLstmPolicy" else {}
+    policy_kwargs = dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD, **memory)
+    model = REINFORCE(policy, env, policy_kwargs=policy_kwargs, **defaults)
     with th.no_grad():
         weight = model.policy.action_net.weight
         weight.copy_(th.linspace(-0.6, 0.9, weight.numel()).reshape(weight.shape))
@@ -192,7 +197,8 @@ def logits(model: REINFORCE) -> th.Tensor:
 
 def rows_of(model: REINFORCE) -> Rows:
     """The steps of the model's last rollout."""
-    return Rows(model.rollout_buffer, model.batch.sizes, model.chunk_size)
+    sequences = sequences_of(model.policy, model.batch.episodes.lengths, model.bptt_steps)
+    return Rows(model.rollout_buffer, model.batch.sizes, model.chunk_size, sequences)
 
 
 def policy_step(model: REINFORCE, minibatch: Selection | None = None, several_steps: bool = False) -> None:

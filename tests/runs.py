@@ -113,7 +113,7 @@ def play(
         model = REINFORCE.resume(folder / "checkpoints", made, trust=trust)
     else:
         defaults: dict[str, Any] = dict(n_steps=16, seed=7, device="cpu", policy_kwargs=dict(net_arch=[8]))
-        model = REINFORCE("MlpPolicy", made, **{**defaults, **arguments})
+        model = REINFORCE(arguments.pop("policy", "MlpPolicy"), made, **{**defaults, **arguments})
     model.set_logger(appending_logger(folder, ["csv"]))
     callbacks: list[BaseCallback] = [TrainingCheckpoint(folder / "checkpoints", every_n_updates=every), *(more or [])]
     if evaluate:

@@ -14,9 +14,10 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, Baseline, GradientDiagnostics, compare_baselines
-from sb3_reinforce.episode_gradients import EpisodeGradients, actions_of, episode_gradients
+from sb3_reinforce.episode_gradients import EpisodeGradients, episode_gradients
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import log_prob_and_entropy
+from sb3_reinforce.update.steps import steps_of
 from sb3_reinforce.zoo.cli import main
 from tests.envs import RewardListEnv, collect, rows_of
 
@@ -132,7 +133,7 @@ def by_hand(model: REINFORCE) -> tuple[np.ndarray, np.ndarray]:
     for length in model.rollout.lengths.tolist():
         data = rows_of(model).samples(slice(start, start + length))
         for vectors, weights in ((used, data.advantages), (plain, data.returns)):
-            log_prob = log_prob_and_entropy(model.policy, data.observations, data.actions)[0]
+            log_prob = log_prob_and_entropy(model.policy, data)[0]
             gradient = th.autograd.grad((weights * log_prob).sum(), parameters, materialize_grads=True)
             vectors.append(th.cat([g.flatten() for g in gradient]).double().numpy())
         start += length
@@ -185,12 +186,12 @@ def test_averages_before_dividing():
 def test_halves_add_up_to_the_whole():
     """Of each half only the sum of the vectors and scalars per episode are needed."""
     model = played(REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=6, seed=0, device="cpu"))
-    lengths, observations, actions = model.rollout.lengths, model.batch.episodes.observations, actions_of(model.rollout_buffer)
+    lengths, steps = model.rollout.lengths, steps_of(model.rollout_buffer, model.batch.episodes)
     weights = th.stack([model.batch.episodes.returns, th.ones(model.batch.n_steps, dtype=th.float64)])
-    whole = episode_gradients(Scores(model.policy, observations, actions), lengths, weights)
+    whole = episode_gradients(Scores(model.policy, steps), lengths, weights)
     cut = int(lengths[:2].sum())
     parts = [
-        episode_gradients(Scores(model.policy, observations[rows], actions[rows]), lengths[which], weights[:, rows])
+        episode_gradients(Scores(model.policy, steps.at(rows, model.device)), lengths[which], weights[:, rows])
         for rows, which in ((slice(0, cut), slice(0, 2)), (slice(cut, None), slice(2, None)))
     ]
     joined = EpisodeGradients(parts[0].total + parts[1].total, th.cat([p.squares for p in parts]), None)

@@ -16,8 +16,8 @@ LAYERS = {
         "score_function",
     ],
     "processes": [
-        "arguments", "migration", "policy_checks", "running", "running.normalization", "running.ranks", "running.exchange",
-        "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
+        "arguments", "migration", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
+        "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
         "running.threads",
     ],

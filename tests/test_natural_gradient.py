@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,9 +57,9 @@ def test_product_is_the_explicit_matrix(name, chunk_size):
     n_steps = model.batch.n_steps
     expected: th.Tensor = 0.0
     for row in range(n_steps):
-        observations = rows_of(model).samples(np.array([row])).observations
+        data = rows_of(model).samples(np.array([row]))
         for action in actions:
-            log_prob = log_prob_and_entropy(model.policy, observations, th.tensor([action]).float())[0].sum()
+            log_prob = log_prob_and_entropy(model.policy, replace(data, actions=th.tensor([action]).float()))[0].sum()
             score = flatten(th.autograd.grad(log_prob, parameters))
             expected = expected + th.exp(log_prob.detach()) * th.outer(score, score) / n_steps
     product = matrix_of(FisherProduct(model.policy, rows_of(model), parameters), len(expected))
@@ -226,7 +227,7 @@ def test_step_solves_the_damped_system():
     fisher = matrix_of(FisherProduct(model.policy, rows_of(model), parameters), sum(p.numel() for p in parameters))
     before = flatten([p.detach() for p in parameters])
     data = rows_of(model).samples(rows_of(model).all)
-    loss = -(data.advantages * log_prob_and_entropy(model.policy, data.observations, data.actions)[0]).sum()
+    loss = -(data.advantages * log_prob_and_entropy(model.policy, data)[0]).sum()
     gradient = flatten(th.autograd.grad(loss, parameters))
     policy_step(model)
     change = flatten([p.detach() for p in parameters]) - before

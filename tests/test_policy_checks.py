@@ -84,17 +84,10 @@ def optimizer(kind):
         ),
         (Maskable, VECTOR, {}, "got Maskable, which also needs action_masks that REINFORCE does not give: .* or MaskablePPO"),
         (
-            "MlpLstmPolicy",
-            VECTOR,
-            {},
-            "policy must be one of 'MlpPolicy', .*got 'MlpLstmPolicy'; sb3-contrib has it, for Recurr",
-        ),
-        ("MaskableMlpPolicy", VECTOR, {}, "got 'MaskableMlpPolicy'; sb3-contrib has it, for MaskablePPO"),
-        (
             "MLPPolicy",
             VECTOR,
             {},
-            "policy must be one of 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a class .* 'MLPPolicy'$",
+            "policy must be one of 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy', .* or a class .* 'MLPPolicy'$",
         ),
         (SACPolicy, VECTOR, {}, "policy must be one of .* or a class such as ActorCriticPolicy, got <class .*SACPolicy'>"),
         (DQNPolicy, VECTOR, {}, "policy must be one of .* or a class such as ActorCriticPolicy, got <class .*DQNPolicy'>"),

@@ -110,7 +110,12 @@ def test_equals_a2c(monkeypatch):
 
     def make_sampler(policy, n_envs, rng):
         th.manual_seed(5)
-        return lambda obs: policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
+
+        def sample(obs):
+            return policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
+
+        sample.start_episodes = lambda starts: None
+        return sample
 
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", make_sampler)
     a2c.learn(1, callback=SeedTorch())

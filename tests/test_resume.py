@@ -64,6 +64,10 @@ def test_every_baseline(tmp_path, baseline, actions):
         pytest.param(dict(n_episodes=2 * N_ENVS, stops=(35, 60), total=300), id="n_episodes"),
         pytest.param(dict(env=dict(actions="box"), use_sde=True, sde_sample_freq=1), id="gSDE"),
         pytest.param(dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.ReLU)), id="policy_kwargs"),
+        pytest.param(
+            dict(policy="MlpLstmPolicy", policy_kwargs=dict(net_arch=[], lstm_hidden_size=4), n_epochs=2, batch_size=16),
+            id="memory",
+        ),
         pytest.param(dict(learn=dict(log_interval=3)), id="log_interval"),
         pytest.param(dict(every=1, stops=(30, 31, 60, 61, 100)), id="many stops"),
     ],

@@ -31,6 +31,10 @@ def test_chunks():
     assert list(rows.chunks(slice(2, 7), 2)) == [slice(2, 4), slice(4, 6), slice(6, 7)]
     assert [chunk.tolist() for chunk in rows.chunks(np.array([5, 1, 3]), 2)] == [[5, 1], [3]]
     assert list(rows.chunks(slice(2, 7), None)) == [slice(2, 7)]
+    # two chunks of three, not one of four and one of two: threads then take equally long
+    assert list(rows.chunks(slice(0, 6), 4)) == [slice(0, 3), slice(3, 6)]
+    assert list(rows.chunks(slice(3, 3), 4)) == []
+    assert list(rows.chunks(slice(3, 3), None)) == []
 
 
 @pytest.mark.parametrize(

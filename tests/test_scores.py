@@ -12,9 +12,9 @@ from torch import nn
 
 import sb3_reinforce.scores
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.likelihood import log_prob_and_entropy
+from sb3_reinforce.update.steps import steps_of
 from tests.envs import BOX, played, rows_of
 
 
@@ -48,7 +48,7 @@ CASES = {
 
 
 def scores_of(model: REINFORCE) -> Scores:
-    return Scores(model.policy, model.batch.episodes.observations, actions_of(model.rollout_buffer), model.chunk_size)
+    return Scores(model.policy, steps_of(model.rollout_buffer, model.batch.episodes), model.chunk_size)
 
 
 def by_hand(model: REINFORCE) -> th.Tensor:
@@ -58,7 +58,7 @@ def by_hand(model: REINFORCE) -> th.Tensor:
     parameters = [p for p in model.policy.parameters() if p.requires_grad]
     for row in range(model.batch.n_steps):
         data = rows_of(model).samples(np.array([row]))
-        log_prob = log_prob_and_entropy(model.policy, data.observations, data.actions)[0]
+        log_prob = log_prob_and_entropy(model.policy, data)[0]
         rows.append(th.autograd.grad(log_prob.sum(), parameters, allow_unused=True))
     kept = [k for k in range(len(parameters)) if any(row[k] is not None for row in rows)]
     return th.stack([th.cat([row[k].flatten() for k in kept]) for row in rows])

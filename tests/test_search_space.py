@@ -16,11 +16,13 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.search import can_normalize
 from sb3_reinforce.zoo.search_space import (
+    MEMORY_SPACE,
     NORMALIZATION,
     complete_sample,
     convert_reinforce_params,
     sample_reinforce_params,
     search_space,
+    suggest,
 )
 
 
@@ -45,6 +47,18 @@ def test_n_episodes_of_the_space_by_hand():
     assert search_space(6, True)["n_episodes"] == [12, 18, 36, 66]
     assert search_space(100, True)["n_episodes"] == [100]
     assert not set(NORMALIZATION) & set(search_space(1, False))
+
+
+def test_the_space_of_a_recurrent_policy():
+    """The size of the LSTM and whether V has its own are searched as well, and become the policy's arguments."""
+    space = search_space(1, False, memory=True)
+    assert {*space} - {*search_space(1, False)} == {*MEMORY_SPACE} == {"lstm_hidden_size", "enable_critic_lstm"}
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    assert "lstm_hidden_size" not in sample_reinforce_params(trial, 0, 1, {})["policy_kwargs"]
+    suggest(trial, space)  # as Search does for a recurrent policy
+    kwargs = sample_reinforce_params(trial, 0, 1, {})
+    assert {name: kwargs["policy_kwargs"][name] for name in MEMORY_SPACE} == {n: trial.params[n] for n in MEMORY_SPACE}
+    assert not {*MEMORY_SPACE} & {*kwargs}
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

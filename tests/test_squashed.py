@@ -10,9 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.episode_gradients import actions_of
 from sb3_reinforce.rollout.squashed import before_tanh
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.update.steps import steps_of
 from tests.envs import rows_of
 
 
@@ -54,7 +54,7 @@ def test_the_mean_score_is_zero_where_tanh_saturates():
     model.learn(1)
     buffer, drawn = model.rollout_buffer, before_tanh(model.rollout_buffer)
     assert np.mean(np.abs(buffer.actions) == 1) > 0.2
-    scores = Scores(model.policy, th.as_tensor(buffer.observations), actions_of(buffer)).of_steps(slice(0, 4000)).double()
+    scores = Scores(model.policy, steps_of(buffer, model.batch.episodes)).of_steps(slice(0, 4000)).double()
     z = th.as_tensor((drawn[:, 0] - 0.3) / np.exp(2.0)).double()
     # in the order of the parameters: log_std, weight and bias of the mean (the observation is 1)
     by_hand = th.stack([z**2 - 1, z / np.exp(2.0), z / np.exp(2.0)], dim=1)

@@ -56,6 +56,7 @@ def play_greedy(
     with frozen_statistics(env):
         env.seed(seed)
         observations = env.reset()
+        sampler.start_episodes(np.ones(env.num_envs, dtype=bool))
         now = by_key(observations)
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
         try:
@@ -63,6 +64,7 @@ def play_greedy(
                 observations, reward, dones, infos = env.step(within_bounds(policy, sampler.greedy(observations)))
                 rewards.append(np.array(reward))
                 on_step()
+                sampler.start_episodes(np.asarray(dones, dtype=bool))
                 spans.end_episodes(len(rewards), dones, infos)
         except Exception as error:
             error.add_note(f"raised in step {len(rewards) + 1} of the greedy episodes")

@@ -2,7 +2,7 @@
 Observations to actions: all that REINFORCE needs of the policy while it plays.
 
 No value and no log-probability is computed here; those are computed once per update, for the whole batch. For a plain
-MLP on the CPU an action is three small matrix products, which NumPy does in microseconds on views that share memory
+MLP or LSTM on the CPU an action is some small matrix products, which NumPy does in microseconds on views that share memory
 with the torch parameters. Everything else goes through torch. Both draw from the same distribution.
 """
 
@@ -27,6 +27,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
+from sb3_reinforce.policies import is_recurrent, library_class, name_of
+from sb3_reinforce.rollout.lstm import NumpyLstm
+
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
@@ -40,9 +43,9 @@ def policy_class(policy: nn.Module) -> type:
 
 
 def overrides(policy: nn.Module, method: str) -> bool:
-    """:return: whether the policy's class, or the object itself, replaces a method of SB3's"""
+    """:return: whether the policy's class, or the object itself, replaces a method of the library class that it is made of"""
     own = getattr(policy, "_orig_mod", policy)
-    return method in vars(own) or getattr(type(own), method) is not getattr(ActorCriticPolicy, method)
+    return method in vars(own) or getattr(type(own), method) is not getattr(library_class(type(own)), method)
 
 
 def draws_before_tanh(policy: nn.Module) -> bool:
@@ -57,7 +60,7 @@ def draws_before_tanh(policy: nn.Module) -> bool:
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
     """:return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler"""
-    return TorchSampler(policy, rng) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
+    return TorchSampler(policy, rng, n_envs) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
 
 
 def needs_torch(policy: nn.Module) -> str | None:
@@ -66,7 +69,7 @@ def needs_torch(policy: nn.Module) -> str | None:
 
     :return: why actions must be sampled by torch, in a few words; None if NumPy computes the same
     """
-    if type(policy) is not ActorCriticPolicy:
+    if name_of(type(policy)) not in ("MlpPolicy", "MlpLstmPolicy"):
         return f"policy class {type(policy).__name__}"
     if type(policy.observation_space) is not spaces.Box or is_image_space(policy.observation_space):
         return f"observation space {policy.observation_space}"
@@ -76,6 +79,8 @@ def needs_torch(policy: nn.Module) -> str | None:
         return f"features extractor {type(policy.pi_features_extractor).__name__}"
     if type(policy.mlp_extractor) is not MlpExtractor or type(policy.mlp_extractor.policy_net) is not nn.Sequential:
         return f"network {type(policy.mlp_extractor).__name__}"
+    if is_recurrent(policy) and type(policy.lstm_actor) is not nn.LSTM:
+        return f"memory {type(policy.lstm_actor).__name__}"
     layers = (*policy.mlp_extractor.policy_net, policy.action_net)
     for layer in layers:
         if type(layer) is not nn.Linear and type(layer) not in ACTIVATIONS:
@@ -142,6 +147,9 @@ class Sampler(ABC):
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         """:return: the policy's logits (means for Box, whose ``std`` it sets), shape [n_envs, n]; valid until the next call"""
 
+    def start_episodes(self, starts: np.ndarray) -> None:
+        """Forget what a policy with memory has seen in these environments. ``starts`` is a mask of shape [n_envs]."""
+
     def __call__(self, observations: Any) -> np.ndarray:
         """:return: actions as the policy draws them, not yet clipped to the bounds, shape [n_envs, *action_space.shape]"""
         return self._draw(self.distribution_parameters(observations))
@@ -182,8 +190,15 @@ class TorchSampler(Sampler):
     computes the network; all others (gSDE, a user's own) draw for themselves.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator):
+    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator, n_envs: int = 1):
         super().__init__(policy, rng)
+        #: hidden and cell states of a policy with memory, each of shape [layers, n_envs, hidden size]
+        self.states: tuple[th.Tensor, th.Tensor] | None = None
+        if is_recurrent(policy):
+            layers, _, size = policy.lstm_hidden_state_shape
+            self._no_starts = th.zeros(n_envs, device=policy.device)
+            zeros = policy.lstm_actor.weight_hh_l0.new_zeros(layers, n_envs, size).detach()
+            self.states = (zeros, zeros.clone())
         self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
         #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
         self.before_tanh: list[np.ndarray] = []
@@ -196,7 +211,7 @@ class TorchSampler(Sampler):
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
                 return self._as_array(self.policy(obs_tensor)[0])
-            distribution: Any = self.policy.get_distribution(obs_tensor)
+            distribution = self.distribution(obs_tensor)
             if self.draws_before_tanh:  # as its get_actions()
                 drawn = distribution.distribution.mean + distribution.get_noise(distribution._latent_sde)
                 self.before_tanh.append(self._as_array(drawn))
@@ -210,11 +225,24 @@ class TorchSampler(Sampler):
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
                 return self._as_array(self.policy(obs_tensor, deterministic=True)[0])
-            return self._as_array(self.policy.get_distribution(obs_tensor).get_actions(deterministic=True))
+            return self._as_array(self.distribution(obs_tensor).get_actions(deterministic=True))
+
+    def distribution(self, obs_tensor: Any) -> Any:
+        """:return: pi(.|s) of all environments; a policy with memory takes its step"""
+        if self.states is None:
+            return self.policy.get_distribution(obs_tensor)
+        distribution, self.states = self.policy.get_distribution(obs_tensor, self.states, self._no_starts)
+        return distribution
+
+    def start_episodes(self, starts: np.ndarray) -> None:
+        if self.states is not None:
+            with self.without_gradient():
+                for state in self.states:
+                    state[:, th.as_tensor(starts, device=state.device)] = 0.0
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         with self.without_gradient():
-            return self._parameters_of(self.policy.get_distribution(obs_as_tensor(observations, self.policy.device)))
+            return self._parameters_of(self.distribution(obs_as_tensor(observations, self.policy.device)))
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
         drawn = distribution.distribution
@@ -238,7 +266,7 @@ def _is_known(distribution: Any) -> bool:
 
 class NumpySampler(Sampler):
     """
-    Samples from a plain MLP policy of Stable-Baselines3; see :func:`needs_torch` for which ones.
+    Samples from a plain MLP or LSTM policy of Stable-Baselines3; see :func:`needs_torch` for which ones.
 
     Weights and biases are seen through views, those on a GPU are copied; these and the standard deviation are those of the
     moment it is made: one per rollout.
@@ -248,6 +276,7 @@ class NumpySampler(Sampler):
         super().__init__(policy, rng)
         self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
         self.n_envs = n_envs
+        self.lstm = NumpyLstm(policy.lstm_actor, n_envs) if is_recurrent(policy) else None
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self.std = np.exp(policy.log_std.detach().cpu().numpy())
 
@@ -255,11 +284,17 @@ class NumpySampler(Sampler):
         # Methods of the array, and arrays of equal shape: a third of the time that np.matmul and broadcasting take.
         hidden = observations if observations.dtype is FLOAT32 else observations.astype(np.float32)
         hidden = hidden if hidden.ndim == 2 else hidden.reshape(self.n_envs, -1)
+        if self.lstm is not None:
+            hidden = self.lstm(hidden)
         for weight, bias, activation, out in self.layers:
             hidden.dot(weight, out)
             np.add(out, bias, out)
             hidden = out if activation is None else activation(out)
         return hidden
+
+    def start_episodes(self, starts: np.ndarray) -> None:
+        if self.lstm is not None:
+            self.lstm.start_episodes(starts)
 
 
 Layer = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray] | None, np.ndarray]

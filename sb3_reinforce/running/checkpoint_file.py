@@ -26,6 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_reinforce.policies import name_of
 from sb3_reinforce.running import checkpoint_schema
 from sb3_reinforce.running.normalization import VEC_NORMALIZE_SETTINGS, wrappers
 from sb3_reinforce.running.training_state import copied, plain
@@ -186,13 +187,12 @@ def _from_json(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 def _description(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes."""
-    names = {policy: name for name, policy in model.policy_aliases.items()}
     return {
         "format": FORMAT,
         "algorithm": f"{type(model).__module__}.{type(model).__qualname__}",
         "sb3_reinforce": __version__,
         "libraries": installed_libraries(),
-        "policy": names.get(model.policy_class),
+        "policy": name_of(model.policy_class),
         "rollout_buffer": next((name for name, kind in ROLLOUT_BUFFERS.items() if kind is model.rollout_buffer_class), None),
         "device": str(model.device),
         "env": describe_env(model.env),

@@ -26,6 +26,11 @@ def threads_for_update(policy: nn.Module) -> int:
     return th.get_num_threads() if on_cpu and has_convolutions(policy) else 1
 
 
+def threads_of_user() -> int:
+    """:return: torch's number of threads outside of :func:`limited_threads`, which ``OMP_NUM_THREADS`` or the user has set"""
+    return _before if _inside else th.get_num_threads()
+
+
 @cache
 def blas() -> ThreadpoolController:
     """:return: the BLAS of this process, found once: the search through its libraries takes milliseconds"""

@@ -27,6 +27,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_reinforce import baselines
+from sb3_reinforce.policies import NAMES, class_named
 from sb3_reinforce.schedules import CheckedSchedule
 
 CURE = "if you would run it as a program, too, say so: trust=True, on the command line --trust"
@@ -171,6 +172,8 @@ def _interpret(data: bytes, classes: Mapping[str, Any]) -> Any:
             if name in table:
                 # a function and its name, so that a file cannot pass one off as a value
                 return _Call(table[name]) if table is CALLS and name not in classes else table[name]
+        if name in NAMES.values():
+            return class_named(name)
         raise UntrustedError(f"names {name}")
 
     operand: Any

@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sb3_reinforce.observations import map_arrays
-from sb3_reinforce.update.likelihood import distribution_put_back, example_of, log_prob_and_entropy
+from sb3_reinforce.policies import is_recurrent
+from sb3_reinforce.update.likelihood import distribution_put_back, example_of, log_prob_and_entropy, predict_values
+from sb3_reinforce.update.steps import Steps
 
-# Of what a forward pass keeps for the backward pass: a CPU's cache, a small part of a GPU's memory
-CPU_BYTES, GPU_BYTES = 2 * 2**20, 2**30
+# Of what a forward pass keeps for the backward pass: a CPU's cache, a small part of a GPU's memory. An LSTM is fast with many
+# episodes side by side, and keeps more than is counted.
+CPU_BYTES, GPU_BYTES, LSTM_BYTES = 2 * 2**20, 2**30, 2**26
 SMALLEST = 128  # With fewer rows, convolutions and large layers take longer per row.
 
 
@@ -30,10 +33,11 @@ def default_chunk_size(policy: ActorCriticPolicy) -> int | None:
         one_row = example_of(policy)
         with distribution_put_back(policy):
             # What does not grow with the rows, as parameters do not, cancels out.
-            bytes_per_row = _kept_bytes(policy, *(_twice(part) for part in one_row)) - _kept_bytes(policy, *one_row)
+            bytes_per_row = _kept_bytes(policy, one_row.at(np.array([0, 0]), policy.device)) - _kept_bytes(policy, one_row)
     except Exception:
         return None
-    rows = (CPU_BYTES if policy.device.type == "cpu" else GPU_BYTES) // max(bytes_per_row, 1)
+    budget = LSTM_BYTES if is_recurrent(policy) else CPU_BYTES if policy.device.type == "cpu" else GPU_BYTES
+    rows = budget // max(bytes_per_row, 1)
     return max(1 << (rows - 1).bit_length(), SMALLEST)
 
 
@@ -42,12 +46,8 @@ def chunk_size_of(model: Any) -> int | None:
     return model.chunk_size or model._default_chunk_size
 
 
-def _twice(rows: Any) -> Any:
-    return map_arrays(lambda array: th.cat([array, array]), rows)
-
-
-def _kept_bytes(policy: ActorCriticPolicy, observations: Any, actions: th.Tensor) -> int:
-    """What autograd keeps of these rows for the backward pass of the log-probability or of V, whichever is more."""
+def _kept_bytes(policy: ActorCriticPolicy, steps: Steps) -> int:
+    """What autograd keeps of these steps for the backward pass of the log-probability or of V, whichever is more."""
     kept: list[dict[int, th.UntypedStorage]] = []
 
     def keep(tensor: th.Tensor) -> th.Tensor:
@@ -57,7 +57,7 @@ def _kept_bytes(policy: ActorCriticPolicy, observations: Any, actions: th.Tensor
 
     with th.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         kept.append({})
-        log_prob_and_entropy(policy, observations, actions)
+        log_prob_and_entropy(policy, steps)
         kept.append({})
-        policy.predict_values(observations)
+        predict_values(policy, steps)
     return max(sum(storage.nbytes() for storage in storages.values()) for storages in kept)

@@ -13,30 +13,44 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
-from sb3_reinforce.observations import map_arrays
+from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
-from sb3_reinforce.update.rows import Rows, Selection, chunks
+from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.sequences import distribution_of_sequences, values_of_sequences
+from sb3_reinforce.update.steps import Selection, Steps, chunks, sequences_of
 
 KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
 
 
-def log_prob_and_entropy(
-    policy: ActorCriticPolicy, observations: Any, actions: th.Tensor
-) -> tuple[th.Tensor, th.Tensor | None]:
+def distribution_of(policy: ActorCriticPolicy, steps: Steps) -> Any:
+    """:return: pi(.|s) of each step, as the policy's ``get_distribution`` gives it"""
+    if is_recurrent(policy):
+        return distribution_of_sequences(policy, steps)
+    return policy.get_distribution(steps.observations)
+
+
+def predict_values(policy: ActorCriticPolicy, steps: Steps) -> th.Tensor:
+    """:return: V(s) of each step, shape [n]"""
+    if is_recurrent(policy):
+        return values_of_sequences(policy, steps)
+    return policy.predict_values(steps.observations).flatten()
+
+
+def log_prob_and_entropy(policy: ActorCriticPolicy, steps: Steps) -> tuple[th.Tensor, th.Tensor | None]:
     """
     log pi(a|s) and the entropy of pi(.|s), without V(s) unless the policy's class leaves no other way.
 
-    :param actions: as :meth:`Rows.samples` gives them, float, shape [n, action dimensions]
     :return: both of shape [n]; no entropy where it has no closed form
     :raises TypeError: if the policy does not give one log-probability per action
     """
+    actions = steps.actions
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     if overrides(policy, "evaluate_actions"):
-        _, log_prob, entropy = policy.evaluate_actions(observations, actions)
+        _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions)
     else:
-        distribution: Any = policy.get_distribution(observations)
+        distribution = distribution_of(policy, steps)
         of_actions = partial(log_prob_before_tanh, distribution) if draws_before_tanh(policy) else distribution.log_prob
         log_prob, entropy = of_actions(actions), distribution.entropy()
     if log_prob.shape != actions.shape[:1]:
@@ -53,8 +67,7 @@ def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | No
     log_probs = []
     with th.no_grad():
         for chunk in rows.chunks(selected):
-            data = rows.samples(chunk)
-            log_probs.append(log_prob_and_entropy(policy, data.observations, data.actions)[0].cpu().numpy())
+            log_probs.append(log_prob_and_entropy(policy, rows.samples(chunk))[0].cpu().numpy())
     return np.concatenate(log_probs)
 
 
@@ -64,11 +77,12 @@ def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
 
     Source: Schulman, "Approximating KL divergence" (2020).
 
-    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at random
+    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at
+        random, unless the policy has memory, which needs whole episodes
     :return: shape [n]
     """
     selected: Selection = rows.all
-    if rows.n_total > KL_ROWS:
+    if rows.n_total > KL_ROWS and rows.sequences is None:
         # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
         n = -(-rows.n_rows * KL_ROWS // rows.n_total)
         selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
@@ -76,14 +90,13 @@ def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
     return np.expm1(log_ratio) - log_ratio
 
 
-def values_of(policy: ActorCriticPolicy, observations: Any, n_rows: int, chunk_size: int | None) -> th.Tensor:
-    """:return: V(s) of each row, in evaluation mode and without gradient, shape [n_rows], float64, on the CPU"""
+def values_of(policy: ActorCriticPolicy, steps: Steps, n_rows: int, chunk_size: int | None) -> th.Tensor:
+    """:return: V(s) of each step, in evaluation mode and without gradient, shape [n_rows], float64, on the CPU"""
     policy.set_training_mode(False)
     values = []
     with th.no_grad():
-        for rows in chunks(slice(0, n_rows), chunk_size):
-            chunk = map_arrays(lambda array, rows=rows: array[rows].to(policy.device), observations)  # type: ignore[misc]
-            values.append(policy.predict_values(chunk).flatten().double().cpu())
+        for rows in chunks(slice(0, n_rows), chunk_size, steps.sequences):
+            values.append(predict_values(policy, steps.at(rows, policy.device)).double().cpu())
     return th.cat(values)
 
 
@@ -107,12 +120,16 @@ def distribution_put_back(policy: nn.Module) -> Iterator[None]:
             vars(distribution).update(kept)
 
 
-def example_of(policy: ActorCriticPolicy) -> tuple[Any, th.Tensor]:
-    """:return: an observation of the policy's space and an action, one row each, on its device"""
+def example_of(policy: ActorCriticPolicy) -> Steps:
+    """:return: one step, with an observation of the policy's space and an action, on its device"""
     # A copy: the space's own random numbers stay untouched.
     space = copy.deepcopy(policy.observation_space)
     space.seed(0)
-    return policy.obs_to_tensor(space.sample())[0], th.zeros((1, get_action_dim(policy.action_space)), device=policy.device)
+    return Steps(
+        observations=policy.obs_to_tensor(space.sample())[0],
+        actions=th.zeros((1, get_action_dim(policy.action_space)), device=policy.device),
+        sequences=sequences_of(policy, np.ones(1, dtype=np.int64)),
+    )
 
 
 def value_only_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
@@ -122,12 +139,12 @@ def value_only_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     They are found by differentiating both at one observation. None are found if policy and value share all.
     """
     policy.set_training_mode(False)
-    obs_tensor, action = example_of(policy)
+    example = example_of(policy)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     # The dependence shows even where the numbers are NaN
     with distribution_put_back(policy):
-        log_prob, entropy = log_prob_and_entropy(policy, obs_tensor, action)
+        log_prob, entropy = log_prob_and_entropy(policy, example)
         policy_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         of_policy = th.autograd.grad(policy_output, parameters, allow_unused=True)
-        of_value = th.autograd.grad(policy.predict_values(obs_tensor).sum(), parameters, allow_unused=True)
+        of_value = th.autograd.grad(predict_values(policy, example).sum(), parameters, allow_unused=True)
     return [p for p, v, pi in zip(parameters, of_value, of_policy, strict=True) if v is not None and pi is None]

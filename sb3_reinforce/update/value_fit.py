@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from sb3_reinforce.arguments import NotFiniteError
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
-from sb3_reinforce.update.likelihood import value_only_parameters
+from sb3_reinforce.update.chunks import add_gradients
+from sb3_reinforce.update.likelihood import predict_values, value_only_parameters
 from sb3_reinforce.update.rows import BatchSize, Rows
+from sb3_reinforce.update.steps import Selection
 
 
 class ValueFit:
@@ -74,14 +76,17 @@ class ValueFit:
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):
                 optimizer.zero_grad()
-                loss_sum = 0.0
-                for chunk in rows.chunks(minibatch):
+
+                def loss_of(
+                    policy: ActorCriticPolicy, chunk: Selection, n_rows: float = n_rows
+                ) -> tuple[th.Tensor, tuple[float]]:
                     data = whole or rows.samples(chunk)
-                    predicted = self.policy.predict_values(data.observations).flatten()
+                    predicted = predict_values(policy, data)
                     loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
-                    loss.backward(inputs=parameters)
-                    loss_sum += loss.item()
-                (loss_sum,) = sum_gradients(parameters, (loss_sum,))
+                    return loss, (loss.item(),)
+
+                loss_sums = add_gradients(self.policy, rows.chunks(minibatch), loss_of, 1, parameters)
+                (loss_sum,) = sum_gradients(parameters, loss_sums)
                 if not np.isfinite(loss_sum):
                     raise NotFiniteError(f"the loss of the value network is {loss_sum}")
                 optimizer.step()

@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.policies import as_class, is_recurrent_class
 from sb3_reinforce.tracking.callback import WandbCallback, trial_callback
 from sb3_reinforce.tracking.run import exit_code_of
 from sb3_reinforce.tracking.settings import masked_text
@@ -49,12 +50,13 @@ class Search(Experiment):
         self.normalization = can_normalize(env.observation_space)
         if self.algo == "reinforce":
             # an error in the config is one of every trial, and reported before the first
-            first = {name: values[0] for name, values in search_space(self.n_envs, normalization=False).items()}
+            self._memory = is_recurrent_class(as_class(hyperparams["policy"]))
+            first = {name: values[0] for name, values in search_space(self.n_envs, False, self._memory).items()}
             REINFORCE(env=env, device=self.device, **{**hyperparams, **HYPERPARAMS_CONVERTER[self.algo](first)})
         return hyperparams
 
     def _space(self) -> dict[str, Range]:
-        return search_space(self.n_envs, self.normalization)
+        return search_space(self.n_envs, self.normalization, self._memory)
 
     def hyperparameters_optimization(self) -> None:
         if self.algo not in HYPERPARAMS_SAMPLER:

@@ -34,6 +34,8 @@ SEARCH_SPACE: dict[str, Range] = {
     "norm_obs": [False, True],
     "norm_reward": [False, True],
 }
+# Searched, too, for a config with a recurrent policy; a W&B sweep of one adds these names to sweep.yml
+MEMORY_SPACE: dict[str, Range] = {"lstm_hidden_size": [16, 64, 256], "enable_critic_lstm": [True, False]}
 # Arguments of VecNormalize, not of REINFORCE: searched where each trial's environments are wrapped as it asks
 NORMALIZATION = ("norm_obs", "norm_reward")
 
@@ -44,9 +46,13 @@ POLICY_KWARGS: dict[str, dict[str, Any]] = {
 }
 
 
-def search_space(n_envs: int, normalization: bool) -> dict[str, Range]:
-    """:return: name -> range, with those of VecNormalize's arguments if ``normalization``"""
-    space = dict(SEARCH_SPACE)
+def search_space(n_envs: int, normalization: bool, memory: bool = False) -> dict[str, Range]:
+    """
+    :param normalization: whether arguments of VecNormalize are searched, too
+    :param memory: whether those of a recurrent policy are
+    :return: name -> range
+    """
+    space = {**SEARCH_SPACE, **(MEMORY_SPACE if memory else {})}
     # rounded up to multiples of n_envs: every environment plays as many episodes
     space["n_episodes"] = sorted({-(-n // n_envs) * n_envs for n in SEARCH_SPACE["n_episodes"]})
     return {name: values for name, values in space.items() if normalization or name not in NORMALIZATION}
@@ -66,7 +72,9 @@ def sample_reinforce_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """:return: arguments of REINFORCE that are valid together; RL Zoo's search calls this"""
-    return convert_reinforce_params(suggest(trial, search_space(n_envs, normalization=False)))
+    # What the search of a recurrent policy has already sampled for this trial, which RL Zoo does not pass on
+    memory = trial.params.keys() >= MEMORY_SPACE.keys()
+    return convert_reinforce_params(suggest(trial, search_space(n_envs, False, memory)))
 
 
 def complete_sample(sampled: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +117,7 @@ def convert_reinforce_params(sampled_params: Mapping[str, Any]) -> dict[str, Any
         # a config may ask for these, and only a learned value can bootstrap
         hyperparams |= {"truncation": None, "unfinished": "finish"}
     policy_kwargs = {name: choices[hyperparams.pop(name)] for name, choices in POLICY_KWARGS.items() if name in hyperparams}
+    policy_kwargs |= {name: hyperparams.pop(name) for name in MEMORY_SPACE if name in hyperparams}
     if policy_kwargs:
         hyperparams["policy_kwargs"] = copy.deepcopy(policy_kwargs)
     normalize = {name: hyperparams.pop(name) for name in NORMALIZATION if name in hyperparams}

@@ -1,0 +1,40 @@
+"""What an update logs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+
+def record_update(
+    logger: Logger,
+    policy: nn.Module,
+    steps: Sequence[dict[str, float]],
+    of_kl: tuple[float, ...],
+    of_returns: tuple[float, ...],
+    of_errors: tuple[float, ...],
+    value_loss: float | None,
+    n_updates: int,
+) -> None:
+    """
+    :param steps: what the optimiser steps of the policy returned
+    :param of_kl: number, mean and sum of squared deviations of the terms of the KL divergence, over the steps of all ranks
+    :param of_returns: the same of the returns R
+    :param of_errors: the same of R - V
+    :param value_loss: mean loss of the value network's fit; None if there was none
+    """
+    names = {"policy_loss": "policy_gradient_loss", "entropy_loss": "entropy_loss", "grad_norm": "grad_norm"}
+    for key, name in names.items():
+        logger.record(f"train/{name}", np.mean([step[key] for step in steps]))
+    logger.record("train/approx_kl", of_kl[1])
+    logger.record("train/n_updates", n_updates, exclude="tensorboard")
+    if "clip_fraction" in steps[0]:
+        logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
+    if value_loss is not None:
+        (*_, squares), (*_, unexplained) = of_returns, of_errors
+        logger.record("train/value_loss", value_loss)
+        logger.record("train/explained_variance", 1 - unexplained / squares if squares > 0 else np.nan)
+    if hasattr(policy, "log_std"):
+        logger.record("train/std", th.exp(policy.log_std).mean().item())
