@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import time
 
-import ale_py
 import cv2
 import gymnasium as gym
 import numpy as np
@@ -20,12 +19,12 @@ from sb3_reinforce.running.logs import appending_logger
 
 
 def court(frame):
-    return cv2.resize(frame[34:194], (40, 40), interpolation=cv2.INTER_AREA).ravel() / np.float32(255)
+    return cv2.resize(frame[34:194], (40, 40), interpolation=cv2.INTER_AREA).ravel() / np.float32(25)
 
 
-def movement(env):
+def motion(env):
     """Observes the difference of two frames, 40x40 pixels of the court; the actions are up and down."""
-    pixels = gym.spaces.Box(-1, 1, (1600,), np.float32)
+    pixels = gym.spaces.Box(-10.2, 10.2, (1600,), np.float32)
     env = FrameStackObservation(TransformObservation(env, court, pixels), 2)
     env = TransformObservation(env, lambda frames: frames[1] - frames[0], pixels)
     return TransformAction(env, lambda action: 2 + action, gym.spaces.Discrete(2))
@@ -43,19 +42,18 @@ class PointByPoint(REINFORCE):
 
 
 def main(folder="pong", seed=0, steps=20_000_000, **settings):
-    gym.register_envs(ale_py)
     game = dict(obs_type="grayscale", frameskip=4, repeat_action_probability=0.0)
-    env, checkpoint = make_vec_env("ALE/Pong-v5", 1, wrapper_class=movement, env_kwargs=game), TrainingCheckpoint(folder)
-    given = dict(n_episodes=4, n_epochs=4, batch_size=512, learning_rate=5e-4, baseline="none", normalize_advantage=True)
-    settings = given | dict(policy_kwargs=dict(net_arch=dict(pi=[200], vf=[])), seed=seed) | settings
-    resumed = checkpoint.can_resume()
-    model = PointByPoint.resume(folder, env) if resumed else PointByPoint("MlpPolicy", env, **settings)
+    env, checkpoint = make_vec_env("ale_py:ALE/Pong-v5", 1, wrapper_class=motion, env_kwargs=game), TrainingCheckpoint(folder)
+    given = dict(n_episodes=2, n_epochs=4, batch_size=256, learning_rate=5e-4, ent_coef=0.01, baseline="none", seed=seed)
+    given |= dict(normalize_advantage=True, policy_kwargs=dict(net_arch=dict(pi=[200], vf=[]))) | settings
+    model = PointByPoint.resume(folder, env) if checkpoint.can_resume() else PointByPoint("MlpPolicy", env, **given)
     model.set_logger(appending_logger(folder, ["csv"]))
-    return model.learn(steps - model.num_timesteps, callback=checkpoint, reset_num_timesteps=not resumed)
+    return model.learn(steps - model.num_timesteps, callback=checkpoint, reset_num_timesteps=model.num_timesteps == 0)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, default in (("folder", "pong"), ("seed", 0), ("steps", 20_000_000)):
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--folder", default="pong")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20_000_000)
     main(**vars(parser.parse_args()))
