@@ -1,7 +1,7 @@
 """
-The learning curve of examples/pong_from_pixels.py from its progress.csv, as a picture and a table.
+Learning curves of examples/pong_from_pixels.py from the progress.csv of its runs, as a picture and a table.
 
-    python benchmarks/pong_plot.py pong/progress.csv docs/pong.png
+    python benchmarks/pong_plot.py docs/pong.png pong pong_seed1 pong_seed2
 """
 
 import argparse
@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 
 
-def curve(path: Path) -> dict[str, np.ndarray]:
+def curve(path: Path) -> np.ndarray:
     """
-    :return: per update: million steps, mean return of the last 100 games, CPU seconds of one process since the run began,
-        and the KL divergence of the update. Of updates that were made twice, as the run was resumed, the last counts
+    :param path: a progress.csv
+    :return: per update: environment steps, CPU seconds of one process since the run began, mean return of the last 100
+        games. Of updates that were made twice, as the run was resumed, the last counts
     """
     rows, spent, last = {}, 0.0, 0.0
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            now = float(row["time/cpu_seconds"])
+            now, steps = float(row["time/cpu_seconds"]), int(row["time/total_timesteps"])
             spent += now - last if now >= last else now  # a new process starts at 0
-            last, steps = now, int(float(row["time/total_timesteps"]))
-            rows[steps] = (steps / 1e6, float(row["rollout/ep_rew_mean"]), spent, float(row["train/approx_kl"]))
-    return dict(zip(("steps", "return", "cpu", "kl"), np.array([rows[steps] for steps in sorted(rows)]).T, strict=True))
+            rows[steps], last = (steps, spent, float(row["rollout/ep_rew_mean"])), now
+    return np.array([rows[steps] for steps in sorted(rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("png", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     args = parser.parse_args()
-    of = curve(args.csv)
+    curves = {folder.name: curve(folder / "progress.csv") for folder in args.folders}
 
     import matplotlib
 
@@ -39,19 +39,22 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for panel, x, label in zip(
-        panels, (of["steps"], of["cpu"] / 60), ("million steps (of 4 frames)", "CPU minutes per process"), strict=True
-    ):
-        panel.plot(x, of["return"])
+    for name, (steps, seconds, returns) in ((name, rows.T) for name, rows in curves.items()):
+        panels[0].plot(steps / 1e6, returns, label=name)
+        panels[1].plot(seconds / 60, returns, label=name)
+    for panel, label in zip(panels, ("million steps, of 4 frames each", "CPU minutes of each process"), strict=True):
         panel.set_xlabel(label)
-        panel.set_ylim(-21, 21)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("mean return of the last 100 games")
-    figure.savefig(args.png, dpi=110)
+    panels[0].set(ylim=(-21.5, 21.5), ylabel="mean return of the last 100 games")
+    panels[1].legend()
+    figure.savefig(args.picture, dpi=110)
 
-    print("| million steps | CPU seconds per process | mean return | KL per update |\n| --- | --- | --- | --- |")
-    for k in np.unique(np.linspace(0, len(of["steps"]) - 1, 12).astype(int)):
-        print(f"| {of['steps'][k]:.2f} | {of['cpu'][k]:,.0f} | {of['return'][k]:.1f} | {of['kl'][k]:.4f} |")
+    print("| run | above -5 at steps | CPU seconds of each process | last, steps | CPU seconds | mean return |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, rows in curves.items():
+        above = rows[rows[:, 2] > -5]
+        first = f"{above[0, 0]:,.0f} | {above[0, 1]:,.0f}" if len(above) else "not | "
+        print(f"| {name} | {first} | {rows[-1, 0]:,.0f} | {rows[-1, 1]:,.0f} | {rows[-1, 2]:.1f} |")
 
 
 if __name__ == "__main__":
