@@ -15,6 +15,7 @@ from sb3_reinforce.rollout.frames import FrameBuffer, RecordedFrames, frame_chan
 from sb3_reinforce.rollout.recording import FIRST_ROWS
 from tests.envs import parameters
 
+LSTM = dict(lstm_hidden_size=4)
 SIZE = 36  # the smallest that NatureCNN takes
 
 
@@ -70,7 +71,7 @@ def made(env, **kwargs) -> REINFORCE:
     own = dict(
         n_steps=80, baseline="none", seed=0, device="cpu", policy_kwargs=dict(features_extractor_class=FlattenExtractor)
     )
-    return REINFORCE("CnnPolicy", env, **{**own, **kwargs})
+    return REINFORCE(kwargs.pop("policy", "CnnPolicy"), env, **{**own, **kwargs})
 
 
 @pytest.mark.parametrize("n_stack, n_channels", [(4, 1), (3, 3), (2, 2)])
@@ -89,12 +90,18 @@ def test_all_observations_come_back(n_stack, n_channels):
 
 @pytest.mark.parametrize(
     "arguments",
-    [dict(), dict(baseline="value", n_epochs=2, batch_size=64), dict(baseline="optimal"), dict(chunk_size=50)],
-    ids=["one step", "minibatches", "scores", "chunks"],
+    [
+        dict(),
+        dict(baseline="value", n_epochs=2, batch_size=64),
+        dict(baseline="optimal"),
+        dict(chunk_size=50),
+        dict(policy="CnnLstmPolicy", baseline="value", policy_kwargs=dict(features_extractor_class=FlattenExtractor, **LSTM)),
+    ],
+    ids=["one step", "minibatches", "scores", "chunks", "memory"],
 )
 def test_training_is_the_same_to_the_bit(arguments, monkeypatch):
     def learned(buffer_class: type) -> th.Tensor:
-        model = made(stacked_env(), **arguments)
+        model = made(stacked_env(), **arguments.copy())
         model.learn(300, callback=GradientDiagnostics(1))
         assert type(model.rollout_buffer) is buffer_class
         return parameters(model)
