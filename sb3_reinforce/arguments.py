@@ -6,7 +6,6 @@ The rules of an algorithm read its constructor's arguments off the attributes of
 
 import math
 import os
-import warnings
 from numbers import Integral
 from typing import Any
 
@@ -19,8 +18,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import Baseline, make_baseline
-from sb3_reinforce.running import ranks
-from sb3_reinforce.running.env_queries import forbids_early_resets, is_envpool, offers_action_masks
+from sb3_reinforce.running.env_queries import forbids_early_resets, is_envpool
 from sb3_reinforce.running.normalization import normalizing
 from sb3_reinforce.schedules import make_schedule
 
@@ -260,11 +258,7 @@ def _starts_above_zero(space: spaces.Space) -> bool:
 
 
 def check_env(env: VecEnv, given: Any) -> None:
-    """
-    Warn once of action masks, which are not used.
-
-    :raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with
-    """
+    """:raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with"""
     check_spaces(env.observation_space, env.action_space)
     n_episodes = given.n_episodes
     if n_episodes is not None and n_episodes % env.num_envs != 0:
@@ -281,14 +275,6 @@ def check_env(env: VecEnv, given: Any) -> None:
         raise ValueError(
             "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
             'leave the argument out, or use unfinished="bootstrap"'
-        )
-    if not given._warned_of_masks and ranks.rank() == 0 and offers_action_masks(env):
-        given._warned_of_masks = True
-        warnings.warn(
-            f"the environment offers action masks (a method action_masks), which {type(given).__name__} does not use: it also "
-            "draws the actions that they forbid (said once). Use MaskablePPO of sb3-contrib, or let the environment accept "
-            "every action",
-            stacklevel=2,
         )
 
 

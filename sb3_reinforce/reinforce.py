@@ -54,7 +54,8 @@ class REINFORCE(EpisodicAlgorithm):
     the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are per rank.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, with memory MlpLstmPolicy, CnnLstmPolicy,
-        MultiInputLstmPolicy, or a class of your own)
+        MultiInputLstmPolicy; for environments with action masks MaskableMlpPolicy, MaskableMlpLstmPolicy and so on, see
+        :mod:`sb3_reinforce.action_masks`; or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such as
         ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``. None: 3e-3, with convolutions 3e-4
@@ -291,7 +292,7 @@ class REINFORCE(EpisodicAlgorithm):
             self.num_timesteps += self.n_envs
 
         seed, first, longest = self._environment_seed, rollout.first_observations, self.max_episode_steps
-        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count)
+        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count, self._masks)
         callbacks.advance_progress_bars(callback, greedy.n_rows * self.n_envs)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):

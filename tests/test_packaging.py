@@ -15,7 +15,9 @@ import sb3_reinforce
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-EXTRAS = {"zoo", "atari", "contrib", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
+EXTRAS = {
+    "zoo", "atari", "contrib", "estimators", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,8 @@ def test_all_means_all_extras():
     extras = PYPROJECT["project"]["optional-dependencies"]
     (everything,) = extras["all"]
     named = everything.removeprefix("sb3-reinforce[").removesuffix("]").split(",")
-    # envpool has no build for every platform, and the peers are for one benchmark, in an environment of their own
-    assert set(named) == set(extras) - {"all", "envpool", "peers"}
+    # envpool has no build for every platform, and the peers and estimators are for one benchmark each, in its own environment
+    assert set(named) == set(extras) - {"all", "envpool", "peers", "estimators"}
 
 
 def test_the_main_packages_are_pinned():
