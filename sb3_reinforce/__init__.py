@@ -6,6 +6,8 @@ from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.diagnostics import GradientDiagnostics
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
+from sb3_reinforce.estimators.comparison import compare_estimators
+from sb3_reinforce.parallel import ParallelCost
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.running.checkpoint import TrainingCheckpoint
 from sb3_reinforce.score_function import GradientEstimate, ScoreFunctionEstimator, score_function_loss
@@ -19,11 +21,13 @@ __all__ = [
     "EpisodicAlgorithm",
     "GradientDiagnostics",
     "GradientEstimate",
+    "ParallelCost",
     "ScoreFunctionEstimator",
     "TrainingCheckpoint",
     "VectorEnvAdapter",
     "__version__",
     "check_unbiased",
     "compare_baselines",
+    "compare_estimators",
     "score_function_loss",
 ]  # fmt: skip

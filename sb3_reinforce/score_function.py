@@ -14,14 +14,20 @@ from typing import Any, Literal
 import torch as th
 from torch.distributions import Distribution
 
-from sb3_reinforce import score_checks
+from sb3_reinforce import score_checks, sequences
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
+from sb3_reinforce.estimators import Method, Problem, make_method, points
+from sb3_reinforce.estimators.checks import check_cost_in_x, check_distribution, check_options
 
 Node = Distribution | Callable[..., Distribution]
 
 
 def score_function_loss(
-    log_prob: th.Tensor, cost: Any, baseline: Any = "leave_one_out", cost_gradient: bool = False
+    log_prob: th.Tensor,
+    cost: Any,
+    baseline: Any = "leave_one_out",
+    cost_gradient: bool = False,
+    mask: th.Tensor | None = None,
 ) -> th.Tensor:
     """
     The mean cost, as a loss whose gradient estimates grad E[cost].
@@ -44,13 +50,22 @@ def score_function_loss(
         :class:`~sb3_reinforce.baselines.Baseline` object, to which each element is an episode of one step, in the group
         of its sample. Your own b adds no bias if b_k does not depend on x_k
     :param cost_gradient: True adds E[grad f], for a cost that depends on theta directly. False detaches ``cost``
-    :return: scalar, dtype and device of ``log_prob``
+    :param mask: for sequences, whose ``log_prob`` [K, ..., T] is that of each token: bool, True for the tokens that were
+        drawn. ``cost`` is per sequence, [K, ...], or per token, [K, ..., T]: then the costs from each token on weight it, and
+        ``baseline`` is ``"none"``, ``"leave_one_out"``, or your own for these. See :mod:`sb3_reinforce.sequences`
+    :return: scalar, dtype and device of ``log_prob``: the mean over samples and elements, never over tokens
     :raises ValueError: for shapes that differ, a log_prob without gradient, numbers that are not finite, an unknown
         baseline, too few samples for it, or one that returns a wrong shape or a gradient
     """
+    if mask is not None:
+        log_prob, cost, mask = sequences.without_padding(log_prob, cost, mask)
     score_checks.check_log_prob(log_prob)
+    score_checks.check_baseline(baseline, n_samples=len(log_prob))
+    if mask is not None and cost.shape == mask.shape:
+        return sequences.token_loss(log_prob, cost, baseline, cost_gradient, mask).to(log_prob.dtype)
+    if mask is not None:
+        log_prob = log_prob.sum(-1)
     costs = score_checks.checked_cost(log_prob, cost, cost_gradient)
-    score_checks.check_baseline(baseline, n_samples=len(costs))
     return _surrogate(log_prob, costs, baseline).mean().to(log_prob.dtype)
 
 
@@ -143,14 +158,14 @@ def _baseline_values(baseline: Any, cost: th.Tensor, log_prob: th.Tensor) -> th.
 @dataclass(frozen=True)
 class GradientEstimate:
     """
-    The result of :meth:`ScoreFunctionEstimator.estimate` with K samples.
+    The result of :meth:`ScoreFunctionEstimator.estimate`, of K terms: with ``method="score"``, one for each sample.
 
     :param loss: what the estimator itself returns; ``loss.backward()`` still works
     :param value: estimate of E[cost], the mean over all elements
     :param value_standard_error: its standard error, in units of cost
     :param gradients: the estimate of the gradient, one tensor per parameter
     :param standard_errors: of each of its components, one tensor per parameter
-    :param variance: of the gradient of a *single* sample, summed over all components: sum_k |g_k - mean(g)|^2 / (K - 1).
+    :param variance: of the gradient of a *single* term, summed over all components: sum_k |g_k - mean(g)|^2 / (K - 1).
         The estimate itself has ``variance / K``
     """
 
@@ -182,6 +197,14 @@ class ScoreFunctionEstimator:
     :param control_variate: (h, expectation): ``h(x)`` approximates the cost, and ``expectation(distribution)`` is its
         known mean E[h(x)], with gradient, of the distribution's batch shape. The score then weights f - h - b, and grad E[h]
         is added exactly, so there is no bias. h is a fixed function: detach its parameters, in both
+    :param method: how the gradient is estimated; none has a bias: ``"score"``, ``"enumerate"``, ``"sum_and_sample"``,
+        ``"disarm"``, ``"without_replacement"``, ``"rebar"``, ``"relax"``, ``"double_cv"``, ``"measure_valued"``; or an object
+        of :mod:`sb3_reinforce.estimators` such as ``Rebar(temperature=0.1)``, where each says what it needs. All but
+        ``"score"`` take one distribution, and as baseline ``"leave_one_out"`` (without a meaning for some) or ``"none"``.
+        :func:`~sb3_reinforce.compare_estimators` tells which has the least variance here
+    :param sampling: ``"iid"``, or for ``"score"``, ``"disarm"``, ``"rebar"``, ``"relax"`` the inverse distribution function at
+        ``"antithetic"``, ``"stratified"`` or ``"sobol"`` points. These depend on each other, so ``"leave_one_out"`` leaves out
+        a sample's whole set: its pair, or its half of the samples
     :raises ValueError: for arguments that cannot be right
     """
 
@@ -192,11 +215,19 @@ class ScoreFunctionEstimator:
         cost_input: Literal["torch", "numpy", "sample"] = "torch",
         cost_gradient: bool = False,
         control_variate: tuple[Callable[..., th.Tensor], Callable[..., th.Tensor]] | None = None,
+        method: str | Method = "score",
+        sampling: points.Sampling = "iid",
     ):
         score_checks.check_estimator(n_samples, cost_input, cost_gradient, control_variate)
         self.n_samples = int(n_samples)
-        self.baseline = MovingAverageBaseline() if isinstance(baseline, str) and baseline == "moving_average" else baseline
-        score_checks.check_baseline(self.baseline, n_samples)
+        self.method = make_method(method)
+        check_options(self.method, self.n_samples, baseline, sampling, cost_input, control_variate)
+        self.baseline: Any = (
+            MovingAverageBaseline() if isinstance(baseline, str) and baseline == "moving_average" else baseline
+        )
+        if self.method is None:
+            score_checks.check_baseline(self.baseline, n_samples)
+        self.sampling = sampling
         self.cost_input = cost_input
         self.cost_gradient = cost_gradient
         self.control_variate = control_variate
@@ -215,37 +246,54 @@ class ScoreFunctionEstimator:
         return surrogate.mean().to(dtype)
 
     def estimate(
-        self, distribution: Node | Sequence[Node], cost: Callable[..., Any], parameters: Iterable[th.Tensor]
+        self,
+        distribution: Node | Sequence[Node],
+        cost: Callable[..., Any],
+        parameters: Iterable[th.Tensor],
+        n_calls: int = 1,
     ) -> GradientEstimate:
         """
-        Call the estimator and measure variance and standard errors, with K backward passes and the memory of K gradients.
+        Call the estimator and measure variance and standard errors: a backward pass and the memory of a gradient per term.
 
-        The standard errors treat the K samples as independent. A baseline made of the other samples correlates them a
+        The standard errors treat the terms as independent. A baseline made of the other samples correlates them a
         little: for ``"leave_one_out"``, the squared standard error is too small by g^2 / (K - 1)^2 on average, with g the
-        true gradient.
+        true gradient. Points other than ``"iid"`` depend on each other much more: there, and for methods whose call is one
+        term (``"sum_and_sample"``, ``"without_replacement"``), the mean of a whole call is a term, so ask for several calls.
 
         :param parameters: what to differentiate with respect to, such as ``model.parameters()``
+        :param n_calls: estimates to take the mean of
         :return: the estimate; ``estimate.loss.backward()`` gives the same gradient
-        :raises ValueError: if K = 1, or as in :func:`score_function_loss`
+        :raises ValueError: if there is one term only, or as in :func:`score_function_loss`
         """
         parameters = [parameters] if isinstance(parameters, th.Tensor) else list(parameters)
         if not parameters or not all(isinstance(p, th.Tensor) and p.requires_grad for p in parameters):
             raise ValueError("parameters must be one or more tensors that require gradient, such as model.parameters()")
-        if self.n_samples < 2:
-            raise ValueError("a standard error needs n_samples >= 2, got 1")
-        surrogate, dtype = self._draw(distribution, cost)
-        per_sample = surrogate.reshape(self.n_samples, -1).mean(1)
-        gradients_of_all = th.autograd.grad(per_sample.sum(), parameters, retain_graph=True, allow_unused=True)
+        if isinstance(n_calls, bool) or not isinstance(n_calls, int) or n_calls < 1:
+            raise ValueError(f"n_calls must be a whole number >= 1, got {n_calls!r}")
+        terms_of_calls, dtype = [], th.float64
+        for _ in range(n_calls):
+            surrogate, dtype = self._draw(distribution, cost)
+            terms = surrogate.reshape(len(surrogate), -1).mean(1)
+            terms_of_calls.append(terms if self.sampling == "iid" else terms.mean(0, keepdim=True))
+        per_term = th.cat(terms_of_calls)
+        n_terms = len(per_term)
+        if n_terms < 2:
+            raise ValueError(
+                "a standard error needs two terms or more, got one: n_calls >= 2, or n_samples >= 2 with a method that has a "
+                f"term per sample, got n_calls={n_calls} and n_samples={self.n_samples}"
+            )
+        gradients_of_all = th.autograd.grad(per_term.sum(), parameters, retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients_of_all):
             raise ValueError("parameters must be what the distribution was computed from, got tensors it does not depend on")
-        gradients = [th.stack(g) for g in zip(*_gradients_of_each(per_sample, parameters), strict=True)]
-        costs = per_sample.detach()
+        of_each = [g for terms in terms_of_calls for g in _gradients_of_each(terms, parameters)]
+        gradients = [th.stack(g) for g in zip(*of_each, strict=True)]
+        costs = per_term.detach()
         return GradientEstimate(
-            loss=per_sample.mean().to(dtype),
+            loss=per_term.mean().to(dtype),
             value=costs.mean().item(),
-            value_standard_error=costs.std().item() / self.n_samples**0.5,
+            value_standard_error=costs.std().item() / n_terms**0.5,
             gradients=[g.mean(0) for g in gradients],
-            standard_errors=[g.std(0) / self.n_samples**0.5 for g in gradients],
+            standard_errors=[g.std(0) / n_terms**0.5 for g in gradients],
             variance=sum(g.var(0).sum().item() for g in gradients),
         )
 
@@ -253,6 +301,8 @@ class ScoreFunctionEstimator:
         """The surrogate, [K, ...], and the dtype of the loss."""
         if not callable(cost):
             raise ValueError(f"cost must be a function of the samples, got {cost!r}: for costs at hand, score_function_loss")
+        if self.method is not None:
+            return self._terms(self.method, distribution, cost)
         samples: list[th.Tensor] = []
         distributions: list[Distribution] = []
         log_probs: list[th.Tensor] = []
@@ -261,7 +311,7 @@ class ScoreFunctionEstimator:
             p = score_checks.checked_distribution(given)
             # detach() makes a new tensor object: given the old one, a transform with cache_size=1 would return its cached
             # inverse, which has no gradient with respect to the transform's parameters.
-            samples.append((p.sample((self.n_samples,)) if p is node else p.sample()).detach())
+            samples.append((self._sample(p) if p is node else p.sample()).detach())
             distributions.append(p)
             log_probs.append(p.log_prob(samples[-1]))
             if log_probs[-1].shape != log_probs[0].shape or log_probs[0].shape[:1] != (self.n_samples,):
@@ -274,12 +324,56 @@ class ScoreFunctionEstimator:
         score_checks.check_log_prob(log_prob)  # before the costs, which may be expensive
         with th.set_grad_enabled(self.cost_gradient):
             costs = score_checks.checked_cost(log_prob, self._costs(cost, samples), self.cost_gradient)
+        baseline = self.baseline
+        if self.sampling != "iid" and isinstance(baseline, str) and baseline == "leave_one_out":
+            baseline = self._leave_set_out
         if self.control_variate is None:
-            return _surrogate(log_prob, costs, self.baseline), log_prob.dtype
+            return _surrogate(log_prob, costs, baseline), log_prob.dtype
         h, expectation = self.control_variate[0](*samples), self.control_variate[1](*distributions)
         score_checks.check_control_variate(h, expectation, log_prob)
-        surrogate = _surrogate(log_prob, costs - h.to(costs.dtype), self.baseline)
+        surrogate = _surrogate(log_prob, costs - h.to(costs.dtype), baseline)
         return surrogate + expectation.to(costs.dtype), log_prob.dtype
+
+    def _set_sizes(self) -> list[int]:
+        baseline = self.baseline
+        return points.set_sizes(self.sampling, self.n_samples, isinstance(baseline, str) and baseline == "leave_one_out")
+
+    def _leave_set_out(self, values: th.Tensor) -> th.Tensor:
+        sizes = self._set_sizes()
+        if len(sizes) < 2 or self.baseline == "none":
+            return th.zeros_like(values)
+        return leave_one_out(values) if self.sampling == "iid" else points.leave_set_out(values, sizes)
+
+    def _sample(self, p: Distribution) -> th.Tensor:
+        if self.sampling == "iid":
+            return p.sample((self.n_samples,))
+        return points.sample(p, self.sampling, self._set_sizes())
+
+    def _terms(self, method: Method, distribution: Any, cost: Callable[..., Any]) -> tuple[th.Tensor, th.dtype]:
+        """The terms of another method than the score function."""
+        p = check_distribution(method, distribution, self.n_samples, self.baseline)
+        like = points.parameter_of(p)
+
+        def evaluate(x: th.Tensor, in_x: bool) -> th.Tensor:
+            gradient = in_x or self.cost_gradient
+            with th.set_grad_enabled(gradient):
+                costs = self._costs(cost, [x])
+            if in_x:
+                check_cost_in_x(method, costs)
+            one_each = like.new_empty(()).expand(len(x), *p.batch_shape)
+            return score_checks.checked_cost(one_each, costs, gradient)
+
+        problem = Problem(
+            p=p,
+            n_samples=self.n_samples,
+            cost=lambda x: evaluate(x, False),
+            cost_in_x=lambda x: evaluate(x, True),
+            cost_gradient=self.cost_gradient,
+            uniform=lambda batch, event: points.uniform(self.sampling, self._set_sizes(), batch, event, like),
+            baseline=self.baseline,
+            leave_one_out=self._leave_set_out,
+        )
+        return method.terms(problem, method.draw(problem)), like.dtype
 
     def _costs(self, cost: Callable[..., Any], samples: list[th.Tensor]) -> Any:
         if self.cost_input == "torch":

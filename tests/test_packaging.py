@@ -15,7 +15,9 @@ import sb3_reinforce
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-EXTRAS = {"zoo", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers"}
+EXTRAS = {
+    "zoo", "atari", "contrib", "estimators", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,8 @@ def test_all_means_all_extras():
     extras = PYPROJECT["project"]["optional-dependencies"]
     (everything,) = extras["all"]
     named = everything.removeprefix("sb3-reinforce[").removesuffix("]").split(",")
-    # envpool has no build for every platform, and the peers are for one benchmark, in an environment of their own
-    assert set(named) == set(extras) - {"all", "envpool", "peers"}
+    # envpool has no build for every platform, and the peers and estimators are for one benchmark each, in its own environment
+    assert set(named) == set(extras) - {"all", "envpool", "peers", "estimators"}
 
 
 def test_the_main_packages_are_pinned():
@@ -136,7 +138,7 @@ import sys
 from importlib.machinery import PathFinder
 
 OPTIONAL = {"rl_zoo3", "wandb", "matplotlib", "seaborn", "pandas", "rliable", "moviepy", "imageio", "optuna", "tensorboard",
-            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces"}
+            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces", "ale_py", "cv2"}
 
 class InstalledWithoutExtras(PathFinder):
     @classmethod

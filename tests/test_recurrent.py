@@ -323,7 +323,7 @@ def test_greedy_episodes_carry_states(monkeypatch):
     model = REINFORCE("MlpLstmPolicy", env, n_episodes=1, seed=0, device="cpu", baseline="greedy", policy_kwargs=dict(TINY))
     greedy, played_greedily = NumpySampler.greedy, []
 
-    def noted(sampler: NumpySampler, observations: Any) -> np.ndarray:
+    def noted(sampler: NumpySampler, observations: Any, masks: Any = None) -> np.ndarray:
         played_greedily.append(greedy(sampler, observations).copy())
         return played_greedily[-1]
 

@@ -52,6 +52,11 @@ VERBS = {
     "push": Verb(partial(_zoo, "push"), "upload a trained agent, its card and a video to the Hugging Face Hub"),
     "pull": Verb(partial(_zoo, "pull"), "download one"),
     "compare-baselines": Verb(_compare, "the gradient's variance under every baseline, as table and picture", needs_zoo=False),
+    "compare-estimators": Verb(
+        partial(_call, "sb3_reinforce.zoo.compare_estimators"),
+        "the gradient's variance under every estimator, of a distribution and a cost in a Python file",
+        needs_zoo=False,
+    ),
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
     "inspect-run": Verb(lambda rest: _report(["--text", *rest]), "the old name of `report --text`", needs_zoo=False),
     "report": Verb(_report, "W&B, TensorBoard or CSV runs as one HTML page, --text or --json", needs_zoo=False),
