@@ -86,7 +86,7 @@ ODD_POLICIES: dict[str, tuple[dict[str, Any], spaces.Space | None, str]] = {
     "MlpPolicy for a Dict": ({"policy": "MlpPolicy"}, spaces.Dict(a=BOX64), "MultiInputPolicy"),
     "MlpPolicy for an image": ({"policy": "MlpPolicy"}, IMAGE, "nothing: it trains"),
     "MlpLstmPolicy": ({"policy": "MlpLstmPolicy"}, None, "RecurrentPPO"),
-    "MaskableMlpPolicy": ({"policy": "MaskableMlpPolicy"}, None, "MaskablePPO"),
+    "MaskableMlpPolicy": ({"policy": "MaskableMlpPolicy"}, None, "action masks"),
     "a policy of DQN": ({"policy": DQNPolicy}, None, "policy must be"),
     "a key that the policy lacks": ({"policy_kwargs": {"net_arc": [8]}}, None, "net_arch"),
     "a layer of no units": ({"policy_kwargs": {"net_arch": [0]}}, None, "nothing: it trains"),

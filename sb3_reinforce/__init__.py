@@ -7,6 +7,7 @@ from sb3_reinforce.diagnostics import GradientDiagnostics
 from sb3_reinforce.episodes import Episodes
 from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.estimators.comparison import compare_estimators
+from sb3_reinforce.parallel import ParallelCost
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.running.checkpoint import TrainingCheckpoint
 from sb3_reinforce.score_function import GradientEstimate, ScoreFunctionEstimator, score_function_loss
@@ -20,6 +21,7 @@ __all__ = [
     "EpisodicAlgorithm",
     "GradientDiagnostics",
     "GradientEstimate",
+    "ParallelCost",
     "ScoreFunctionEstimator",
     "TrainingCheckpoint",
     "VectorEnvAdapter",

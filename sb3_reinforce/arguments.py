@@ -6,7 +6,6 @@ The rules of an algorithm read its constructor's arguments off the attributes of
 
 import math
 import os
-import warnings
 from numbers import Integral
 from typing import Any
 
@@ -19,8 +18,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.baselines import Baseline, make_baseline
-from sb3_reinforce.running import ranks
-from sb3_reinforce.running.env_queries import forbids_early_resets, is_envpool, offers_action_masks
+from sb3_reinforce.running.env_queries import forbids_early_resets, is_envpool
 from sb3_reinforce.running.normalization import normalizing
 from sb3_reinforce.schedules import make_schedule
 
@@ -86,7 +84,8 @@ def check_episodic(given: Any) -> None:
     if seed is not None and (not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32):
         raise ValueError(f"seed must be a whole number in [0, 2^32 - 1] or None, got {seed!r}")
     check_fraction("gamma", given.gamma)
-    make_schedule("learning_rate", given.learning_rate)
+    if given.learning_rate is not None:
+        make_schedule("learning_rate", given.learning_rate)
     if given.unfinished == "bootstrap" and given.n_episodes is not None:
         raise ValueError(
             f'unfinished="bootstrap" stops at n_steps, so it excludes n_episodes, got n_episodes={given.n_episodes}: '
@@ -108,7 +107,8 @@ def check_reinforce(given: Any) -> None:
     check_positive("max_grad_norm", given.max_grad_norm)
     check_positive("cg_damping", given.cg_damping, optional=False)
     for name in ("ent_coef", "value_learning_rate", "clip_range"):
-        make_schedule(name, getattr(given, name))
+        if not (name == "value_learning_rate" and given.value_learning_rate is None):
+            make_schedule(name, getattr(given, name))
     if make_schedule("target_kl", given.target_kl)(1.0) == 0.0:
         raise ValueError(f"target_kl must be > 0 at the start of training, got {given.target_kl!r}")
     if given.natural_gradient and (given.n_epochs > 1 or given.batch_size is not None):
@@ -258,11 +258,7 @@ def _starts_above_zero(space: spaces.Space) -> bool:
 
 
 def check_env(env: VecEnv, given: Any) -> None:
-    """
-    Warn once of action masks, which are not used.
-
-    :raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with
-    """
+    """:raises ValueError: for arguments of an EpisodicAlgorithm that the environments cannot be trained with"""
     check_spaces(env.observation_space, env.action_space)
     n_episodes = given.n_episodes
     if n_episodes is not None and n_episodes % env.num_envs != 0:
@@ -279,14 +275,6 @@ def check_env(env: VecEnv, given: Any) -> None:
         raise ValueError(
             "Monitor(allow_early_resets) must be True, because every rollout starts at a reset, got False: "
             'leave the argument out, or use unfinished="bootstrap"'
-        )
-    if not given._warned_of_masks and ranks.rank() == 0 and offers_action_masks(env):
-        given._warned_of_masks = True
-        warnings.warn(
-            f"the environment offers action masks (a method action_masks), which {type(given).__name__} does not use: it also "
-            "draws the actions that they forbid (said once). Use MaskablePPO of sb3-contrib, or let the environment accept "
-            "every action",
-            stacklevel=2,
         )
 
 

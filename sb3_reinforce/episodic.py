@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import check_env, check_episodic, check_inherited
+from sb3_reinforce.masking import MaskingAlgorithm
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.policies import PolicyAliases
 from sb3_reinforce.policy_checks import check_policy_arguments, explained_policy_errors
@@ -29,11 +30,10 @@ from sb3_reinforce.rollout.streams import ACTOR, ENVIRONMENTS, seed_torch, strea
 from sb3_reinforce.rollout.totals import Report, Totals
 from sb3_reinforce.running import callbacks, exchange, ranks
 from sb3_reinforce.running.normalization import frozen_statistics, merged_statistics, set_statistics, statistics_of
-from sb3_reinforce.running.resumable import ResumableAlgorithm
 from sb3_reinforce.vec_env.dummy import quicken
 
 
-class EpisodicAlgorithm(ResumableAlgorithm):
+class EpisodicAlgorithm(MaskingAlgorithm):
     """
     Plays whole episodes of one policy on any VecEnv, without length bias, and leaves learning from them to a subclass.
 
@@ -69,7 +69,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = PolicyAliases()
-    own_of_each_rank = (*ResumableAlgorithm.own_of_each_rank, "n_episodes", "max_episode_steps")
+    own_of_each_rank = (*MaskingAlgorithm.own_of_each_rank, "n_episodes", "max_episode_steps")
 
     #: what this process has played last
     rollout: Rollout
@@ -124,7 +124,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
             tensorboard_log=tensorboard_log, policy_kwargs=dict(policy_kwargs or {}), verbose=verbose, _init_setup_model=False,
         )  # fmt: skip
         self._steps_into_episode: np.ndarray | None = None
-        self._warned_of_discarded_steps = self._warned_of_masks = False
+        self._warned_of_discarded_steps = False
         # What the environments were seeded with before the reset of the present rollout; None: they were not
         self._environment_seed: int | None = None
         if _init_setup_model:
@@ -242,7 +242,8 @@ class EpisodicAlgorithm(ResumableAlgorithm):
         callback.on_rollout_start()
         rng = self._begin_rollout(env)
         if self._recording is None:
-            self._recording = Recording(self.observation_space, self.action_space, env.num_envs, self._last_obs)
+            self._masks = self._find_masks(env)
+            self._recording = Recording(self.observation_space, self.action_space, env.num_envs, self._last_obs, self._masks)
         recording = self._recording
         recording.reset()
         sampler = make_sampler(self.policy, env.num_envs, rng)
@@ -269,10 +270,11 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                     if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                         self.policy.reset_noise(env.num_envs)
 
-                    actions = sampler(self._last_obs)
+                    action_masks = self._read_masks(n_steps)
+                    actions = sampler(self._last_obs, action_masks)
                     clipped_actions = within_bounds(self.policy, actions) if is_box else actions
 
-                    recording.begin_step(self._last_obs, actions)
+                    recording.begin_step(self._last_obs, actions, action_masks)
                     new_obs, rewards, dones, infos = env.step(clipped_actions)
                     dones = np.asarray(dones, dtype=bool)  # a VecEnv of one's own may have numbers
                     self.num_timesteps += env.num_envs
@@ -288,7 +290,7 @@ class EpisodicAlgorithm(ResumableAlgorithm):
                             return False
 
                     recording.end_step(rewards, dones)
-                    self._last_obs, self._last_episode_starts = new_obs, dones
+                    self._last_obs, self._last_episode_starts, self._last_infos = new_obs, dones, infos
                     if np.count_nonzero(dones):
                         sampler.start_episodes(dones)
                         used_infos.add(n_steps, infos, spans.end_episodes(n_steps, dones, infos))

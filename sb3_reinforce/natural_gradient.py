@@ -23,7 +23,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce.arguments import NotFiniteError
-from sb3_reinforce.rollout.sampling import overrides, policy_class
+from sb3_reinforce.rollout.sampling import overrides, parts_of, policy_class
 from sb3_reinforce.running.exchange import sum_over_ranks
 from sb3_reinforce.update.likelihood import distribution_of
 from sb3_reinforce.update.rows import Rows
@@ -69,7 +69,11 @@ class FisherProduct:
 
     def _kl(self, chunk: int) -> th.Tensor:
         """A chunk's part of the mean KL(pi_old, pi)."""
-        return kl_divergence(self._old[chunk], self._distribution(self._chunks[chunk])).sum() / self.rows.n_total
+        old, new = self._old[chunk], self._distribution(self._chunks[chunk])
+        if hasattr(new, "distributions"):  # several masked ones, which SB3 does not know
+            parts = zip(parts_of(old), parts_of(new), strict=True)
+            return th.stack([th.distributions.kl_divergence(p, q).sum() for p, q in parts]).sum() / self.rows.n_total
+        return kl_divergence(old, new).sum() / self.rows.n_total
 
     def _kl_gradient(self, chunk: int) -> th.Tensor:
         """Gradient of a chunk's part of the mean KL, flat and itself differentiable; its value is 0."""

@@ -8,6 +8,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
 RECURRENT = "sb3_contrib.common.recurrent.policies"
+MASKABLE = "sb3_contrib.common.maskable.policies"
+MASKABLE_RECURRENT = "sb3_reinforce.maskable_recurrent"
 #: the full name of the class of each
 NAMES = {
     "MlpPolicy": "stable_baselines3.common.policies.ActorCriticPolicy",
@@ -16,6 +18,12 @@ NAMES = {
     "MlpLstmPolicy": f"{RECURRENT}.RecurrentActorCriticPolicy",
     "CnnLstmPolicy": f"{RECURRENT}.RecurrentActorCriticCnnPolicy",
     "MultiInputLstmPolicy": f"{RECURRENT}.RecurrentMultiInputActorCriticPolicy",
+    "MaskableMlpPolicy": f"{MASKABLE}.MaskableActorCriticPolicy",
+    "MaskableCnnPolicy": f"{MASKABLE}.MaskableActorCriticCnnPolicy",
+    "MaskableMultiInputPolicy": f"{MASKABLE}.MaskableMultiInputActorCriticPolicy",
+    "MaskableMlpLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentActorCriticPolicy",
+    "MaskableCnnLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentActorCriticCnnPolicy",
+    "MaskableMultiInputLstmPolicy": f"{MASKABLE_RECURRENT}.MaskableRecurrentMultiInputActorCriticPolicy",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
@@ -17,7 +17,7 @@ from sb3_reinforce.policies import is_recurrent_class, library_class, name_of
 
 SMALLEST_IMAGE = 36  # what NatureCNN's kernels (8, 4 and 3 with strides 4, 2 and 1) leave one number of
 # What policies of sb3-contrib are called with, beside observations and actions
-CONTRIB = {"lstm_states": "RecurrentPPO", "action_masks": "MaskablePPO"}
+CONTRIB = {"lstm_states": "RecurrentPPO"}
 
 
 def check_policy_arguments(policy: Any, aliases: Mapping[str, type[BasePolicy]], policy_kwargs: Any) -> None:
@@ -91,8 +91,6 @@ def _check_calls(policy_class: Any, name: str, algorithm: str) -> None:
         return
     others = [*inspect.signature(policy_class.evaluate_actions).parameters.values()][3:]  # self, observations, actions
     needed = [p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not issubclass(policy_class, ActorCriticPolicy):  # MaskableActorCriticPolicy, whose masks have a default
-        needed += [p.name for p in others if p.name == "action_masks" and p.default is None]
     if needed:
         other = next((f", or {other} of sb3-contrib" for part, other in CONTRIB.items() if part in needed), "")
         raise ValueError(

@@ -31,6 +31,7 @@ from sb3_reinforce.update.chunks import add_gradients
 from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
 from sb3_reinforce.update.records import record_update
 from sb3_reinforce.update.rows import Rows
+from sb3_reinforce.update.step_size import default_learning_rates
 from sb3_reinforce.update.steps import Selection, sequences_of
 from sb3_reinforce.update.undo import undone_on_failure
 from sb3_reinforce.update.value_fit import ValueFit
@@ -53,10 +54,11 @@ class REINFORCE(EpisodicAlgorithm):
     the episodes of all ranks (``docs/scaling.md``); ``n_steps``, ``n_episodes`` and ``batch_size`` are per rank.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, with memory MlpLstmPolicy, CnnLstmPolicy,
-        MultiInputLstmPolicy, or a class of your own)
+        MultiInputLstmPolicy; for environments with action masks MaskableMlpPolicy, MaskableMlpLstmPolicy and so on, see
+        :mod:`sb3_reinforce.action_masks`; or a class of your own)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such
-        as ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``
+    :param learning_rate: of the policy: a number, a function of the remaining progress (from 1 to 0), or a string such as
+        ``"lin_3e-4"``, which falls linearly to 0 at the end of ``learn``. None: 3e-3, with convolutions 3e-4
     :param n_steps: at least so many steps per environment and update, then the episodes in flight are finished
     :param n_episodes: instead: exactly so many complete episodes per update, a multiple of the number of environments
     :param gamma: discount factor, in [0, 1]
@@ -95,8 +97,8 @@ class REINFORCE(EpisodicAlgorithm):
         many as fit a CPU's cache or a part of a GPU's memory, by a rule that depends on the network alone; with batch norm
         all at once, as a large number does it
     :param ent_coef: weight of the entropy, which has the same divisor D; a number, a schedule or ``"lin_0.01"``
-    :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and
-        arguments) over the parameters that only the value depends on; a number, a schedule or ``"lin_1e-3"``
+    :param value_learning_rate: of the value network, which has an optimiser of its own (the policy's class and arguments)
+        over the parameters that only the value depends on; as ``learning_rate``. None: 1e-2, with convolutions 1e-3
     :param n_value_epochs: passes over the batch that fit the value network, after the policy step and after its
         output bias was moved by the mean error
     :param value_batch_size: steps per minibatch of that fit; None: the whole batch
@@ -117,8 +119,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected. It is
         filled at once, one row per step and ``n_envs=1``: its ``add`` and ``compute_returns_and_advantage`` are not called
-    :param seed: Seed of everything random. Every rollout draws from its own streams, seeded by this seed and the
-        number of the rollout. None: nothing is seeded
+    :param seed: Seed of everything random; every rollout has random streams of its own. None: nothing is seeded
 
     ``rollout_buffer_kwargs``, ``stats_window_size``, ``tensorboard_log``, ``policy_kwargs``, ``verbose``, ``device`` and
     ``_init_setup_model`` are those of ``OnPolicyAlgorithm``, but that ``device="auto"`` is a GPU for convolutions alone.
@@ -144,7 +145,7 @@ class REINFORCE(EpisodicAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | str | Schedule = 3e-3,
+        learning_rate: float | str | Schedule | None = None,
         n_steps: int = 512,
         n_episodes: int | None = None,
         gamma: float = 0.99,
@@ -162,7 +163,7 @@ class REINFORCE(EpisodicAlgorithm):
         clip_range: float | str | Schedule = 0.2,
         chunk_size: int | None = None,
         ent_coef: float | str | Schedule = 0.0,
-        value_learning_rate: float | str | Schedule = 1e-2,
+        value_learning_rate: float | str | Schedule | None = None,
         n_value_epochs: int = 4,
         value_batch_size: int | None = None,
         max_grad_norm: float | None = 0.5,
@@ -192,7 +193,7 @@ class REINFORCE(EpisodicAlgorithm):
         self._warned_of_other_starts = False
         check_clip_range(clip_range)
         super().__init__(
-            policy, env, learning_rate=learning_rate, n_steps=n_steps, n_episodes=n_episodes, gamma=gamma,
+            policy, env, learning_rate, n_steps=n_steps, n_episodes=n_episodes, gamma=gamma,  # type: ignore[arg-type]
             unfinished=unfinished, max_episode_steps=max_episode_steps, ent_coef=ent_coef, max_grad_norm=max_grad_norm,
             freeze_normalization_after=freeze_normalization_after, use_sde=use_sde, sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class, rollout_buffer_kwargs=rollout_buffer_kwargs, seed=seed, device=device,
@@ -211,7 +212,8 @@ class REINFORCE(EpisodicAlgorithm):
         check_baseline(self.baseline, self.n_episodes, self.n_envs, ranks.world_size())
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        with default_learning_rates(self):
+            super()._setup_model()
         if self.natural_gradient:
             check_policy(self.policy)
         self._default_chunk_size = default_chunk_size(self.policy)
@@ -290,7 +292,7 @@ class REINFORCE(EpisodicAlgorithm):
             self.num_timesteps += self.n_envs
 
         seed, first, longest = self._environment_seed, rollout.first_observations, self.max_episode_steps
-        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count)
+        greedy = play_greedy(self.env, self.policy, sampler, seed, first, longest, count, self._masks)
         callbacks.advance_progress_bars(callback, greedy.n_rows * self.n_envs)
         # VecNormalize shows the same observation otherwise, once its statistics have moved on.
         if not (greedy.same_starts or self._warned_of_other_starts or self._vec_normalize_env is not None):

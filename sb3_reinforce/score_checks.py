@@ -65,14 +65,15 @@ def check_log_prob(log_prob: Any) -> None:
 
 def checked_cost(log_prob: th.Tensor, cost: Any, cost_gradient: bool) -> th.Tensor:
     """The costs on the device of ``log_prob``, in float64, so that subtracting b cancels a large offset exactly."""
-    cost = _as_tensor(cost, "cost")
+    cost = as_tensor(cost, "cost")
     if cost.shape != log_prob.shape:
         shapes = f"got log_prob of shape {tuple(log_prob.shape)} and cost of shape {tuple(cost.shape)}"
         extra = log_prob.ndim - cost.ndim
         if extra > 0 and log_prob.shape[: cost.ndim] == cost.shape:
             raise ValueError(
                 f"log_prob must have one element per cost, {shapes}: make the last {extra} dimension(s) part of one event "
-                f"with torch.distributions.Independent(distribution, {extra}), or sum log_prob over them"
+                f"with torch.distributions.Independent(distribution, {extra}), or sum log_prob over them (padded tokens: pass "
+                "mask)"
             )
         raise ValueError(f"log_prob and cost must have equal shapes [K, ...], {shapes}: one cost for each log_prob")
     if cost_gradient and not cost.requires_grad:
@@ -84,7 +85,7 @@ def checked_cost(log_prob: th.Tensor, cost: Any, cost_gradient: bool) -> th.Tens
 
 def checked_values(values: Any, cost: th.Tensor, name: str) -> th.Tensor:
     """A user's values of b, in the shape, dtype and device of ``cost``."""
-    b = _as_tensor(values, name)
+    b = as_tensor(values, name)
     if b.requires_grad:
         raise ValueError(f"{name} must be without gradient, got a tensor that requires it: detach() it")
     if b.ndim > 0 and b.shape != cost.shape:
@@ -116,7 +117,7 @@ def _check_finite(name: str, values: th.Tensor, hint: str = "") -> None:
         raise ValueError(f"{name} must be finite, got {values[(sample, *element)].item()} for {place}{hint}")
 
 
-def _as_tensor(values: Any, name: str) -> th.Tensor:
+def as_tensor(values: Any, name: str) -> th.Tensor:
     """A real tensor from a tensor, an array, or a list of numbers, bools or tensors."""
     if values is None:
         raise ValueError(f"{name} must be numbers, got None: does the function return them?")

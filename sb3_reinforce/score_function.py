@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch as th
 from torch.distributions import Distribution
 
-from sb3_reinforce import score_checks
+from sb3_reinforce import score_checks, sequences
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
 from sb3_reinforce.estimators import Method, Problem, make_method, points
 from sb3_reinforce.estimators.checks import check_cost_in_x, check_distribution, check_options
@@ -23,7 +23,11 @@ Node = Distribution | Callable[..., Distribution]
 
 
 def score_function_loss(
-    log_prob: th.Tensor, cost: Any, baseline: Any = "leave_one_out", cost_gradient: bool = False
+    log_prob: th.Tensor,
+    cost: Any,
+    baseline: Any = "leave_one_out",
+    cost_gradient: bool = False,
+    mask: th.Tensor | None = None,
 ) -> th.Tensor:
     """
     The mean cost, as a loss whose gradient estimates grad E[cost].
@@ -46,13 +50,22 @@ def score_function_loss(
         :class:`~sb3_reinforce.baselines.Baseline` object, to which each element is an episode of one step, in the group
         of its sample. Your own b adds no bias if b_k does not depend on x_k
     :param cost_gradient: True adds E[grad f], for a cost that depends on theta directly. False detaches ``cost``
-    :return: scalar, dtype and device of ``log_prob``
+    :param mask: for sequences, whose ``log_prob`` [K, ..., T] is that of each token: bool, True for the tokens that were
+        drawn. ``cost`` is per sequence, [K, ...], or per token, [K, ..., T]: then the costs from each token on weight it, and
+        ``baseline`` is ``"none"``, ``"leave_one_out"``, or your own for these. See :mod:`sb3_reinforce.sequences`
+    :return: scalar, dtype and device of ``log_prob``: the mean over samples and elements, never over tokens
     :raises ValueError: for shapes that differ, a log_prob without gradient, numbers that are not finite, an unknown
         baseline, too few samples for it, or one that returns a wrong shape or a gradient
     """
+    if mask is not None:
+        log_prob, cost, mask = sequences.without_padding(log_prob, cost, mask)
     score_checks.check_log_prob(log_prob)
+    score_checks.check_baseline(baseline, n_samples=len(log_prob))
+    if mask is not None and cost.shape == mask.shape:
+        return sequences.token_loss(log_prob, cost, baseline, cost_gradient, mask).to(log_prob.dtype)
+    if mask is not None:
+        log_prob = log_prob.sum(-1)
     costs = score_checks.checked_cost(log_prob, cost, cost_gradient)
-    score_checks.check_baseline(baseline, n_samples=len(costs))
     return _surrogate(log_prob, costs, baseline).mean().to(log_prob.dtype)
 
 

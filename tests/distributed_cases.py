@@ -24,6 +24,7 @@ from sb3_reinforce import REINFORCE, Baseline, Episodes, TrainingCheckpoint, epi
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.running import exchange, normalization, ranks
 from tests.envs import SMALL, NoCallback, RewardListEnv, ScriptedEnv, baseline_of, collect, scripted_sampler, tabular_model
+from tests.masked_envs import ScriptedMasks
 
 # The trajectories that each environment plays, by number. Their lengths differ, and so do the ranks' numbers of episodes and
 # of steps.
@@ -67,6 +68,9 @@ GRADIENT_CASES: dict[str, dict[str, Any]] = {
     "chunks": dict(baseline="value", chunk_size=2, mode="n_steps"),
     "memory": dict(policy="MlpLstmPolicy", baseline="value", n_epochs=2, bptt_steps=1, chunk_size=2, mode="n_steps"),
     "memory, natural gradient": dict(policy="MlpLstmPolicy", baseline="optimal", natural_gradient=True, mode="n_episodes"),
+    "masks": dict(policy="MaskableMlpPolicy", baseline="value", n_epochs=2, chunk_size=2, ent_coef=0.1, mode="n_steps"),
+    "masks, natural gradient": dict(policy="MaskableMlpPolicy", baseline="optimal", natural_gradient=True, mode="n_episodes"),
+    "memory and masks": dict(policy="MaskableMlpLstmPolicy", baseline="leave_one_out", n_epochs=2, mode="n_episodes"),
     "cut": dict(baseline="value", unfinished="bootstrap", truncation="bootstrap", mode="n_steps"),
 }
 
@@ -86,7 +90,8 @@ def updated(case: str) -> dict[str, Any]:
         arguments["n_steps"] = 4
     if arguments["baseline"] == "own":
         arguments["baseline"] = LooksAtAll()
-    env = DummyVecEnv([lambda: ScriptedEnv(SMALL) for _ in indices])
+    scripted_env = ScriptedMasks if "Maskable" in arguments.get("policy", "") else ScriptedEnv
+    env = DummyVecEnv([lambda: scripted_env(SMALL) for _ in indices])
     for scripted, index in zip(env.envs, indices, strict=True):
         scripted.script = [SMALL.trajectories()[number] for number in SCRIPTS[index]]
     normalized = VecNormalize(env, training=False)

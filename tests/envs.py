@@ -143,7 +143,7 @@ class ScriptedSampler:
     def __init__(self, env: DummyVecEnv):
         self.env = env
 
-    def __call__(self, observations: Any) -> np.ndarray:
+    def __call__(self, observations: Any, masks: Any = None) -> np.ndarray:
         return np.array([e.unwrapped.scripted_action for e in self.env.envs])
 
     greedy = __call__
@@ -167,7 +167,7 @@ def tabular_model(env: VecEnv, **kwargs: Any) -> REINFORCE:
     )
     defaults.update(kwargs)
     policy = defaults.pop("policy", "MlpPolicy")
-    memory = dict(lstm_hidden_size=4) if policy == "MlpLstmPolicy" else {}
+    memory = dict(lstm_hidden_size=4) if "Lstm" in policy else {}
     policy_kwargs = dict(net_arch=[], ortho_init=False, optimizer_class=th.optim.SGD, **memory)
     model = REINFORCE(policy, env, policy_kwargs=policy_kwargs, **defaults)
     with th.no_grad():

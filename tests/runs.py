@@ -23,6 +23,7 @@ from sb3_reinforce import REINFORCE, TrainingCheckpoint
 from sb3_reinforce.running.checkpoint_file import checkpoints_in
 from sb3_reinforce.running.logs import appending_logger
 from tests.envs import LARGER, MDPEnv, baseline_of
+from tests.masked_envs import MaskedMDPEnv
 
 N_ENVS = 3
 
@@ -57,7 +58,8 @@ def make_env(actions: str = "discrete", vec: str = "dummy", normalize: bool = Tr
     """Three small environments with Monitor, within VecNormalize."""
 
     def one() -> gym.Env:
-        return Monitor(MDPEnv(LARGER) if actions == "discrete" else TargetEnv())
+        made = {"discrete": MDPEnv, "masked": MaskedMDPEnv}
+        return Monitor(made[actions](LARGER) if actions in made else TargetEnv())
 
     env = DummyVecEnv([one] * N_ENVS) if vec == "dummy" else SubprocVecEnv([one] * N_ENVS)
     env.seed(seed)

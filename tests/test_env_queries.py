@@ -113,7 +113,7 @@ def test_masks_are_recognised_but_not_asked_for():
 
 def test_action_masks_are_not_used_without_a_word(tmp_path):
     """One warning, at construction, and for a loaded model one when it is trained."""
-    message = r"offers action masks \(a method action_masks\), which REINFORCE does not use: .* Use MaskablePPO of sb3-contrib"
+    message = r"has action masks \(method action_masks\), which MlpPolicy does not take: .* Use \"MaskableMlpPolicy\""
     make_env = lambda: episodes(wrapper_class=Masks)  # noqa: E731
     with pytest.warns(UserWarning, match=message) as caught:
         model = REINFORCE("MlpPolicy", make_env(), n_steps=8).learn(1).learn(1)

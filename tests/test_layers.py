@@ -13,9 +13,10 @@ MAX_LINES = 400
 LAYERS = {
     "mathematics": [
         "version", "schedules", "observations", "returns", "episodes", "baselines", "losses", "score_checks",
-        "score_function", "estimators*",
+        "sequences", "score_function", "estimators*",
     ],
     "processes": [
+        "action_masks", "maskable_recurrent", "parallel",
         "arguments", "migration", "policies", "policy_checks", "running", "running.normalization", "running.ranks",
         "running.exchange", "running.callbacks", "running.files", "running.disk", "running.logs", "running.training_state",
         "running.env_queries", "running.trust", "running.checkpoint_schema", "running.claims", "running.devices",
@@ -28,7 +29,7 @@ LAYERS = {
     "rollout": ["rollout*"],
     "update": ["update*"],
     "estimator": ["scores", "episode_gradients", "estimate", "natural_gradient"],
-    "episodic": ["episodic"],
+    "episodic": ["masking", "episodic"],
     "reinforce": ["reinforce"],
     "diagnostics": ["compare", "diagnostics", "bias"],
     "public": ["__init__", "checkpoint", "logs"],

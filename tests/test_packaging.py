@@ -15,7 +15,9 @@ import sb3_reinforce
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-EXTRAS = {"zoo", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers", "estimators"}
+EXTRAS = {
+    "zoo", "atari", "contrib", "estimators", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,21 @@ def test_the_command_is_installed(installed: Path, tmp_path: Path):
     assert "usage: sb3-reinforce COMMAND" in done.stdout
 
 
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]):
+    from sb3_reinforce.zoo import cli
+
+    assert cli.main(["--version"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"sb3-reinforce {sb3_reinforce.__version__}"
+    assert second.startswith("stable-baselines3 2.")
+
+
+def test_what_the_source_archive_holds():
+    held = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"/docs", "/benchmarks", "/examples", "/tests", "/sb3_reinforce", "/zoo_configs"} <= set(held)
+    assert not [name for name in held if not (CHECKOUT / name.strip("/")).exists()]
+
+
 def test_the_wheel_is_typed_and_carries_no_tests(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -121,7 +138,7 @@ import sys
 from importlib.machinery import PathFinder
 
 OPTIONAL = {"rl_zoo3", "wandb", "matplotlib", "seaborn", "pandas", "rliable", "moviepy", "imageio", "optuna", "tensorboard",
-            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces"}
+            "tqdm", "rich", "yaml", "sb3_contrib", "huggingface_hub", "mujoco", "Box2D", "wandb_workspaces", "ale_py", "cv2"}
 
 class InstalledWithoutExtras(PathFinder):
     @classmethod

@@ -173,6 +173,39 @@ def test_steps_as_trained(trained: Path, tmp_path: Path):
     assert hyperparams["n_timesteps"] == rl_zoo3.get_saved_hyperparams(str(folder))[0]["n_timesteps"]
 
 
+# --- namespaced_ids ---
+
+
+def newest_run_of_pong(folder: Path) -> int:
+    """As ``benchmark`` looks for it."""
+    import rl_zoo3.utils
+
+    settings = folder / "ppo/ALE-Pong-v5_1/ALE-Pong-v5"
+    settings.mkdir(parents=True)
+    (settings / "args.yml").write_text("env: ALE/Pong-v5\n")
+    ((algo, env_id),) = rl_zoo3.utils.get_trained_models(str(folder)).values()
+    return rl_zoo3.utils.get_latest_run_id(os.path.join(folder, algo), env_id)
+
+
+def test_namespaced_ids_alone(tmp_path: Path):
+    assert newest_run_of_pong(tmp_path) == 0, "delete namespaced_ids"
+
+
+def test_namespaced_ids(tmp_path: Path):
+    pandas, pytablewriter = pytest.importorskip("pandas"), pytest.importorskip("pytablewriter")
+    with patches.namespaced_ids():
+        assert newest_run_of_pong(tmp_path) == 1
+        # the name that the child gets, and the table shows, is the environment's
+        env_id = importlib.import_module("huggingface_sb3").EnvironmentName("ALE/Pong-v5")
+        writer = pytablewriter.MarkdownTableWriter()
+        writer.from_dataframe(pandas.DataFrame({"env_id": [env_id], "mean_reward": [1.5]}))
+        assert writer.value_matrix == [["ALE/Pong-v5", 1.5]]
+    commands = []
+    with patches.registered_children(lambda command: commands.append(command) or 0):
+        subprocess.call(["python", "enjoy.py", "--env", env_id])
+    assert commands == [["enjoy", "--env", "ALE/Pong-v5"]]
+
+
 # --- timesteps_kept ---
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import SACPolicy
@@ -25,14 +25,6 @@ class Recurrent(ActorCriticPolicy):
     def get_distribution(self, obs, lstm_states, episode_starts): ...
 
     def evaluate_actions(self, obs, actions, lstm_states, episode_starts): ...
-
-
-class Maskable(BasePolicy):
-    """As sb3-contrib's MaskableActorCriticPolicy."""
-
-    def get_distribution(self, obs, action_masks=None): ...
-
-    def evaluate_actions(self, obs, actions, action_masks=None): ...
 
 
 class WithClosure(th.optim.SGD):
@@ -82,7 +74,6 @@ def optimizer(kind):
             {},
             "got Recurrent, which also needs lstm_states and episode_starts .* RecurrentPPO of sb3-contrib",
         ),
-        (Maskable, VECTOR, {}, "got Maskable, which also needs action_masks that REINFORCE does not give: .* or MaskablePPO"),
         (
             "MLPPolicy",
             VECTOR,

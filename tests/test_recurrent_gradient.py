@@ -57,7 +57,7 @@ class Convertible(FlattenExtractor):
         return super().forward(observations).to(self.like)
 
 
-def model_of(env: DummyVecEnv, **kwargs: Any) -> REINFORCE:
+def model_of(env: DummyVecEnv, policy: str = "MlpLstmPolicy", **kwargs: Any) -> REINFORCE:
     """A small LSTM in float64, plain gradient ascent with step size 1, no clipping."""
     policy_kwargs = dict(
         lstm_hidden_size=3, net_arch=[], optimizer_class=th.optim.SGD, features_extractor_class=Convertible,
@@ -65,7 +65,7 @@ def model_of(env: DummyVecEnv, **kwargs: Any) -> REINFORCE:
     )  # fmt: skip
     defaults: dict[str, Any] = dict(learning_rate=1.0, max_grad_norm=None, baseline="none", gamma=GAMMA, discount_state=True)
     defaults.update(kwargs)
-    model = REINFORCE("MlpLstmPolicy", env, policy_kwargs=policy_kwargs, n_value_epochs=1, seed=0, device="cpu", **defaults)
+    model = REINFORCE(policy, env, policy_kwargs=policy_kwargs, n_value_epochs=1, seed=0, device="cpu", **defaults)
     model.policy.double()
     generator = th.Generator().manual_seed(1)
     with th.no_grad():

@@ -111,7 +111,7 @@ def test_equals_a2c(monkeypatch):
     def make_sampler(policy, n_envs, rng):
         th.manual_seed(5)
 
-        def sample(obs):
+        def sample(obs, masks=None):
             return policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
 
         sample.start_episodes = lambda starts: None

@@ -68,6 +68,11 @@ def test_every_baseline(tmp_path, baseline, actions):
             dict(policy="MlpLstmPolicy", policy_kwargs=dict(net_arch=[], lstm_hidden_size=4), n_epochs=2, batch_size=16),
             id="memory",
         ),
+        pytest.param(dict(policy="MaskableMlpPolicy", env=dict(actions="masked"), ent_coef=0.01), id="masks"),
+        pytest.param(
+            dict(policy="MaskableMlpLstmPolicy", policy_kwargs=dict(lstm_hidden_size=4), env=dict(actions="masked")),
+            id="memory and masks",
+        ),
         pytest.param(dict(learn=dict(log_interval=3)), id="log_interval"),
         pytest.param(dict(every=1, stops=(30, 31, 60, 61, 100)), id="many stops"),
     ],

@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import VectorEnvAdapter, vectorize
@@ -148,6 +148,31 @@ def test_vectorize_as_rl_zoo_calls_it(tmp_path: Path) -> None:
     results = load_results(str(tmp_path))
     assert len(results) > 5
     assert (results["r"] == results["l"]).all()
+
+
+def test_vectorize_leaves_processes_as_they_are() -> None:
+    processes = object.__new__(SubprocVecEnv)
+    processes.num_envs = 2
+    with pytest.warns(UserWarning, match="leaves the 2 processes of SubprocVecEnv as they are"):
+        assert vectorize(processes) is processes
+
+
+def test_vectorize_goes_on_in_the_monitor_file(tmp_path: Path) -> None:
+    """As ``train --resume`` opens it."""
+    for kwargs in ({}, {"override_existing": False}):
+        env = vectorize(make_vec_env("CartPole-v1", n_envs=2, seed=0, monitor_dir=str(tmp_path), monitor_kwargs=kwargs))
+        env.reset()
+        for _ in range(40):
+            env.step(np.zeros(2, dtype=int))
+        env.close()
+    header, names, *rows = (tmp_path / "0.monitor.csv").read_text().splitlines()
+    assert header.startswith("#{")
+    assert names == "r,l,t"
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert len(first) > 4
+    # The same seed, the same actions; time goes on
+    assert [row.split(",")[:2] for row in first] == [row.split(",")[:2] for row in second]
+    assert float(first[-1].split(",")[2]) < float(second[0].split(",")[2])
 
 
 def test_vectorize_keeps_arguments() -> None:

@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_reinforce.action_masks import ActionMasks, check_choices
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_finite
 from sb3_reinforce.rollout.sampling import Sampler, within_bounds
@@ -40,6 +41,7 @@ def play_greedy(
     first_observations: dict[Any, np.ndarray],
     max_episode_steps: int,
     on_step: Callable[[], None],
+    masks: ActionMasks | None = None,
 ) -> GreedyEpisodes:
     """
     Play one deterministic episode per environment, from the resets that the rollout began with.
@@ -49,6 +51,7 @@ def play_greedy(
 
     :param seed: what the environments were seeded with before the rollout's reset
     :param first_observations: what they then began with, by key (None for a space without keys)
+    :param masks: of the environments, if the policy takes them
     :raises ValueError: for an episode without end, and for a reward that is not finite
     """
     spans = Spans(1, env.num_envs, True, False, max_episode_steps, np.zeros(env.num_envs, np.int64))
@@ -59,9 +62,16 @@ def play_greedy(
         sampler.start_episodes(np.ones(env.num_envs, dtype=bool))
         now = by_key(observations)
         same_starts = all(np.array_equal(np.asarray(now[key], then.dtype), then) for key, then in first_observations.items())
+        dones: np.ndarray = np.ones(env.num_envs, dtype=bool)
+        infos: Any = ()
         try:
             while spans.continues(len(rewards)):
-                observations, reward, dones, infos = env.step(within_bounds(policy, sampler.greedy(observations)))
+                allowed = None
+                if masks is not None:
+                    allowed = masks.read(observations, dones, infos, len(rewards))
+                    check_choices(allowed[None], masks.space, "of the greedy episodes", len(rewards))
+                actions = within_bounds(policy, sampler.greedy(observations, allowed))
+                observations, reward, dones, infos = env.step(actions)
                 rewards.append(np.array(reward))
                 on_step()
                 sampler.start_episodes(np.asarray(dones, dtype=bool))

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import maybe_transpose
 
+from sb3_reinforce.action_masks import check_choices, choices_of
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_counts, check_finite
 from sb3_reinforce.rollout.spans import EPISODES, Span, Spans
@@ -84,16 +85,19 @@ class Rollout:
 
 class Recording:
     """
-    Observations, actions and rewards of the running rollout, shape [T, n_envs, ...], T growing by doubling.
+    Observations, actions, rewards and action masks of the running rollout, shape [T, n_envs, ...], T growing by doubling.
 
     The memory is kept from one rollout to the next.
 
     :param observations: the first ones; VecNormalize makes floats of what its space still has as integers
+    :param masks: of the environments, if they are to be recorded
     """
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, observations: Any):
-        self.n_envs = n_envs
-        self.n_rows = 0
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, observations: Any, masks: Any = None
+    ):
+        self.n_envs, self.action_space = n_envs, action_space
+        self.n_rows = self._n_masks = 0
         parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self._parts = parts
         given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
@@ -103,6 +107,7 @@ class Recording:
         }
         self.actions = self._empty(action_space, action_space.dtype)
         self.rewards = np.empty((FIRST_ROWS, n_envs), dtype=np.float32)
+        self.masks = np.empty((FIRST_ROWS, n_envs, sum(choices_of(action_space))), dtype=bool) if masks else None
         self._single_array = self.observations.get(None)  # spares the loop over keys in each step
 
     def _empty(self, space: spaces.Space, dtype: Any) -> np.ndarray:
@@ -110,12 +115,12 @@ class Recording:
 
     def reset(self) -> None:
         """Forget all rows, keep the memory."""
-        self.n_rows = 0
+        self.n_rows = self._n_masks = 0
 
-    def begin_step(self, observations: Any, actions: np.ndarray) -> None:
+    def begin_step(self, observations: Any, actions: np.ndarray, masks: np.ndarray | None = None) -> None:
         """
         Copy what a step begins with, before the environments may write into these arrays: observations [n_envs, ...] and
-        the actions as drawn for them [n_envs, *action_space.shape].
+        the actions as drawn for them [n_envs, *action_space.shape], out of those that the masks [n_envs, width] allow.
 
         :raises ValueError: in the first step, for observations of another shape than the space's, which NumPy would repeat
         """
@@ -131,6 +136,8 @@ class Recording:
             for key, stored in self.observations.items():
                 stored[row] = observations[key]
         self.actions[row] = actions
+        if self.masks is not None:
+            self.masks[row], self._n_masks = masks, row + 1
 
     def end_step(self, rewards: np.ndarray, dones: np.ndarray) -> None:
         """
@@ -154,13 +161,17 @@ class Recording:
     def _grow(self) -> None:
         self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
+        self.masks = None if self.masks is None else _doubled(self.masks)
         self._single_array = self.observations.get(None)
 
     def check(self, last_observations: Any) -> None:
         """
         :param last_observations: those behind the last row, for which no action was drawn yet
-        :raises ValueError: for a reward or an observation that no policy can take; it names the environment and the step
+        :raises ValueError: for a reward, an observation or an action mask that no policy can take; it names the environment
+            and the step
         """
+        if self.masks is not None:
+            check_choices(self.masks[: self._n_masks], self.action_space)
         check_finite("reward", self.rewards[: self.n_rows])
         for key, space in self._parts.items():
             name = "observation" if key is None else f"observation {key!r}"
@@ -198,6 +209,8 @@ class Recording:
         buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
         buffer.actions[:] = self._kept(self.actions, kept).reshape(buffer.actions.shape)
         buffer.rewards[:, 0] = self._kept(self.rewards, kept)
+        if self.masks is not None:
+            vars(buffer)["action_masks"][:, 0] = self._kept(self.masks, kept)
         starts = (rollout.lengths.cumsum(0) - rollout.lengths).numpy()
         buffer.episode_starts[starts[rollout.first_steps.numpy() == 0], 0] = 1.0
         buffer.values.fill(np.nan)

@@ -27,12 +27,14 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from sb3_reinforce.policies import is_recurrent, library_class, name_of
+from sb3_reinforce.policies import LIBRARIES, is_recurrent, library_class, name_of
 from sb3_reinforce.rollout.lstm import NumpyLstm
 
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+# Of sb3-contrib's maskable policies, by name, because it is an extra
+MASKABLE = [f"sb3_contrib.common.maskable.distributions.Maskable{n}" for n in ("Categorical", "MultiCategorical", "Bernoulli")]
 FLOAT32 = np.dtype(np.float32)
 NOISE_BLOCK = 16_384  # random numbers drawn at a time, at most: one call per block, not per step
 
@@ -65,15 +67,15 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generato
 
 def needs_torch(policy: nn.Module) -> str | None:
     """
-    NumPy is used only for SB3's own classes. Any subclass uses torch, since it may override something.
+    NumPy is used only for SB3's and sb3-contrib's own classes. Any subclass uses torch, since it may override something.
 
     :return: why actions must be sampled by torch, in a few words; None if NumPy computes the same
     """
-    if name_of(type(policy)) not in ("MlpPolicy", "MlpLstmPolicy"):
+    if name_of(type(policy)) not in ("MlpPolicy", "MlpLstmPolicy", "MaskableMlpPolicy", "MaskableMlpLstmPolicy"):
         return f"policy class {type(policy).__name__}"
     if type(policy.observation_space) is not spaces.Box or is_image_space(policy.observation_space):
         return f"observation space {policy.observation_space}"
-    if type(policy.action_dist) not in DISTRIBUTIONS:
+    if not _is_library_distribution(policy.action_dist):
         return f"distribution {type(policy.action_dist).__name__}"
     if type(policy.pi_features_extractor) is not FlattenExtractor:
         return f"features extractor {type(policy.pi_features_extractor).__name__}"
@@ -128,7 +130,7 @@ class Sampler(ABC):
         self.std: np.ndarray | None = None
         self._noise = np.empty((0,))
         self._next = 0
-        distribution = policy.action_dist
+        distribution: Any = policy.action_dist
         self._to_actions: Callable[[np.ndarray, np.ndarray], np.ndarray]
         self._draw_noise: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: -np.log(rng.standard_exponential(shape))
         if isinstance(distribution, DiagGaussianDistribution):
@@ -137,7 +139,8 @@ class Sampler(ABC):
         elif isinstance(distribution, BernoulliDistribution):
             self._draw_noise = lambda shape: rng.logistic(size=shape)
             self._to_actions = self._bernoulli
-        elif isinstance(distribution, MultiCategoricalDistribution):
+        elif isinstance(distribution, MultiCategoricalDistribution) or hasattr(distribution, "distributions"):
+            # also a masked MultiBinary action: two choices per bit
             self._edges = np.concatenate([[0], np.cumsum(distribution.action_dims)])
             self._to_actions = self._multi_categorical
         else:
@@ -150,13 +153,16 @@ class Sampler(ABC):
     def start_episodes(self, starts: np.ndarray) -> None:
         """Forget what a policy with memory has seen in these environments. ``starts`` is a mask of shape [n_envs]."""
 
-    def __call__(self, observations: Any) -> np.ndarray:
-        """:return: actions as the policy draws them, not yet clipped to the bounds, shape [n_envs, *action_space.shape]"""
-        return self._draw(self.distribution_parameters(observations))
+    def __call__(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
+        """
+        :param masks: which actions are allowed, bool, shape [n_envs, width]; None: all
+        :return: actions as the policy draws them, not yet clipped to the bounds, shape [n_envs, *action_space.shape]
+        """
+        return self._draw(_allowed(self.distribution_parameters(observations), masks))
 
-    def greedy(self, observations: Any) -> np.ndarray:
+    def greedy(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
         """:return: the policy's deterministic actions, its mode, shape [n_envs, *action_space.shape]"""
-        return self._to_actions(self.distribution_parameters(observations), np.zeros(()))
+        return self._to_actions(_allowed(self.distribution_parameters(observations), masks), np.zeros(()))
 
     def _draw(self, parameters: np.ndarray) -> np.ndarray:
         if self._next == len(self._noise):
@@ -195,23 +201,24 @@ class TorchSampler(Sampler):
         #: hidden and cell states of a policy with memory, each of shape [layers, n_envs, hidden size]
         self.states: tuple[th.Tensor, th.Tensor] | None = None
         if is_recurrent(policy):
-            layers, _, size = policy.lstm_hidden_state_shape
+            recurrent: Any = policy
+            layers, _, size = recurrent.lstm_hidden_state_shape
             self._no_starts = th.zeros(n_envs, device=policy.device)
-            zeros = policy.lstm_actor.weight_hh_l0.new_zeros(layers, n_envs, size).detach()
+            zeros = recurrent.lstm_actor.weight_hh_l0.new_zeros(layers, n_envs, size).detach()
             self.states = (zeros, zeros.clone())
         self.overrides_forward, self.draws_before_tanh = overrides(policy, "forward"), draws_before_tanh(policy)
         #: per step, what was drawn before tanh, where the policy squashes: shape [n_envs, *action_space.shape]
         self.before_tanh: list[np.ndarray] = []
         # A module of the user's own may keep a tensor for the update, where one made in inference mode cannot serve.
-        known = all(type(module).__module__.startswith(("torch.nn.", "stable_baselines3.")) for module in policy.modules())
+        known = all(type(module).__module__.startswith(("torch.nn.", *LIBRARIES)) for module in policy.modules())
         self.without_gradient = th.inference_mode if known else th.no_grad
 
-    def __call__(self, observations: Any) -> np.ndarray:
+    def __call__(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
         with self.without_gradient():
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
-                return self._as_array(self.policy(obs_tensor)[0])
-            distribution = self.distribution(obs_tensor)
+                return self._as_array(self.policy(obs_tensor, **_named(masks))[0])
+            distribution = self.distribution(obs_tensor, masks)
             if self.draws_before_tanh:  # as its get_actions()
                 drawn = distribution.distribution.mean + distribution.get_noise(distribution._latent_sde)
                 self.before_tanh.append(self._as_array(drawn))
@@ -220,18 +227,19 @@ class TorchSampler(Sampler):
                 return self._as_array(distribution.get_actions())
             return self._draw(self._parameters_of(distribution))
 
-    def greedy(self, observations: Any) -> np.ndarray:
+    def greedy(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
         with self.without_gradient():
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
-                return self._as_array(self.policy(obs_tensor, deterministic=True)[0])
-            return self._as_array(self.distribution(obs_tensor).get_actions(deterministic=True))
+                return self._as_array(self.policy(obs_tensor, deterministic=True, **_named(masks))[0])
+            return self._as_array(self.distribution(obs_tensor, masks).get_actions(deterministic=True))
 
-    def distribution(self, obs_tensor: Any) -> Any:
+    def distribution(self, obs_tensor: Any, masks: np.ndarray | None = None) -> Any:
         """:return: pi(.|s) of all environments; a policy with memory takes its step"""
+        policy: Any = self.policy
         if self.states is None:
-            return self.policy.get_distribution(obs_tensor)
-        distribution, self.states = self.policy.get_distribution(obs_tensor, self.states, self._no_starts)
+            return policy.get_distribution(obs_tensor, **_named(masks))
+        distribution, self.states = policy.get_distribution(obs_tensor, self.states, self._no_starts, **_named(masks))
         return distribution
 
     def start_episodes(self, starts: np.ndarray) -> None:
@@ -245,23 +253,43 @@ class TorchSampler(Sampler):
             return self._parameters_of(self.distribution(obs_as_tensor(observations, self.policy.device)))
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
-        drawn = distribution.distribution
+        parts = parts_of(distribution)
         if isinstance(distribution, DiagGaussianDistribution):
-            self.std = drawn.stddev.cpu().numpy()
-            return drawn.mean.cpu().numpy()
-        if isinstance(distribution, MultiCategoricalDistribution):
-            return th.cat([part.logits for part in drawn], dim=1).cpu().numpy()
-        return drawn.logits.cpu().numpy()
+            self.std = parts[0].stddev.cpu().numpy()
+            return parts[0].mean.cpu().numpy()
+        return th.cat([part.logits for part in parts], dim=1).cpu().numpy()
 
     def _as_array(self, actions: th.Tensor) -> np.ndarray:
         return actions.cpu().numpy().reshape(self.action_shape)
 
 
+def parts_of(distribution: Any) -> list[Any]:
+    """:return: torch's distributions inside one of SB3's or sb3-contrib's: several for MultiDiscrete actions"""
+    inner = getattr(distribution, "distributions", None) or getattr(distribution, "distribution", None)
+    return inner if isinstance(inner, list) else [inner]
+
+
+def _is_library_distribution(distribution: Any) -> bool:
+    return type(distribution) in DISTRIBUTIONS or _full_name(distribution).removesuffix("Distribution") in MASKABLE
+
+
 def _is_known(distribution: Any) -> bool:
-    """Whether it is SB3's own, around torch's own: by exact types, a subclass draws for itself."""
-    inner = getattr(distribution, "distribution", None)
-    parts = inner if isinstance(inner, list) else [inner]
-    return type(distribution) in DISTRIBUTIONS and all(type(part) in (Bernoulli, Categorical, Normal) for part in parts)
+    """Whether it is a library's own, around torch's own or a masked one: by exact types, a subclass draws for itself."""
+    return _is_library_distribution(distribution) and all(
+        type(part) in (Bernoulli, Categorical, Normal) or _full_name(part) == MASKABLE[0] for part in parts_of(distribution)
+    )
+
+
+def _full_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _named(masks: np.ndarray | None) -> dict[str, Any]:
+    return {} if masks is None else {"action_masks": masks}  # policies that take none do not know the name
+
+
+def _allowed(logits: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    return logits if masks is None else np.where(masks, logits, -np.inf)  # so it is never the largest
 
 
 class NumpySampler(Sampler):
@@ -276,7 +304,7 @@ class NumpySampler(Sampler):
         super().__init__(policy, rng)
         self.layers = _layers((*policy.mlp_extractor.policy_net, policy.action_net), n_envs)
         self.n_envs = n_envs
-        self.lstm = NumpyLstm(policy.lstm_actor, n_envs) if is_recurrent(policy) else None
+        self.lstm = NumpyLstm(policy.lstm_actor, n_envs) if is_recurrent(policy) else None  # type: ignore[arg-type]
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self.std = np.exp(policy.log_std.detach().cpu().numpy())
 

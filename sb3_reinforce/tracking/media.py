@@ -150,16 +150,17 @@ def record_episode(model: BaseAlgorithm, env: VecEnv) -> tuple[np.ndarray, int, 
         assert model.env is not None
         sync_envs_normalization(model.env, env)
     observations, total_reward, frames = env.reset(), 0.0, []
-    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    state, dones = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(MAX_FRAMES):
         frame = env.get_images()[0] if env.render_mode == "rgb_array" else None
         if frame is None:
             raise ValueError(f"video_env must have render_mode='rgb_array', got {env.render_mode!r}")
         frames.append(np.asarray(frame, dtype=np.uint8))
-        actions, state = model.predict(observations, state, starts, deterministic=True)  # type: ignore[arg-type]
-        observations, rewards, starts, _ = env.step(actions)
+        # A maskable policy finds the masks of the local variables env, dones and infos.
+        actions, state = model.predict(observations, state, dones, deterministic=True)  # type: ignore[arg-type]
+        observations, rewards, dones, infos = env.step(actions)  # noqa: RUF059
         total_reward += float(rewards[0])
-        if starts[0]:
+        if dones[0]:
             break
     fps: Any = (env.metadata or {}).get("render_fps", 30)
     return np.stack(frames).transpose(0, 3, 1, 2), int(fps), total_reward

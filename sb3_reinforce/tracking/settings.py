@@ -108,7 +108,7 @@ def model_settings(model: BaseAlgorithm) -> dict[str, Any]:
         **_environment(model),
         "n_envs": model.n_envs,
     }
-    return {**as_setting(settings), "versions": _versions(), "git_commit": _git_commit(), "command": command_line()}
+    return {**as_setting(settings), "versions": versions(), "git_commit": _git_commit(), "command": command_line()}
 
 
 def command_line() -> str:
@@ -155,12 +155,13 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     return found
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """:return: the versions of this package, of the libraries below it and of Python"""
+    found = {}
     for library in ("sb3-reinforce", "stable-baselines3", "gymnasium", "torch", "numpy"):
         with suppress(PackageNotFoundError):  # run from a checkout that was not installed
-            versions[library] = version(library)
-    return versions
+            found[library] = version(library)
+    return found | {"python": platform.python_version()}
 
 
 def _git_commit() -> str | None:

@@ -25,9 +25,16 @@ KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
 
 def distribution_of(policy: ActorCriticPolicy, steps: Steps) -> Any:
     """:return: pi(.|s) of each step, as the policy's ``get_distribution`` gives it"""
-    if is_recurrent(policy):
-        return distribution_of_sequences(policy, steps)
-    return policy.get_distribution(steps.observations)
+    if not is_recurrent(policy):
+        return policy.get_distribution(steps.observations, **_masks_of(steps))
+    distribution = distribution_of_sequences(policy, steps)
+    if steps.action_masks is not None:
+        distribution.apply_masking(steps.action_masks)
+    return distribution
+
+
+def _masks_of(steps: Steps) -> dict[str, Any]:
+    return {} if steps.action_masks is None else {"action_masks": steps.action_masks}
 
 
 def predict_values(policy: ActorCriticPolicy, steps: Steps) -> th.Tensor:
@@ -48,7 +55,7 @@ def log_prob_and_entropy(policy: ActorCriticPolicy, steps: Steps) -> tuple[th.Te
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     if overrides(policy, "evaluate_actions"):
-        _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions)
+        _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions, **_masks_of(steps))
     else:
         distribution = distribution_of(policy, steps)
         of_actions = partial(log_prob_before_tanh, distribution) if draws_before_tanh(policy) else distribution.log_prob

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
-from torch import nn
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 
 def record_update(
     logger: Logger,
-    policy: nn.Module,
+    policy: ActorCriticPolicy,
     steps: Sequence[dict[str, float]],
     of_kl: tuple[float, ...],
     of_returns: tuple[float, ...],

@@ -48,6 +48,7 @@ class Rows:
         return Samples(
             observations=data.observations,
             actions=data.actions if self._before_tanh is None else self.buffer.to_torch(self._before_tanh[rows]),
+            action_masks=getattr(data, "action_masks", None),
             sequences=None if self.sequences is None else self.sequences.at(rows),
             old_log_prob=data.old_log_prob,
             advantages=data.advantages,

@@ -101,14 +101,18 @@ def steps_of(buffer: RolloutBuffer, episodes: Episodes, sequences: Sequences | N
     """:return: all steps of a rollout buffer, which are the given episodes, on the CPU"""
     drawn = before_tanh(buffer)
     actions = th.as_tensor(buffer.actions.reshape(len(buffer.rewards), -1) if drawn is None else drawn, dtype=th.float32)
-    return Steps(observations=episodes.observations, actions=actions, sequences=sequences)
+    masks = getattr(buffer, "action_masks", None)
+    action_masks = None if masks is None else th.as_tensor(masks.reshape(len(actions), -1))
+    return Steps(observations=episodes.observations, actions=actions, action_masks=action_masks, sequences=sequences)
 
 
 def join_steps(parts: list[Steps], episodes: Episodes) -> Steps:
     """:return: the steps of several rollouts laid end to end, which are the given episodes, copied"""
     sequences = parts[0].sequences and replace(parts[0].sequences, lengths=np.asarray(episodes.lengths))
     actions = th.cat([part.actions for part in parts])
-    return Steps(observations=episodes.observations, actions=actions, sequences=sequences)
+    masks = [part.action_masks for part in parts if part.action_masks is not None]
+    action_masks = th.cat(masks) if masks else None
+    return Steps(observations=episodes.observations, actions=actions, action_masks=action_masks, sequences=sequences)
 
 
 def chunks(rows: Selection, chunk_size: int | None, sequences: Sequences | None = None) -> Iterator[Selection]:

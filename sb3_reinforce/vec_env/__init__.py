@@ -19,8 +19,9 @@ that the step that is no transition never happens.
 """
 
 from sb3_reinforce.vec_env.adapter import VectorEnvAdapter
+from sb3_reinforce.vec_env.atari import make_atari_env
 from sb3_reinforce.vec_env.convert import vectorize
 from sb3_reinforce.vec_env.infos import EndedEpisodes, StepInfos
 from sb3_reinforce.vec_env.resets import MaskedReset
 
-__all__ = ["EndedEpisodes", "MaskedReset", "StepInfos", "VectorEnvAdapter", "vectorize"]
+__all__ = ["EndedEpisodes", "MaskedReset", "StepInfos", "VectorEnvAdapter", "make_atari_env", "vectorize"]

@@ -1,5 +1,6 @@
 """VectorEnvAdapter: the VecEnv around a vector environment."""
 
+import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,10 +16,13 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_reinforce.running.env_queries import is_envpool
 from sb3_reinforce.vec_env.infos import EndedEpisodes, ResetInfos, StepInfos, copy_arrays, split_final
-from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, single_spaces, vector_wrappers
+from sb3_reinforce.vec_env.kinds import arrays_are_fresh, check_kind, is_atari_vector_env, single_spaces, vector_wrappers
 from sb3_reinforce.vec_env.observations import array_spaces, as_arrays, check_rows, rows, set_rows
 from sb3_reinforce.vec_env.resets import MaskedReset, choose_reset
 from sb3_reinforce.vec_env.single import single_envs
+
+# A path; or a file that is there and open, to which rows are added
+MonitorFile = str | ResultsWriter
 
 
 class VectorEnvAdapter(VecEnv):
@@ -30,8 +34,9 @@ class VectorEnvAdapter(VecEnv):
     ``Monitor`` inside, its statistics are kept. A step loops only over the environments whose episode ended.
 
     Modes: SAME_STEP; DISABLED; NEXT_STEP for ``SyncVectorEnv``, ``AsyncVectorEnv`` with shared memory,
-    CartPole-v1's ``CartPoleVectorEnv``, EnvPool, and any other with ``masked_reset``. For ``AsyncVectorEnv`` SAME_STEP is
-    the fastest: the others call all workers twice in a step in which an episode ends.
+    CartPole-v1's ``CartPoleVectorEnv``, ale-py's ``AtariVectorEnv``, EnvPool, and any other with ``masked_reset``. For
+    ``AsyncVectorEnv`` and ``AtariVectorEnv`` SAME_STEP is the fastest: the others call all environments twice in a step in
+    which an episode ends.
 
     Seeds: ``seed(s)`` gives environment i the seed s + i at the next reset. ``CartPoleVectorEnv`` has one generator for
     all environments, seeded with s. EnvPool takes seeds only in ``envpool.make``.
@@ -41,12 +46,12 @@ class VectorEnvAdapter(VecEnv):
         environments of the mask, bool of shape [num_envs], so that their next step is a transition; returns what
         ``env.reset`` returns. In DISABLED mode it replaces ``reset(options={"reset_mask": mask})``
     :param monitor_file: path of a CSV file for return, length and time of every episode, as ``Monitor`` writes it (the
-        extension ``monitor.csv`` is added); None: no file
+        extension ``monitor.csv`` is added); None: no file. Or an open ``ResultsWriter``, whose file has a header already
     :raises ValueError: if env is no open vector environment, if its spaces differ between environments or are unknown to
         SB3, if its autoreset mode or a wrapper cannot be adapted, or if there are both monitor_file and a ``Monitor``
     """
 
-    def __init__(self, env: Any, masked_reset: MaskedReset | None = None, monitor_file: str | None = None) -> None:
+    def __init__(self, env: Any, masked_reset: MaskedReset | None = None, monitor_file: MonitorFile | None = None) -> None:
         check_kind(env)
         n_envs, observation_space, action_space = single_spaces(env)
         self.env = env
@@ -73,9 +78,13 @@ class VectorEnvAdapter(VecEnv):
         self._starts = np.zeros(n_envs, dtype=np.int64)
         self._t_start = time.time()
         self._results_writer: ResultsWriter | None = None
-        if monitor_file is not None:
-            if not self._own_monitor:
-                raise ValueError(f"monitor_file={monitor_file!r} is for environments without a Monitor: give theirs filename")
+        if monitor_file is not None and not self._own_monitor:
+            raise ValueError(f"monitor_file={monitor_file!r} is for environments without a Monitor: give theirs filename")
+        if isinstance(monitor_file, ResultsWriter):
+            self._results_writer = monitor_file
+            with open(monitor_file.file_handler.name) as file:
+                self._t_start = json.loads(file.readline()[1:])["t_start"]
+        elif monitor_file is not None:
             env_id = "None" if self.spec is None else self.spec.id
             self._results_writer = ResultsWriter(monitor_file, header={"t_start": self._t_start, "env_id": env_id})
         self._blank: list[Any] = [None] * n_envs
@@ -102,7 +111,7 @@ class VectorEnvAdapter(VecEnv):
             # EnvPool would warn at every reset that gets a seed
             obs, infos = self.env.reset(options=options) if options else self.env.reset()
         else:
-            obs, infos = self.env.reset(seed=self._seeds[0], options=options)
+            obs, infos = self.env.reset(seed=self._reset_seed(), options=options)
         if not isinstance(infos, dict):
             raise ValueError(
                 f"a vector environment must return infos as a dict of arrays, got {type(infos).__name__} from reset of "
@@ -119,6 +128,13 @@ class VectorEnvAdapter(VecEnv):
         everyone = np.arange(self.num_envs)
         self._last_resets.note(everyone, infos if self._fresh else copy_arrays(infos), everyone, self.num_envs)
         return obs
+
+    def _reset_seed(self) -> Any:
+        seed = self._seeds[0]
+        if seed is None or not is_atari_vector_env(self.env.unwrapped):
+            return seed
+        # AtariVectorEnv takes them as 32 bits with a sign
+        return (seed + np.arange(self.num_envs)) % 2**31
 
     @property
     def reset_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -110,10 +110,26 @@ class StepInfos(list[dict[str, Any]]):
         self._filled = False
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """The vector environment's own infos of the step."""
+        return self._infos
+
+    @property
     def not_made(self) -> EndedEpisodes | None:
         """The episodes that ended, where nobody has read or set their dicts, which would tell no more; None otherwise."""
         ended = self.ended if self._ended_missing else None
         return None if ended is None or ended.returns is None or ended.infos else ended
+
+    def column(self, key: str) -> np.ndarray | None:
+        """:return: the values of a key of all environments, as a new array, without making dicts; None if one lacks it"""
+        value, mask = self._infos.get(key), self._infos.get("_" + key)
+        if not isinstance(value, np.ndarray) or value.shape[:1] != (len(self),) or not (mask is None or mask.all()):
+            return None
+        column = value.copy()
+        for row, info in enumerate(list.__iter__(self)):
+            if info is not None:  # and may have been changed
+                column[row] = info[key]
+        return column
 
     def _make(self, env: SupportsIndex) -> dict[str, Any]:
         """Make, store and return the missing dict of an environment."""

@@ -19,6 +19,11 @@ def vector_wrappers(env: Any) -> Iterator[VectorWrapper]:
         env = env.env
 
 
+def is_atari_vector_env(env: Any) -> bool:
+    """Whether it is ale-py's own ``AtariVectorEnv``; ale-py is optional, so it is known by its name."""
+    return (type(env).__module__, type(env).__qualname__) == ("ale_py.vector_env", "AtariVectorEnv")
+
+
 def check_kind(env: Any) -> None:
     """:raises ValueError: if ``env`` is no open vector environment, or an EnvPool that SB3's interface cannot drive"""
     if not isinstance(env, VectorEnv) and not is_envpool(env):
@@ -34,6 +39,11 @@ def check_kind(env: Any) -> None:
             raise ValueError(
                 f"VectorEnvAdapter needs an EnvPool without wrappers of gymnasium, which take its spaces for those of all "
                 f"environments, got {type(env).__name__}: put SB3's VecEnvWrapper around the adapter instead"
+            )
+        if is_atari_vector_env(env.unwrapped) and env.unwrapped.batch_size != env.num_envs:
+            raise ValueError(
+                "VectorEnvAdapter needs an AtariVectorEnv that steps all environments together, got "
+                f"batch_size={env.unwrapped.batch_size} and num_envs={env.num_envs}: leave batch_size out"
             )
         return
     config = env.config
@@ -84,4 +94,4 @@ def arrays_are_fresh(env: Any) -> bool:
     # Exact types, because a wrapper or subclass may reuse its arrays
     if type(env) in (SyncVectorEnv, AsyncVectorEnv):
         return bool(env.copy)
-    return type(env) is CartPoleVectorEnv or is_envpool(env)
+    return type(env) is CartPoleVectorEnv or is_envpool(env) or is_atari_vector_env(env)

@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import DictInfoToList, NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 
 from sb3_reinforce.running.env_queries import is_envpool
-from sb3_reinforce.vec_env.kinds import vector_wrappers
+from sb3_reinforce.vec_env.kinds import is_atari_vector_env, vector_wrappers
 from sb3_reinforce.vec_env.observations import equal_rows, rows
 
 # (env, mask) -> (observations, infos): resets only the environments of the mask. Returns what `reset` returns, one row per
@@ -72,7 +72,7 @@ def choose_reset(env: Any, masked_reset: MaskedReset | None, to_arrays: Callable
             f"own worker, got shared_memory={base.shared_memory}, worker={getattr(base, 'worker', None)}: make it with "
             "autoreset_mode=AutoresetMode.SAME_STEP"
         )
-    if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) or is_atari_vector_env(base):
         # A masked reset also cancels the reset that the next step would do
         return _ByMask(env, _gymnasium_reset, to_arrays)
     if type(base) is CartPoleVectorEnv and base is env:

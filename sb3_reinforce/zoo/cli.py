@@ -72,8 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: sb3-reinforce COMMAND ...\n\nRL Zoo's command line with REINFORCE in it.\n")
         print("\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items()))
-        print("\n`sb3-reinforce COMMAND --help` shows the command's own options.")
+        print("\n`sb3-reinforce COMMAND --help` shows the command's own options, `sb3-reinforce --version` the versions.")
         return 0 if arguments else USAGE_ERROR
+    if arguments[0] == "--version":
+        from sb3_reinforce.tracking.settings import versions
+
+        print("\n".join(f"{name} {number}" for name, number in versions().items()))
+        return 0
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]

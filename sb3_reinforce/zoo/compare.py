@@ -46,7 +46,7 @@ def compare(arguments: Sequence[str]) -> int:
         statistics = options.vecnormalize
         if statistics is None and options.model is not None:
             folder = options.model.parent
-            beside = [folder / "vecnormalize.pkl", folder / options.env / "vecnormalize.pkl"]
+            beside = [folder / "vecnormalize.pkl", folder / options.env.replace("/", "-") / "vecnormalize.pkl"]
             statistics = next((file for file in beside if file.is_file()), None)
         if statistics is not None:
             env = load_statistics(statistics, env, options.trust)

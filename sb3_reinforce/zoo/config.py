@@ -32,10 +32,10 @@ MONITOR_ARGUMENTS = ("allow_early_resets", "reset_keywords", "info_keywords")
 IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper", "policy")
 
 
-def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
+def read_entry(file: str, env_id: str, is_atari: bool) -> tuple[str, dict[str, Any]]:
     """
     :param file: a YAML or Python file, or an importable module
-    :return: the environment's entry, else that of ``atari`` if it is one, else ``default``
+    :return: name and hyperparameters of the environment's entry, else of ``atari`` if it is one, else of ``default``
     :raises UsageError: if there is none
     """
     entries = _read(file)
@@ -47,7 +47,7 @@ def read_entry(file: str, env_id: str, is_atari: bool) -> dict[str, Any]:
         raise UsageError(f"{file}: {name} must hold `key: value` lines, got {entries[name]!r}")
     if name != env_id:
         print(f"{env_id} is not in {file}: its entry {name!r} is used")
-    return dict(entries[name])
+    return name, dict(entries[name])
 
 
 def _read(file: str) -> Mapping[str, Any]:

@@ -2,9 +2,17 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 
 import gymnasium as gym
+
+from sb3_reinforce.vec_env.atari import NO_ALE
+
+# Names that ale-py gives: ALE/Pong-v5, PongNoFrameskip-v4, Pong-v4
+_ATARI_ID = re.compile(r"ALE/\w+-v\d|\w+NoFrameskip-v[04]|[A-Z]\w+-v[04]")
 
 
 def import_packages(packages: Sequence[str]) -> None:
@@ -27,6 +35,12 @@ def find_environment(name: str, packages: Sequence[str] = ()) -> str:
     package, _, env_id = name.rpartition(":")
     import_packages([*packages, *([package] if package else [])])
     if env_id not in gym.registry:
+        with suppress(ImportError):
+            importlib.import_module("ale_py")  # registers Atari games
+    if env_id not in gym.registry:
         nearest = difflib.get_close_matches(env_id, gym.registry, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{env_id!r} is no registered environment, did you mean {nearest!r}?")
+        message = f"{env_id!r} is no registered environment, did you mean {nearest!r}?"
+        if _ATARI_ID.fullmatch(env_id) and find_spec("ale_py") is None:
+            message = f"{env_id!r} is no registered environment. {NO_ALE}"
+        raise ValueError(message)
     return env_id

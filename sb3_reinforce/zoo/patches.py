@@ -51,6 +51,7 @@ def registered_children(main: Callable[[Sequence[str]], int]) -> Iterator[None]:
     """
 
     def call(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
+        command = [getattr(word, "gym_id", word) for word in command]
         script = next((word for word in command if word in VERB_OF_SCRIPT), None)
         if script is None:
             return original(command, *args, **kwargs)
@@ -102,6 +103,34 @@ def steps_as_trained() -> Iterator[None]:
     # the two commands import it from different places
     name = original.__name__
     with replaced(rl_zoo3.utils, name, get_saved_hyperparams), replaced(rl_zoo3, name, get_saved_hyperparams):
+        yield
+
+
+@contextmanager
+def namespaced_ids() -> Iterator[None]:
+    """
+    Let ``benchmark`` find the runs of environments such as ``ALE/Pong-v5``, in folders such as ``ALE-Pong-v5_1``: it looks for
+    the id itself, in which the slash stands for a folder.
+    """
+    import rl_zoo3.utils as zoo
+    from huggingface_sb3 import EnvironmentName
+    from pytablewriter import MarkdownTableWriter  # comes with RL Zoo's plots
+
+    def named(find: Callable[..., dict[str, tuple[str, str]]]) -> Callable[..., dict[str, tuple[str, str]]]:
+        def find_models(*args: Any, **kwargs: Any) -> dict[str, tuple[str, str]]:
+            return {name: (algo, EnvironmentName(env_id)) for name, (algo, env_id) in find(*args, **kwargs).items()}
+
+        return find_models
+
+    def from_dataframe(writer: Any, table: Any, *args: Any, **kwargs: Any) -> None:
+        original(writer, table.map(lambda cell: getattr(cell, "gym_id", cell)), *args, **kwargs)
+
+    original = MarkdownTableWriter.from_dataframe
+    with (
+        replaced(zoo, "get_trained_models", named(zoo.get_trained_models)),
+        replaced(zoo, "get_hf_trained_models", named(zoo.get_hf_trained_models)),
+        replaced(MarkdownTableWriter, "from_dataframe", from_dataframe),
+    ):
         yield
 
 
@@ -343,6 +372,7 @@ PATCHES = (
     Patch(registered_children, "rl_zoo3==2.9.2"),
     Patch(ffmpeg_on_path, "rl_zoo3==2.9.2", ("record_training", "push_to_hub")),
     Patch(steps_as_trained, "rl_zoo3==2.9.2", ("benchmark", "push_to_hub")),
+    Patch(namespaced_ids, "rl_zoo3==2.9.2", ("benchmark",)),
     Patch(timesteps_kept, "rl_zoo3==2.9.2"),
     Patch(add_config_env_kwargs, "rl_zoo3==2.9.2"),
     Patch(absolute_output_folder, "rl_zoo3==2.9.2"),

@@ -26,14 +26,16 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
 class Score(NamedTuple):
-    """Undiscounted return of the deterministic policy: mean and standard deviation over the episodes played."""
+    """Undiscounted return of the policy: mean and standard deviation over the episodes played."""
 
     mean: float
     std: float
     n_episodes: int
+    deterministic: bool = True
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} deterministic episodes"
+        kind = "deterministic" if self.deterministic else "stochastic"
+        return f"{self.mean:.1f} +- {self.std:.1f} over {self.n_episodes} {kind} episodes"
 
 
 def model_file(experiment: ExperimentManager) -> Path:
@@ -56,9 +58,10 @@ def evaluate_saved(experiment: ExperimentManager, n_episodes: int) -> Score:
         vec_env_cls=DummyVecEnv,
     )
     model = ALGOS[experiment.algo].load(model_file(experiment), device=experiment.device)
-    mean, std = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=True)
+    deterministic = experiment.deterministic_eval  # False for Atari and MiniGrid, where it may stand still for ever
+    mean, std = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=deterministic)
     env.close()
-    return Score(cast(float, mean), cast(float, std), n_episodes)
+    return Score(cast(float, mean), cast(float, std), n_episodes, deterministic)
 
 
 def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -101,7 +101,10 @@ class Training(Experiment):
         first = ranks.rank() * n_envs
         no_log = no_log or not os.path.isdir(self.save_path)
         run = self.plan.run
-        there = [] if run is None or eval_env or no_log else checkpoints.monitor_files(run.folder)[first : first + n_envs]
+        there = []
+        if run is not None and not eval_env and not no_log:  # a vector environment has one file, named by its first
+            numbered = {int(file.name.split(".")[0]): file for file in checkpoints.monitor_files(run.folder)}
+            there = [file for number, file in numbered.items() if first <= number < first + n_envs]
 
         def make_vec_env(*args: Any, **kwargs: Any) -> VecEnv:
             kwargs["monitor_kwargs"] = {**(kwargs["monitor_kwargs"] or {}), "override_existing": not there}

@@ -38,6 +38,7 @@ from sb3_reinforce.running.trust import (
     read_objects,
     unpickle,
 )
+from sb3_reinforce.vec_env import vectorize
 from sb3_reinforce.zoo.checkpoints import read_run
 from sb3_reinforce.zoo.config import EVALUATED, IMPORTED
 from sb3_reinforce.zoo.options import make_parser, read_options
@@ -92,7 +93,9 @@ def _check_path(key: str, path: Any) -> None:
         found = get_class_by_name(path)
     except (ImportError, AttributeError) as error:
         raise UntrustedError(f"names {path} ({error})") from None
-    if not (inspect.isclass(found) and issubclass(found, (gym.Wrapper, VecEnvWrapper, BaseCallback, BasePolicy))):
+    if found is not vectorize and not (
+        inspect.isclass(found) and issubclass(found, (gym.Wrapper, VecEnvWrapper, BaseCallback, BasePolicy))
+    ):
         raise UntrustedError(f"names {path}")
 
 

@@ -115,8 +115,14 @@ def _runs(folder: str, algo: str, env: str, file: str) -> tuple[list[Path], str]
     return found, str(top / f"*{env}*" / file)
 
 
+def _names(env_ids: Sequence[str]) -> list[str]:
+    """:return: the environments as the folders of their runs name them: ``ALE/Pong-v5`` is ``ALE-Pong-v5``"""
+    return [str.__str__(EnvironmentName(env_id)) for env_id in env_ids]
+
+
 def check_plot_train(options: argparse.Namespace) -> None:
     """Refuse an environment without runs, and runs with too few episodes."""
+    options.env = _names(options.env)
     for env in options.env:
         folders, pattern = _runs(options.exp_folder, options.algo, env, "*monitor.csv")
         if not folders:
@@ -133,6 +139,7 @@ def check_all_plots(options: argparse.Namespace) -> None:
     """Refuse an environment without evaluations; say which algorithms have none, and which runs the zoo will leave out."""
     if not options.env:
         raise ValueError("-e must name at least one environment")
+    options.env = _names(options.env)
     if options.labels and len(options.labels) != len(options.exp_folders):
         raise ValueError(f"-l must have a label for each folder of -f, got {options.labels} for {options.exp_folders}")
     for env in options.env:

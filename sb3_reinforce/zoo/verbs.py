@@ -173,6 +173,8 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
                 stack.enter_context(patch)
             # the zoo's package imports its plots
             warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
+            # what is to be drawn, or played in several processes, is played in single environments
+            warnings.filterwarnings("ignore", "vectorize leaves", UserWarning)
             parse_whole_names = argparse.ArgumentParser.parse_args
             with replaced(argparse.ArgumentParser, "parse_args", parse_args), replaced(sys, "argv", argv):
                 runpy.run_module(f"rl_zoo3.{verb.module}", run_name="__main__")
