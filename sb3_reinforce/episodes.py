@@ -24,7 +24,8 @@ class Episodes:
         a random number that depends on the episodes' lengths (``n_steps``)
     :param values: V(s_t) of the value network before it is fitted to these episodes, reward units, shape [S];
         None unless the baseline's ``needs`` has ``"values"``
-    :param observations: o_t as the policy gets them, first axis S; a dict of arrays for Dict spaces
+    :param observations: o_t as the policy gets them, first axis S; a dict of arrays for Dict spaces; for stacked frames, where
+        the baseline is one of this package, a :class:`~sb3_reinforce.rollout.frames.StackedFrames`, to be indexed
     :param first_steps: t of each episode's first step here, shape [N]; None: 0
     :param score_squares: abs(S_i)^2 of each episode's weighted score S_i = sum_t gamma^(c t) grad log pi(a_t|s_t), shape
         [N], float64; None unless ``needs`` has ``"scores"``

@@ -246,7 +246,7 @@ class EpisodicAlgorithm(MaskingAlgorithm):
             self._recording = Recording(self.observation_space, self.action_space, env.num_envs, self._last_obs, self._masks)
         recording = self._recording
         recording.reset()
-        sampler = make_sampler(self.policy, env.num_envs, rng)
+        sampler = make_sampler(self.policy, env.num_envs, rng, self._samples_values)
         assert self._steps_into_episode is not None, "set by _begin_rollout"
         spans = Spans(
             n_rollout_steps, self.n_episodes, self.unfinished == "finish", self._keeps_last_observations(),

@@ -5,7 +5,7 @@ From a rollout to the estimator's terms: returns R, baseline b, and the advantag
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from sb3_reinforce.episodes import Episodes, join_episodes
 from sb3_reinforce.observations import map_arrays, map_pairs, stack_observations
 from sb3_reinforce.policies import is_recurrent
 from sb3_reinforce.returns import RETURNS
+from sb3_reinforce.rollout.frames import packed_frames
 from sb3_reinforce.rollout.greedy import GreedyEpisodes
 from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.rollout.totals import Totals
@@ -70,7 +71,7 @@ def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None
 def make_episodes(
     rollout: Rollout,
     policy: ActorCriticPolicy,
-    needs: Collection[str],
+    baseline: Baseline,
     returns: Literal["reward_to_go", "episode"],
     gamma: float,
     discount_state: bool,
@@ -78,19 +79,28 @@ def make_episodes(
     chunk_size: int | None,
     bptt_steps: int | None = None,
     greedy: GreedyEpisodes | None = None,
+    sampled_values: Sequence[np.ndarray] = (),
 ) -> Episodes:
     """
     Returns of a rollout, and what else the baseline needs of it. The rollout's buffer gets returns and values.
 
     :param policy: the policy that played, before it learns from this rollout
-    :param needs: of the baseline: ``"values"``, ``"scores"``
+    :param baseline: the baseline in use
     :param fixed_count: whether the number of episodes was fixed before the rollout
     :param bptt_steps: steps after which the gradient through a policy's memory is cut; None: never
     :param greedy: the greedy policy's episodes, where they are needed
+    :param sampled_values: V(s) of each step, shape [n_envs], if the sampler has computed it
     """
-    buffer = rollout.buffer
-    observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
-    values, last_values = values_of_rollout(rollout, policy, observations, chunk_size, "values" in needs)
+    buffer, needs = rollout.buffer, baseline.needs
+    # Those of this package look at no observation: stacked frames need not be laid out for them. By exact type, see below.
+    lays_out = type(baseline) not in BASELINES.values() or is_recurrent(policy)
+    observations: Any = None if lays_out else packed_frames(buffer)
+    if observations is None:
+        observations = map_arrays(lambda array: th.as_tensor(array[:, 0]), buffer.observations)
+    of_all = "values" in needs and not sampled_values
+    values, last_values = values_of_rollout(rollout, policy, observations, chunk_size, of_all)
+    if "values" in needs and sampled_values:
+        values = th.as_tensor(rollout.laid_out(sampled_values), dtype=th.float64)
     rewards = th.as_tensor(buffer.rewards[:, 0], dtype=th.float64)
     step_returns = RETURNS[returns](rewards, rollout.lengths, gamma, last_values)
     buffer.returns[:, 0] = step_returns.numpy()

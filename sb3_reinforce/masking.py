@@ -34,6 +34,8 @@ class MaskingAlgorithm(ResumableAlgorithm):
     # Infos of the step that _last_obs comes from; where an environment has just been reset, others count
     _last_infos: Any = ()
     _warned_of_masks = False
+    # Whether V(s) of each step is wanted
+    _samples_values = False
 
     def _setup_model(self) -> None:
         if not takes_masks(self.policy_class):

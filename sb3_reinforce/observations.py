@@ -27,4 +27,4 @@ def stack_observations(observations: list[Any], like: Any) -> Any:
     if isinstance(like, dict):
         return {key: stack_observations([observation[key] for observation in observations], like[key]) for key in like}
     rows = th.as_tensor(np.stack(observations))
-    return rows.to(like.dtype).reshape(len(rows), *like.shape[1:])
+    return rows.to(th.as_tensor(like[:1]).dtype).reshape(len(rows), *like.shape[1:])

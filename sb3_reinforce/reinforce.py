@@ -28,7 +28,7 @@ from sb3_reinforce.running.exchange import broadcast_buffers, moments, sum_gradi
 from sb3_reinforce.running.settings import settings_of
 from sb3_reinforce.update.chunk_size import chunk_size_of, default_chunk_size
 from sb3_reinforce.update.chunks import add_gradients
-from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of
+from sb3_reinforce.update.likelihood import kl_terms, log_prob_and_entropy, log_probs_of, shared_features
 from sb3_reinforce.update.records import record_update
 from sb3_reinforce.update.rows import Rows
 from sb3_reinforce.update.step_size import default_learning_rates
@@ -220,9 +220,9 @@ class REINFORCE(EpisodicAlgorithm):
         self._baseline = make_baseline(self.baseline)
         # its name in models saved before December 2026
         self._saved_state = vars(self).pop("_baseline_state", self._saved_state)
-        self._value_fit: ValueFit | None = None
-        if "values" in self._baseline.needs:
-            self._value_fit = ValueFit(self.policy, self.baseline)
+        self._samples_values = "values" in self._baseline.needs
+        self._value_fit = ValueFit(self.policy, self.baseline) if self._samples_values else None
+        if self._value_fit is not None:
             self.value_optimizer = self._value_fit.make_optimizer(self._value_lr_schedule(1.0))
 
     def _check_training(self) -> None:
@@ -267,8 +267,8 @@ class REINFORCE(EpisodicAlgorithm):
     ) -> tuple[Episodes, Episodes | None]:
         greedy = self._play_greedy(rollout, sampler, callback) if "greedy" in self._baseline.needs else None
         episodes = estimate.make_episodes(
-            rollout, self.policy, self._baseline.needs, self.returns, self.gamma, self.discount_state,
-            self.n_episodes is not None, chunk_size_of(self), self.bptt_steps, greedy,
+            rollout, self.policy, self._baseline, self.returns, self.gamma, self.discount_state,
+            self.n_episodes is not None, chunk_size_of(self), self.bptt_steps, greedy, sampler.values,
         )  # fmt: skip
         return episodes, estimate.needed_by_other_ranks(self._baseline, episodes)
 
@@ -319,7 +319,7 @@ class REINFORCE(EpisodicAlgorithm):
         sequences = sequences_of(self.policy, self.batch.episodes.lengths, self.bptt_steps)
         rows = Rows(buffer, self.batch.sizes, chunk_size_of(self), sequences)
         # One step on the whole batch needs no old log-probabilities: there the importance ratio is 1.
-        batch_sizes, value_batch_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
+        batch_sizes, value_sizes = self._of_ranks("batch_size"), self._of_ranks("value_batch_size")
         several_steps = self.n_epochs > 1 or rows.count_minibatches(batch_sizes) > 1
         if several_steps:
             buffer.log_probs[:, 0] = log_probs_of(self.policy, rows)
@@ -335,11 +335,13 @@ class REINFORCE(EpisodicAlgorithm):
             ]
             broadcast_buffers(self.policy)
             # Ranks wait for each other at each exchange: one for all three.
-            of_kl, of_returns, of_errors = moments(kl_terms(self.policy, rows), buffer.returns, buffer.returns - buffer.values)
+            features = None if fit is None else shared_features(self.policy, rows)
+            kl, errors = kl_terms(self.policy, rows, features), buffer.returns - buffer.values
+            of_kl, of_returns, of_errors = moments(kl, buffer.returns, errors)
             value_loss = None
             if fit is not None:
                 update_learning_rate(self.value_optimizer, self._value_lr_schedule(self._current_progress_remaining))
-                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, value_batch_sizes)
+                value_loss = fit.fit(rows, rng, self.value_optimizer, of_errors[1], self.n_value_epochs, value_sizes, features)
             baseline.update(self.batch.all_episodes)
             if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
                 raise NotFiniteError("a parameter of the policy has become NaN or infinite")

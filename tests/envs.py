@@ -140,6 +140,8 @@ class ScriptedEnv(gym.Env):
 class ScriptedSampler:
     """The actions of the scripts."""
 
+    values = ()
+
     def __init__(self, env: DummyVecEnv):
         self.env = env
 

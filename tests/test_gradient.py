@@ -253,7 +253,7 @@ def sampled_updates(n_updates: int, n_envs: int = 1, **kwargs: Any) -> tuple[lis
 def test_sampled_gradient(monkeypatch, returns, use_torch):
     """10,000 episodes on two environments, played by the real samplers: the mean is within 4 standard errors."""
     if use_torch:
-        monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda policy, _, rng: TorchSampler(policy, rng))
+        monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", lambda policy, _, rng, __: TorchSampler(policy, rng))
     updates, model = sampled_updates(1250, n_envs=2, n_episodes=8, baseline="leave_one_out", returns=returns)
     truth = LARGER.exact_gradient(logits(model), model.gamma, returns == "episode")
     assert_within(updates, truth, 4.0)

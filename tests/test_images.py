@@ -150,21 +150,26 @@ def test_atari_from_the_first_command(monkeypatch: pytest.MonkeyPatch, capsys: p
     pytest.importorskip("ale_py")
     env_id, made = "ALE/Skiing-v5", []
     monkeypatch.setattr(AtariAdapter, "__init__", recorded(AtariAdapter.__init__, made))
+    # env_kwargs of the config, as the entry has them: evaluations must have them, too
+    kwargs = "env_kwargs:dict(frameskip=1, max_num_frames_per_episode=16)"
     short = [
-        "--env-kwargs",
-        "frameskip:1",
-        "max_num_frames_per_episode:16",
+        "-n",
+        "8",
+        "--eval-freq",
+        "8",
+        "--eval-episodes",
+        "1",
         "-params",
+        kwargs,
         "n_envs:2",
         "n_steps:4",
         "n_epochs:1",
         PLAIN,
     ]
-    assert cli.main(["train", "--env", env_id, *ONE_UPDATE, *short]) == 0
+    assert cli.main(["train", "--env", env_id, *short]) == 0
     assert f"{env_id} is not in" in (out := capsys.readouterr().out)
     assert "its entry 'atari' is used" in out
-    (env,) = made
-    assert env.num_envs == 2
+    assert [env.num_envs for env in made] == [1, 2]  # of evaluations, of training
     name = env_id.replace("/", "-")
     model = trained(name)
     assert model.observation_space.shape == (4, 84, 84)

@@ -183,7 +183,7 @@ def test_memory_starts_with_each_episode_of_a_rollout():
     drawn: list[Any] = []
     sampler: Any = None
 
-    def remember(policy: Any, n_envs: int, rng: Any) -> Any:
+    def remember(policy: Any, n_envs: int, rng: Any, with_values: bool) -> Any:
         nonlocal sampler
         sampler = NumpySampler(policy, n_envs, rng)
         parameters = sampler.distribution_parameters

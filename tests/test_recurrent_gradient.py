@@ -19,8 +19,10 @@ import sb3_reinforce.reinforce
 import sb3_reinforce.update.likelihood as likelihood
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.bias import MDP, Trajectory
+from sb3_reinforce.natural_gradient import flatten
+from sb3_reinforce.scores import Scores
 from sb3_reinforce.update.sequences import outputs_of
-from sb3_reinforce.update.steps import Sequences
+from sb3_reinforce.update.steps import Sequences, sequences_of, steps_of
 from tests.envs import ScriptedEnv, collect, scripted_sampler
 
 pytest.importorskip("sb3_contrib")
@@ -99,7 +101,7 @@ def exact_gradient(model: REINFORCE) -> th.Tensor:
         * sum(GAMMA**t * reward for t, reward in enumerate(episode.rewards))
         for episode in ALIASED.trajectories()
     )
-    return th.cat([g.flatten() for g in th.autograd.grad(expected_return, parameters_of(model))])
+    return flatten(th.autograd.grad(expected_return, parameters_of(model)))
 
 
 def expected_update(monkeypatch: Any, n_envs: int = 1, **kwargs: Any) -> tuple[th.Tensor, REINFORCE]:
@@ -111,21 +113,17 @@ def expected_update(monkeypatch: Any, n_envs: int = 1, **kwargs: Any) -> tuple[t
     weight_of = [t.env_probability * log_probability(model, t).exp().item() for t in trajectories]
     assert sum(weight_of) == pytest.approx(1.0, abs=1e-12)
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    expected: Any = 0.0
-    for indices in itertools.product(range(len(trajectories)), repeat=2):
+    start, expected = flatten(parameters_of(model)).detach().clone(), th.zeros(())
+    # The order of two episodes does not matter
+    for indices in itertools.combinations_with_replacement(range(len(trajectories)), 2):
         scripts = [[trajectories[i] for i in indices]] if n_envs == 1 else [[trajectories[i]] for i in indices]
         for scripted, script in zip(env.envs, scripts, strict=True):
             scripted.unwrapped.script = script
         collect(model).train()
-        change = th.cat([p.detach().flatten() - q for p, q in zip(parameters_of(model), _flat(before, model), strict=True)])
+        probability = weight_of[indices[0]] * weight_of[indices[1]] * (1 if indices[0] == indices[1] else 2)
+        expected = expected + probability * (flatten(parameters_of(model)).detach() - start)
         model.policy.load_state_dict(before)
-        expected = expected + weight_of[indices[0]] * weight_of[indices[1]] * change
     return expected, model
-
-
-def _flat(before: dict[str, th.Tensor], model: REINFORCE) -> list[th.Tensor]:
-    names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
-    return [before[names[id(parameter)]].flatten() for parameter in parameters_of(model)]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +193,7 @@ def second_epoch(model: REINFORCE) -> th.Tensor:
             ratio = th.exp(distribution.log_prob(th.tensor([action]))[0] - float(model.rollout_buffer.log_probs[row, 0]))
             loss = loss - ratio * float(model.rollout_buffer.advantages[row, 0]) / 2
             row += 1
-    return th.cat([g.flatten() for g in th.autograd.grad(loss, parameters_of(model))])
+    return flatten(th.autograd.grad(loss, parameters_of(model)))
 
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["recomputed", "states of the sampling policy kept"])
@@ -230,7 +228,7 @@ def test_the_second_epoch_recomputes_the_states(monkeypatch, keeps):
     step = model.policy.optimizer.step
 
     def compare(*args: Any) -> None:
-        own = th.cat([parameter.grad.flatten() for parameter in parameters_of(model)])
+        own = flatten([parameter.grad for parameter in parameters_of(model)])
         seen.append((own - second_epoch(model)).abs().max())
         step(*args)
 
@@ -242,9 +240,6 @@ def test_the_second_epoch_recomputes_the_states(monkeypatch, keeps):
 
 def test_scores_of_sequences():
     """Sums of scores per episode and single scores, against autograd through sb3-contrib's own step."""
-    from sb3_reinforce.scores import Scores
-    from sb3_reinforce.update.steps import sequences_of, steps_of
-
     env = DummyVecEnv([AliasedEnv])
     model = model_of(env, n_episodes=2)
     long = [t for t in ALIASED.trajectories() if len(t.actions) == 2]
@@ -260,7 +255,7 @@ def test_scores_of_sequences():
     assert list(scores._parameters) == order
     for episode, part in zip(episodes, parts, strict=True):
         expected = th.autograd.grad(log_probability(model, episode), list(scores._parameters.values()))
-        th.testing.assert_close(part[0, 0], th.cat([g.flatten() for g in expected]), atol=1e-6, rtol=1e-5, check_dtype=False)
+        th.testing.assert_close(part[0, 0], flatten(expected), atol=1e-6, rtol=1e-5, check_dtype=False)
     single = scores.of_steps(slice(0, 2))
     th.testing.assert_close(single.sum(0), parts[0][0, 0], atol=1e-6, rtol=1e-5)
     norms = scores.of_steps(slice(0, 4)).square().sum(1).mean()

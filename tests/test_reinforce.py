@@ -108,13 +108,13 @@ def test_equals_a2c(monkeypatch):
         def _on_rollout_start(self):
             th.manual_seed(5)
 
-    def make_sampler(policy, n_envs, rng):
+    def make_sampler(policy, n_envs, rng, with_values):
         th.manual_seed(5)
 
         def sample(obs, masks=None):
             return policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
 
-        sample.start_episodes = lambda starts: None
+        sample.start_episodes, sample.values = lambda starts: None, ()
         return sample
 
     monkeypatch.setattr(sb3_reinforce.episodic, "make_sampler", make_sampler)

@@ -7,6 +7,7 @@ laid end to end, environment by environment and episode by episode, into a rollo
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from stable_baselines3.common.preprocessing import maybe_transpose
 from sb3_reinforce.action_masks import check_choices, choices_of
 from sb3_reinforce.observations import by_key
 from sb3_reinforce.rollout.finite import check_counts, check_finite
+from sb3_reinforce.rollout.frames import FrameBuffer, RecordedFrames, frame_channels
 from sb3_reinforce.rollout.spans import EPISODES, Span, Spans
 
 FIRST_ROWS = 64  # steps that there is memory for at first
@@ -77,6 +79,13 @@ class Rollout:
         """S, the number of steps that are used."""
         return int(self.lengths.sum())
 
+    def laid_out(self, per_step: Sequence[np.ndarray]) -> np.ndarray:
+        """:return: what was kept at each step of all environments, shape [n_envs, ...], in the rows of the buffer, [S, ...]"""
+        stacked = np.stack(per_step, axis=1)
+        # The last end of each environment, as episodes are ordered by environment and time
+        ends = dict(self.episodes[["env_index", "end"]].tolist())
+        return np.concatenate([stacked[env_index, :end] for env_index, end in ends.items()])
+
     @property
     def played_steps(self) -> int:
         """Steps of all environments, including discarded ones."""
@@ -87,7 +96,8 @@ class Recording:
     """
     Observations, actions, rewards and action masks of the running rollout, shape [T, n_envs, ...], T growing by doubling.
 
-    The memory is kept from one rollout to the next.
+    The memory is kept from one rollout to the next. Stacked frames, recognised when it first has to grow, are from then on
+    stored once; see :mod:`sb3_reinforce.rollout.frames`.
 
     :param observations: the first ones; VecNormalize makes floats of what its space still has as integers
     :param masks: of the environments, if they are to be recorded
@@ -101,7 +111,7 @@ class Recording:
         parts = by_key(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self._parts = parts
         given = {key: observed.dtype.kind for key, observed in by_key(observations).items()}
-        self.observations = {
+        self.observations: dict[Any, np.ndarray | RecordedFrames] = {
             key: self._empty(space, np.float32 if given[key] == "f" and space.dtype.kind in "iu" else space.dtype)
             for key, space in parts.items()
         }
@@ -159,6 +169,9 @@ class Recording:
             )
 
     def _grow(self) -> None:
+        stored = self.observations.get(None)
+        if self.n_rows == FIRST_ROWS and isinstance(stored, np.ndarray) and (n_new := frame_channels(stored)):
+            self.observations[None] = RecordedFrames(stored, n_new, len(stored))
         self.observations = {key: _doubled(stored) for key, stored in self.observations.items()}
         self.actions, self.rewards = _doubled(self.actions), _doubled(self.rewards)
         self.masks = None if self.masks is None else _doubled(self.masks)
@@ -177,7 +190,9 @@ class Recording:
             name = "observation" if key is None else f"observation {key!r}"
             last = by_key(last_observations)[key]
             self._check_shape(name, last, space.shape)
-            for played, row in ((self.observations[key][: self.n_rows], 0), (last[None], self.n_rows)):
+            stored = self.observations[key]
+            before = last[None][:0] if isinstance(stored, RecordedFrames) else stored[: self.n_rows]  # frames are bytes
+            for played, row in ((before, 0), (last[None], self.n_rows)):
                 check_finite(name, played, row)
                 check_counts(name, played, space, row)
 
@@ -204,9 +219,11 @@ class Recording:
 
         buffer.buffer_size, buffer.n_envs = rollout.n_steps, 1
         buffer.reset()
-        targets = by_key(buffer.observations)
-        observations = {key: self._kept(self.observations[key], kept).reshape(targets[key].shape) for key in targets}
-        buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
+        observations = {key: self._kept(stored, kept) for key, stored in self.observations.items()}
+        if not FrameBuffer.fill(buffer, observations.get(None)):
+            targets = by_key(buffer.observations)
+            observations = {key: array[:].reshape(targets[key].shape) for key, array in observations.items()}
+            buffer.observations = observations[None] if None in observations else observations  # type: ignore[assignment]
         buffer.actions[:] = self._kept(self.actions, kept).reshape(buffer.actions.shape)
         buffer.rewards[:, 0] = self._kept(self.rewards, kept)
         if self.masks is not None:
@@ -261,11 +278,15 @@ class Recording:
         last = by_key(observation)
         return all(np.array_equal(stored[row, env_index], last[key]) for key, stored in self.observations.items())
 
-    def _kept(self, stored: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def _kept(self, stored: Any, kept: np.ndarray) -> Any:
+        if isinstance(stored, RecordedFrames):
+            return stored.pack(kept.sum(axis=1))
         return stored[: self.n_rows].swapaxes(0, 1)[kept]
 
 
-def _doubled(stored: np.ndarray) -> np.ndarray:
+def _doubled(stored: Any) -> Any:
+    if isinstance(stored, RecordedFrames):
+        return stored.doubled()
     grown = np.empty((2 * len(stored), *stored.shape[1:]), dtype=stored.dtype)
     grown[: len(stored)] = stored
     return grown

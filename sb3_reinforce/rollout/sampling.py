@@ -15,7 +15,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
-    CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
@@ -28,11 +27,11 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from sb3_reinforce.policies import LIBRARIES, is_recurrent, library_class, name_of
+from sb3_reinforce.rollout.extractor import DISTRIBUTIONS, actor_features, is_plain, shares_extractor, value_from_features
 from sb3_reinforce.rollout.lstm import NumpyLstm
 
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity)
-DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
 # Of sb3-contrib's maskable policies, by name, because it is an extra
 MASKABLE = [f"sb3_contrib.common.maskable.distributions.Maskable{n}" for n in ("Categorical", "MultiCategorical", "Bernoulli")]
 FLOAT32 = np.dtype(np.float32)
@@ -60,9 +59,12 @@ def draws_before_tanh(policy: nn.Module) -> bool:
     )
 
 
-def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> "Sampler":
-    """:return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler"""
-    return TorchSampler(policy, rng, n_envs) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
+def make_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator, with_values: bool = False) -> "Sampler":
+    """
+    :param with_values: whether V(s) is wanted, where it costs next to nothing; see :attr:`Sampler.values`
+    :return: a sampler for one rollout: the NumPy sampler where it is exact, else the torch sampler
+    """
+    return TorchSampler(policy, rng, n_envs, with_values) if needs_torch(policy) else NumpySampler(policy, n_envs, rng)
 
 
 def needs_torch(policy: nn.Module) -> str | None:
@@ -128,6 +130,8 @@ class Sampler(ABC):
         self.policy, self.rng = policy, rng
         self.action_shape: tuple[int, ...] = (-1, *policy.action_space.shape)  # type: ignore[misc]
         self.std: np.ndarray | None = None
+        #: per step V(s), if it is wanted and the policy has it from the features of the action: shape [n_envs]
+        self.values: list[np.ndarray] = []
         self._noise = np.empty((0,))
         self._next = 0
         distribution: Any = policy.action_dist
@@ -196,8 +200,13 @@ class TorchSampler(Sampler):
     computes the network; all others (gSDE, a user's own) draw for themselves.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator, n_envs: int = 1):
+    def __init__(self, policy: ActorCriticPolicy, rng: np.random.Generator, n_envs: int = 1, with_values: bool = False):
         super().__init__(policy, rng)
+        # Without torch's Categorical, which takes longer than the layer before it
+        self.from_features = is_plain(policy)
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self.std = np.exp(policy.log_std.detach().cpu().numpy())
+        self.with_values = with_values and shares_extractor(policy)
         #: hidden and cell states of a policy with memory, each of shape [layers, n_envs, hidden size]
         self.states: tuple[th.Tensor, th.Tensor] | None = None
         if is_recurrent(policy):
@@ -214,6 +223,8 @@ class TorchSampler(Sampler):
         self.without_gradient = th.inference_mode if known else th.no_grad
 
     def __call__(self, observations: Any, masks: np.ndarray | None = None) -> np.ndarray:
+        if self.from_features:
+            return super().__call__(observations, masks)
         with self.without_gradient():
             obs_tensor = obs_as_tensor(observations, self.policy.device)
             if self.overrides_forward:
@@ -250,7 +261,17 @@ class TorchSampler(Sampler):
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         with self.without_gradient():
-            return self._parameters_of(self.distribution(obs_as_tensor(observations, self.policy.device)))
+            obs_tensor, policy = obs_as_tensor(observations, self.policy.device), self.policy
+            if not self.from_features:
+                return self._parameters_of(self.distribution(obs_tensor))
+            features = actor_features(policy, obs_tensor)
+            parameters = policy.action_net(policy.mlp_extractor.forward_actor(features))
+            if not self.with_values:
+                return parameters.cpu().numpy()
+            # Together: each copy from a GPU waits for it.
+            both = th.cat([parameters, value_from_features(policy, features)], dim=1).cpu().numpy()
+            self.values.append(both[:, -1])
+            return both[:, :-1]
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
         parts = parts_of(distribution)

@@ -19,11 +19,7 @@ _NAME = "before_tanh"  # the buffer's attribute
 def keep_before_tanh(rollout: Rollout, sampler: Sampler) -> None:
     """Keep what the sampler has drawn before tanh, if it has, with one row per row of the rollout buffer."""
     if isinstance(sampler, TorchSampler) and sampler.before_tanh:
-        drawn = np.stack(sampler.before_tanh, axis=1)  # [n_envs, T, ...]
-        # The last end of each environment, as episodes are ordered by environment and time
-        ends = dict(rollout.episodes[["env_index", "end"]].tolist())
-        kept = [drawn[env_index, :end] for env_index, end in ends.items()]
-        vars(rollout.buffer)[_NAME] = np.concatenate(kept).reshape(rollout.n_steps, -1)
+        vars(rollout.buffer)[_NAME] = rollout.laid_out(sampler.before_tanh).reshape(rollout.n_steps, -1)
 
 
 def before_tanh(buffer: RolloutBuffer) -> np.ndarray | None:

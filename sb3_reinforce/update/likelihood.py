@@ -14,13 +14,16 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
 from sb3_reinforce.policies import is_recurrent
+from sb3_reinforce.rollout.extractor import actor_features, shares_extractor
 from sb3_reinforce.rollout.sampling import draws_before_tanh, overrides, policy_class
 from sb3_reinforce.rollout.squashed import log_prob_before_tanh
+from sb3_reinforce.running.devices import has_convolutions
 from sb3_reinforce.update.rows import Rows
 from sb3_reinforce.update.sequences import distribution_of_sequences, values_of_sequences
 from sb3_reinforce.update.steps import Selection, Steps, chunks, sequences_of
 
 KL_ROWS = 8192  # With so many, the error of the mean is some hundredths of it.
+KL_IMAGES = 2048  # twice that error, where a row takes a hundred times as long
 
 
 def distribution_of(policy: ActorCriticPolicy, steps: Steps) -> Any:
@@ -51,9 +54,7 @@ def log_prob_and_entropy(policy: ActorCriticPolicy, steps: Steps) -> tuple[th.Te
     :return: both of shape [n]; no entropy where it has no closed form
     :raises TypeError: if the policy does not give one log-probability per action
     """
-    actions = steps.actions
-    if isinstance(policy.action_space, spaces.Discrete):
-        actions = actions.long().flatten()
+    actions = _for_distribution(policy, steps.actions)
     if overrides(policy, "evaluate_actions"):
         _, log_prob, entropy = policy.evaluate_actions(steps.observations, actions, **_masks_of(steps))
     else:
@@ -68,6 +69,10 @@ def log_prob_and_entropy(policy: ActorCriticPolicy, steps: Steps) -> tuple[th.Te
     return log_prob, entropy
 
 
+def _for_distribution(policy: ActorCriticPolicy, actions: th.Tensor) -> th.Tensor:
+    return actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
+
+
 def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | None = None) -> np.ndarray:
     """:return: log pi(a|s) of the rows, by default all, in evaluation mode and without gradient, shape [n]"""
     policy.set_training_mode(False)
@@ -78,22 +83,49 @@ def log_probs_of(policy: ActorCriticPolicy, rows: Rows, selected: Selection | No
     return np.concatenate(log_probs)
 
 
-def kl_terms(policy: ActorCriticPolicy, rows: Rows) -> np.ndarray:
+def shared_features(policy: ActorCriticPolicy, rows: Rows) -> th.Tensor | None:
+    """
+    :return: what the features extractor that policy and value share computes of all rows, in evaluation mode and without
+        gradient, shape [S, features]; None if they share none
+    """
+    if not shares_extractor(policy):
+        return None
+    policy.set_training_mode(False)
+    features: th.Tensor | None = None
+    with th.no_grad():
+        for chunk in rows.chunks():
+            found = actor_features(policy, rows.samples(chunk).observations)
+            if features is None:  # all at once: tensors kept from each chunk would lie between the freed ones
+                features = found.new_empty((rows.n_rows, *found.shape[1:]))
+            features[chunk] = found
+    return features
+
+
+def kl_terms(policy: ActorCriticPolicy, rows: Rows, features: th.Tensor | None = None) -> np.ndarray:
     """
     Terms whose mean estimates KL(pi_old, pi): (r - 1) - log r >= 0 with r = pi / pi_old, as in SB3's PPO.
 
     Source: Schulman, "Approximating KL divergence" (2020).
 
-    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, each rank takes an equal share at
-        random, unless the policy has memory, which needs whole episodes
+    :param rows: with log pi_old in the buffer; of more than ``KL_ROWS`` on all ranks, or ``KL_IMAGES`` with convolutions, each
+        rank takes an equal share at random, unless the policy has memory, which needs whole episodes
+    :param features: :func:`shared_features` of the policy, if they are known
     :return: shape [n]
     """
     selected: Selection = rows.all
-    if rows.n_total > KL_ROWS and rows.sequences is None:
+    limit = KL_IMAGES if features is None and has_convolutions(policy) else KL_ROWS
+    if rows.n_total > limit and rows.sequences is None:
         # At random: evenly spaced rows may all be at the same steps of their episodes. Always alike, so that runs repeat.
-        n = -(-rows.n_rows * KL_ROWS // rows.n_total)
+        n = -(-rows.n_rows * limit // rows.n_total)
         selected = np.sort(np.random.default_rng(0).choice(rows.n_rows, n, replace=False))
-    log_ratio = log_probs_of(policy, rows, selected) - rows.buffer.log_probs[selected, 0]
+    if features is None:
+        log_probs = log_probs_of(policy, rows, selected)
+    else:
+        with th.no_grad():
+            distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(features[selected]))
+            actions = th.as_tensor(rows.buffer.actions[selected], device=features.device)
+            log_probs = distribution.log_prob(_for_distribution(policy, actions)).cpu().numpy()
+    log_ratio = log_probs - rows.buffer.log_probs[selected, 0]
     return np.expm1(log_ratio) - log_ratio
 
 

@@ -70,7 +70,7 @@ class Steps:
         """:return: the given rows, of a policy with memory whole episodes, on this device"""
 
         def taken(array: Any) -> Any:
-            return array if array is None else map_arrays(lambda part: part[rows].to(device), array)
+            return array if array is None else map_arrays(lambda part: th.as_tensor(part[rows]).to(device), array)
 
         sequences = self.sequences and self.sequences.at(np.asarray(rows) if isinstance(rows, th.Tensor) else rows)
         return replace(

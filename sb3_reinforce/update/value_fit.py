@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_reinforce.arguments import NotFiniteError
+from sb3_reinforce.rollout.extractor import value_from_features
 from sb3_reinforce.rollout.sampling import policy_class
 from sb3_reinforce.running.exchange import sum_gradients
 from sb3_reinforce.update.chunks import add_gradients
@@ -50,11 +51,13 @@ class ValueFit:
         residual: float,
         n_epochs: int,
         batch_size: BatchSize,
+        features: th.Tensor | None = None,
     ) -> float | None:
         """
         Fit V to the returns of the rollout buffer.
 
         :param residual: mean of R - V over the steps of all ranks
+        :param features: of all rows, by an extractor that V shares with the policy; None: V has its own
         :return: the mean loss; None if all parameters are frozen
         :raises NotFiniteError: if the loss is NaN or infinite
         """
@@ -72,7 +75,8 @@ class ValueFit:
                 head.bias.add_(residual)
         losses = []
         in_one_piece = rows.count_minibatches(batch_size) == 1 and len(list(rows.chunks())) == 1
-        whole = rows.samples(rows.all) if in_one_piece else None
+        whole = rows.samples(rows.all) if in_one_piece and features is None else None
+        all_returns = th.as_tensor(rows.buffer.returns.flatten(), device=self.policy.device)
         for _ in range(n_epochs):
             for minibatch, n_rows in rows.minibatches(batch_size, rng):
                 optimizer.zero_grad()
@@ -80,9 +84,11 @@ class ValueFit:
                 def loss_of(
                     policy: ActorCriticPolicy, chunk: Selection, n_rows: float = n_rows
                 ) -> tuple[th.Tensor, tuple[float]]:
-                    data = whole or rows.samples(chunk)
-                    predicted = predict_values(policy, data)
-                    loss = F.mse_loss(predicted, data.returns, reduction="sum") / n_rows
+                    if features is None:
+                        predicted = predict_values(policy, whole or rows.samples(chunk))
+                    else:
+                        predicted = value_from_features(policy, features[chunk]).flatten()
+                    loss = F.mse_loss(predicted, all_returns[chunk], reduction="sum") / n_rows
                     return loss, (loss.item(),)
 
                 loss_sums = add_gradients(self.policy, rows.chunks(minibatch), loss_of, 1, parameters)

@@ -107,6 +107,8 @@ class Experiment(exp_manager.ExperimentManager):
             wrap = partial(_wrapped_and_checked, wrap)
         if vectorize_kwargs is not None:  # before single environments are made: there may be hundreds
             self.vec_env_class = partial(vectorized, **vectorize_kwargs)  # type: ignore[assignment]
+        if self._eval_env_kwargs_args is None:  # the zoo evaluates without the config's
+            self.eval_env_kwargs = self.env_kwargs
         # YAML has lists, and Monitor adds them to tuples
         self.monitor_kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in self.monitor_kwargs.items()}
         return hyperparams, wrap, *others
