@@ -190,17 +190,18 @@ def compare(title: str, contestants: dict[str, dict[str, Any]], runner: Runner, 
         print(f"| {name} | {' | '.join(cells)} | {np.median([used for _, used in values]):.2f} |", flush=True)
 
 
-def compare_threads(n_vector_envs: int, n_steps: int, runner: Runner, rounds: int, seconds: float) -> None:
+def compare_threads(
+    n_envs: list[int], n_vector_envs: list[int], n_steps: int, runner: Runner, rounds: int, seconds: float
+) -> None:
     """The speed of a user who sets no variable, against one thread set by hand, beside so many busy processes."""
-    contestants = {
-        "REINFORCE, 1 environment": single("CartPole-v1", 1)["REINFORCE, default arguments"],
-        "REINFORCE, 8 environments": single("CartPole-v1", 8)["REINFORCE, default arguments"],
-        f'REINFORCE, baseline="mean", {n_vector_envs} in a vector environment': {
-            **vector(n_vector_envs, n_steps)["REINFORCE, default arguments"], "baseline": "mean"
-        },
-        "A2C, 1 environment": single("CartPole-v1", 1)["A2C"],
-        "PPO, 1 environment": single("CartPole-v1", 1)["PPO"],
-    }  # fmt: skip
+    contestants = {}
+    for n in n_envs:
+        plural = "environment" if n == 1 else "environments"
+        contestants[f"REINFORCE, {n} {plural}"] = single("CartPole-v1", n)["REINFORCE, default arguments"]
+    for n in n_vector_envs:
+        mean = {**vector(n, n_steps)["REINFORCE, default arguments"], "baseline": "mean"}
+        contestants[f'REINFORCE, baseline="mean", {n} in a vector environment'] = mean
+    contestants |= {f"{name}, 1 environment": single("CartPole-v1", 1)[name] for name in ("A2C", "PPO")}
     found = runner.with_others(contestants)
     print(f"\nCartPole-v1, all {len(CORES)} cores\n")
     print("| | busy processes beside it | one thread set, steps per second | no variable set | ratio |")
@@ -363,7 +364,7 @@ def main() -> None:
                 title = f"CartPole-v1, {n_envs} in a vector environment, n_steps={args.vector_steps} (A2C: 8 in a DummyVecEnv)"
                 compare(title, vector(n_envs, args.vector_steps), runner, args.rounds, args.seconds)
         if "threads" in args.only:
-            compare_threads(max(args.vector_envs, default=512), args.vector_steps, runner, args.rounds, args.seconds)
+            compare_threads(args.n_envs, args.vector_envs, args.vector_steps, runner, args.rounds, args.seconds)
 
 
 if __name__ == "__main__":
