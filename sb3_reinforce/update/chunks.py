@@ -15,7 +15,7 @@ from sb3_reinforce.rollout.sampling import ACTIVATIONS, needs_torch
 from sb3_reinforce.running.threads import threads_of_user
 from sb3_reinforce.update.steps import Selection
 
-MAX_THREADS = 4  # A quarter of a chunk's time is Python's, which one thread at a time can have.
+MAX_THREADS = 4  # Python's own part of a chunk is computed by one thread at a time; more than two were not measured.
 MIN_CHUNKS = 4  # With fewer, waking a thread takes as long as it saves.
 # Without state and randomness, so that several threads may compute with one module
 MODULES = (
