@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in WAR
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """:return: a context in which ``device="auto"`` is a GPU for policies with convolutions"""
+    """
+    :return: a context in which ``device="auto"`` is a GPU for policies with convolutions. Their updates use torch's number of
+        threads on the CPU, and one on a GPU: for equal bits it is one in both
+    """
 
     class Gpu(FakeGpu):
         def __enter__(self):
@@ -33,7 +36,10 @@ def gpu(monkeypatch):
             super().__exit__(*error)
             monkeypatch.undo()
 
-    return Gpu
+    n_threads = th.get_num_threads()
+    th.set_num_threads(1)
+    yield Gpu
+    th.set_num_threads(n_threads)
 
 
 def test_the_device_is_as_strict_as_a_gpu(gpu):
