@@ -1,10 +1,12 @@
 """Environments whose returns and gradients are known, and helpers that read a model's gradient and rollout."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -261,6 +263,28 @@ def script_probability(script: list[Trajectory], log_policy: th.Tensor) -> float
     for trajectory in script:
         total *= trajectory.env_probability * float(th.exp(log_policy[trajectory.states, trajectory.actions].sum()))
     return total
+
+
+def expected_change(
+    model: REINFORCE, env: VecEnv, mdp: MDP, log_policy: th.Tensor, played: Iterable[list[Trajectory]]
+) -> th.Tensor:
+    """
+    The exact expectation of :func:`one_update`, in which each environment plays one of the scripts, shape [S, A].
+
+    :param env: whose environments are ``ScriptedEnv``
+    :param log_policy: log pi, shape [S, A]
+    :param played: all scripts of one environment
+    """
+    possible = [(script, p) for script in played if (p := script_probability(script, log_policy)) > 0]
+    expected, total = th.zeros(mdp.n_states, mdp.n_actions, dtype=th.float64), 0.0
+    for scripts in itertools.product(possible, repeat=env.num_envs):
+        probability = float(np.prod([p for _, p in scripts]))
+        for scripted, (script, _) in zip(env.envs, scripts, strict=True):  # type: ignore[attr-defined]
+            scripted.unwrapped.script = script
+        expected += probability * one_update(model)
+        total += probability
+    assert total == pytest.approx(1.0, abs=1e-6)
+    return expected
 
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)

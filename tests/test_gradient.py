@@ -25,6 +25,7 @@ from tests.envs import (
     ScriptedEnv,
     Trajectory,
     baseline_of,
+    expected_change,
     logits,
     one_update,
     script_probability,
@@ -55,15 +56,7 @@ def expected_update(monkeypatch: Any, n_envs: int, mdp: MDP = SMALL, **kwargs: A
     else:
         per_env = list(scripts_by_episodes(mdp, model.n_episodes // n_envs))
     log_policy = logits(model).log_softmax(dim=1)
-    expected, total = th.zeros(mdp.n_states, mdp.n_actions, dtype=th.float64), 0.0
-    for scripts in itertools.product(per_env, repeat=n_envs):
-        probability = float(np.prod([script_probability(script, log_policy) for script in scripts]))
-        for scripted, script in zip(env.envs, scripts, strict=True):
-            scripted.unwrapped.script = script
-        expected += probability * one_update(model)
-        total += probability
-    assert total == pytest.approx(1.0, abs=1e-6)
-    return expected, model
+    return expected_change(model, env, mdp, log_policy, per_env), model
 
 
 def exact(model: REINFORCE) -> th.Tensor:

@@ -4,7 +4,6 @@ The gradient, entropy, KL divergence and Fisher information of masked policies, 
 Variants that are known to be wrong are tested too: each must be detected.
 """
 
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from sb3_reinforce.update.steps import steps_of
 from tests.envs import (
     baseline_of,
     collect,
+    expected_change,
     logits,
     one_update,
     rows_of,
@@ -54,16 +54,7 @@ def expected_update(monkeypatch: Any, n_envs: int = 1, unmasked: bool = False, *
     n_episodes = None if model.n_episodes is None else model.n_episodes // n_envs
     log_policy = (logits(model).double() if unmasked else allowed_logits(logits(model))).log_softmax(dim=1)
     played = scripts_by_steps(MASKED, model.n_steps) if n_episodes is None else scripts_by_episodes(MASKED, n_episodes)
-    per_env = [(script, p) for script in played if (p := script_probability(script, log_policy)) > 0]
-    expected, total = th.zeros(MASKED.n_states, MASKED.n_actions, dtype=th.float64), 0.0
-    for scripts in itertools.product(per_env, repeat=n_envs):
-        probability = float(np.prod([p for _, p in scripts]))
-        for scripted, (script, _) in zip(env.envs, scripts, strict=True):
-            scripted.unwrapped.script = script
-        expected += probability * one_update(model)
-        total += probability
-    assert total == pytest.approx(1.0, abs=1e-6)
-    return expected, model
+    return expected_change(model, env, MASKED, log_policy, played), model
 
 
 def exact(model: REINFORCE) -> th.Tensor:
