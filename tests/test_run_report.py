@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFo
 from sb3_reinforce.tracking.curves import CLOCK, curves_of
 from sb3_reinforce.tracking.metrics import all_metrics
 from sb3_reinforce.tracking.report import make_page, problems
-from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, find_runs, read_records
+from sb3_reinforce.tracking.runs import LoggedRun, NoRunsError, evaluations_of, find_runs, read_records
 from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from tests.chromium import Browser
@@ -155,6 +155,13 @@ def test_tensorboard_and_csv(tmp_path: Path):
     assert [part.tolist() for part in runs[2].metrics[RETURN]] == [[5], [1.0]]
     assert [part.tolist() for part in runs[2].metrics["b"]] == [[9], [2.0]]
     assert [(label, len(members)) for label, members in curves_of(runs).items()] == [("REINFORCE", 2), ("a", 1)]
+
+
+def test_evaluations_of_a_run(tmp_path: Path):
+    assert evaluations_of(tmp_path) is None
+    evaluations = {"timesteps": [10, 20], "results": [[1.0, 3.0], [4.0, 6.0]], "ep_lengths": [[7, 9], [9, 9]]}
+    np.savez(tmp_path / "evaluations.npz", **evaluations)
+    np.testing.assert_array_equal(evaluations_of(tmp_path), [[10, 20], [2.0, 5.0], [8.0, 9.0]])
 
 
 def test_torn_logs_of_other_kinds(tmp_path: Path):

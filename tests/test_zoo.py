@@ -133,14 +133,6 @@ def test_episodes_are_ordered_over_environments(tmp_path: Path):
     np.testing.assert_array_equal(returns, [1.0, 2.0, 3.0])
 
 
-def test_evaluations_of_a_run(tmp_path: Path):
-    from sb3_reinforce.zoo.report import evaluations_of
-
-    assert evaluations_of(tmp_path) is None
-    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=[[1.0, 3.0], [4.0, 6.0]])
-    np.testing.assert_array_equal(evaluations_of(tmp_path), [[10, 20], [2.0, 5.0]])
-
-
 def test_learning_curve_of_a_run_without_a_finished_episode(tmp_path: Path):
     pytest.importorskip("matplotlib")
     from sb3_reinforce.zoo.report import draw_learning_curve
@@ -149,7 +141,7 @@ def test_learning_curve_of_a_run_without_a_finished_episode(tmp_path: Path):
     named = SimpleNamespace(gym_id="CartPole-v1")
     experiment = SimpleNamespace(save_path=str(tmp_path), algo="reinforce", env_name=named, seed=0)
     assert is_png(draw_learning_curve(experiment, None))
-    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=[[1.0, 3.0], [4.0, 6.0]])
+    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=[[1.0, 3.0], [4.0, 6.0]], ep_lengths=[[7, 9], [9, 9]])
     assert is_png(draw_learning_curve(experiment, None))
 
 

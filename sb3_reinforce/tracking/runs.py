@@ -26,6 +26,7 @@ from sb3_reinforce.tracking.wandb_internals import record_parser
 # The x-axis of a row: the first of these that it has
 STEP_KEYS = (STEP_KEY, "time/total_timesteps")
 QUANTILES = (0.1, 0.5, 0.9)
+EVALUATIONS = "evaluations.npz"  # of SB3's EvalCallback
 # Larger ones are no counts of steps
 MAX_STEP = 2**63
 # Levels of lists and dicts in a setting: more would exceed Python's recursion limit when they are written
@@ -316,6 +317,15 @@ def _is_untracked(folder: Path, tracked: list[LoggedRun]) -> bool:
     return not is_named and not (folder.parent / "benchmark.md").is_file()
 
 
+def evaluations_of(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """:return: steps, mean returns and mean lengths of EvalCallback's evaluations, shape [n] each; None: there were none"""
+    file = folder / EVALUATIONS
+    if not file.is_file():
+        return None
+    with np.load(file) as saved:
+        return saved["timesteps"], saved["results"].mean(axis=1), saved["ep_lengths"].mean(axis=1)
+
+
 def _read_monitor(folder: Path, top: Path) -> LoggedRun:
     run = _run_of(folder, top, "monitor")
     rows: list[dict[Any, Any]] = []
@@ -323,12 +333,11 @@ def _read_monitor(folder: Path, top: Path) -> LoggedRun:
         episodes = load_results(str(folder))[["r", "l", "t"]].apply(pd.to_numeric, errors="coerce").dropna()
         names = {"r": "episode/return", "l": "episode/length", "t": "time/time_elapsed"}
         rows += episodes.rename(columns=names).assign(**{STEP_KEY: episodes["l"].cumsum()}).to_dict("records")
-    file = folder / "evaluations.npz"
-    if file.is_file():
-        with _noted(run, file), np.load(file) as saved:
-            steps, returns, lengths = saved["timesteps"], saved["results"].mean(axis=1), saved["ep_lengths"].mean(axis=1)
-            means = {STEP_KEY: steps, "eval/mean_reward": returns, "eval/mean_ep_length": lengths}
-            rows += pd.DataFrame(means).to_dict("records")
+    with _noted(run, folder / EVALUATIONS):
+        evaluations = evaluations_of(folder)
+        if evaluations is not None:
+            keys = (STEP_KEY, "eval/mean_reward", "eval/mean_ep_length")
+            rows += pd.DataFrame(dict(zip(keys, evaluations, strict=True))).to_dict("records")
     run.metrics = _columns(rows)
     if not run.metrics and not run.problems:
         run.problems.append(f"{folder}: no episode has ended")

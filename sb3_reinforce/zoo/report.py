@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.tracking import WandbCallback
+from sb3_reinforce.tracking.runs import evaluations_of
 from sb3_reinforce.tracking.settings import masked_command
 
 # Few: a mean of 100 episodes shows what the policy can do tens of thousands of steps late.
@@ -70,15 +71,6 @@ def episodes_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return episodes["l"].to_numpy(np.int64).cumsum(), episodes["r"].to_numpy(np.float64)
 
 
-def evaluations_of(run_folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """:return: steps and mean returns of the evaluations during training, shape [n] each; None if there were none"""
-    file = run_folder / "evaluations.npz"
-    if not file.is_file():
-        return None
-    with np.load(file) as saved:
-        return saved["timesteps"], saved["results"].mean(axis=1)
-
-
 def learning_curve(experiment: ExperimentManager, score: Score | None) -> str:
     """:return: where the learning curve is, or why there is none: the trained model is saved, whatever happens here"""
     try:
@@ -106,7 +98,8 @@ def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> P
     axes.plot(steps, last.mean(), color=BLUE, label=f"last {SMOOTHING_WINDOW} training episodes, mean and range")
     evaluations = evaluations_of(Path(experiment.save_path))
     if evaluations is not None:
-        axes.plot(*evaluations, "o-", markersize=4, color=ORANGE, label="evaluations")
+        steps, means, _ = evaluations
+        axes.plot(steps, means, "o-", markersize=4, color=ORANGE, label="evaluations")
     if score is not None:
         axes.axhline(score.mean, linestyle="--", color=GREEN, label=f"saved model: {score.mean:.1f}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k, 1M
