@@ -12,6 +12,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
+from sb3_reinforce.rollout.extractor import actor_features
 from sb3_reinforce.update.steps import Sequences, Steps
 
 
@@ -51,8 +52,7 @@ def outputs_of(lstm: nn.LSTM, inputs: th.Tensor, sequences: Sequences) -> th.Ten
 def distribution_of_sequences(policy: Any, steps: Steps) -> Any:
     """:return: pi(.|history) of each step, as the ``get_distribution`` of sb3-contrib's recurrent policies"""
     assert steps.sequences is not None, "given for a policy with memory"
-    features = BasePolicy.extract_features(policy, steps.observations, policy.pi_features_extractor)
-    latent = outputs_of(policy.lstm_actor, features, steps.sequences)
+    latent = outputs_of(policy.lstm_actor, actor_features(policy, steps.observations), steps.sequences)
     return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(latent))
 
 

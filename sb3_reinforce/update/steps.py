@@ -121,8 +121,8 @@ def chunks(rows: Selection, chunk_size: int | None, sequences: Sequences | None 
     :return: the same rows in as few equal parts as ``chunk_size`` allows, the last may be shorter; None: all at once
     """
     n_rows = count_rows(rows)
-    n_chunks = -(-n_rows // (chunk_size or max(n_rows, 1)))
-    size = -(-n_rows // max(n_chunks, 1)) or 1
+    n_chunks = max(-(-n_rows // chunk_size), 1) if chunk_size else 1
+    size = -(-n_rows // n_chunks)
     ends = None if sequences is None else np.cumsum(sequences.lengths)
     start = 0
     while start < n_rows:
