@@ -10,8 +10,8 @@ Contestants take turns, round by round, each time as a process of its own that t
 time of the first update counts, that of imports and of making environment and network does not. "Alone" steps the environment
 with random actions; "CUDA graph" is for a GPU (docs/gpu.md). Printed are medians over the rounds with the lowest and the
 highest: steps per second of wall clock, the same per second of processor time, and what ``learn`` adds to the peak of the
-resident memory, per step that is kept for an update. PPO and A2C have RL Zoo's settings for Atari; REINFORCE plays whole games,
-at least 128 steps per environment.
+resident memory, per step that is kept for an update. PPO and A2C have RL Zoo's settings for Atari; REINFORCE plays whole
+games, at least 128 steps per environment.
 """
 
 import argparse
