@@ -198,10 +198,13 @@ class OwnLayer(nn.ReLU):
     "make, reason",
     [
         (lambda: made(OwnPolicy), "policy class OwnPolicy with CategoricalDistribution"),
+        (lambda: 3, "policy class int with NoneType"),
         (with_hook, "a hook or method set on Linear"),
         (lambda: made(policy_kwargs=dict(activation_fn=OwnLayer, net_arch=[2])), "layer OwnLayer"),
     ],
 )
 def test_policies_with_code_of_their_own_are_refused(make, reason):
-    with pytest.raises(ValueError, match=rf"use_cuda_graph needs a policy of .* one array, got {reason}: train without it"):
+    with pytest.raises(
+        ValueError, match=rf"use_cuda_graph needs a policy class of .* one array, got {reason}: train without it"
+    ):
         use_cuda_graph(make())

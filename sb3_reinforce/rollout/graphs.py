@@ -36,25 +36,25 @@ def use_cuda_graph(model: Any, use: bool = True) -> None:
     To be called again for the policy of a model that is loaded or resumed. If the graph cannot be recorded, or does not give
     what the policy gives, to the bit, a warning says so and training goes on without it.
 
-    :param model: a REINFORCE, or another ``EpisodicAlgorithm``
+    :param model: a REINFORCE, or another ``EpisodicAlgorithm``, or its policy
     :param use: False: no longer
     :raises ValueError: for a policy that has or may have code of its own, which a graph would leave out
     """
-    policy = model.policy
+    policy = getattr(model, "policy", model)
     if use and (reason := _unfit(policy)):
         raise ValueError(
-            "use_cuda_graph needs a policy of Stable-Baselines3's own, of layers of torch's and its own, without hooks, that "
-            f"sees one array, got {reason}: train without it"
+            "use_cuda_graph needs a policy class of Stable-Baselines3, layers of its own or torch's without hooks, and "
+            f"observations that are one array, got {reason}: train without it"
         )
     _GRAPHS.pop(policy, None)
     if use:
         _GRAPHS[policy] = None
 
 
-def _unfit(policy: ActorCriticPolicy) -> str | None:
+def _unfit(policy: Any) -> str | None:
     """:return: why a graph might not do all that the policy does, in a few words; None if it does"""
     if not is_plain(policy):
-        return f"policy class {type(policy).__name__} with {type(policy.action_dist).__name__}"
+        return f"policy class {type(policy).__name__} with {type(getattr(policy, 'action_dist', None)).__name__}"
     if not isinstance(policy.observation_space, spaces.Box):
         return f"observation space {policy.observation_space}"
     for module in policy.modules():
