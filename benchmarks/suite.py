@@ -3,7 +3,7 @@ What mujoco_tasks.py and classic.py share: train agents on tasks and seeds, keep
 
 An agent is an algorithm with a config file. A run's rows go to two CSV files as soon as the run is done, and are not run
 again: one row per run (``NAME_runs.csv``) and one per evaluation during training (``NAME_curves.csv``). Every table and
-picture is made of these files alone.
+picture is made of these files alone. Rows of settings that have changed since stay in them, but are in no table or picture.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +53,11 @@ class Agent:
     algorithm: Any
     config: Path
 
-    def settings(self, suite: "Suite", env_id: str) -> dict[str, Any]:
+    def settings(self, suite: "Suite", task: str) -> dict[str, Any]:
         """:return: the config's, but no more steps than the suite has; RL Zoo's algorithms get all of these"""
-        settings, steps = settings_of(env_id, self.config), suite.steps[env_id]
+        settings, steps = settings_of(env_id_of(task), self.config), suite.steps[task]
+        if task in suite.variants:
+            settings["env_kwargs"] = suite.variants[task]
         if self.algorithm is REINFORCE:
             if settings["n_timesteps"] > steps:
                 settings["n_timesteps"] = int(WHOLE_EPISODES * steps)
@@ -89,6 +91,10 @@ class Suite:
     :param n_final_episodes: episodes of the evaluation after it
     :param published: others' results, by name: a score by task
     :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
+    :param variants: of tasks named ``"ENV_ID (what differs)"``, the arguments of gymnasium.make. They have rows of their own
+        and are part of no comparison
+    :param first_seed: of REINFORCE in tables and pictures: lower ones were looked at while its settings were sought. A2C and
+        PPO have RL Zoo's settings, so all their seeds count
     :param results: folder of the CSV files
     :param pictures: folder of the learning curves
     """
@@ -99,14 +105,23 @@ class Suite:
     n_final_episodes: int
     published: dict[str, dict[str, float]]
     compares: Literal["maximum", "final"]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first_seed: int = 0
     results: Path = RESULTS
     pictures: Path = ROOT / "docs"
+
+    def first_seed_of(self, agent: str) -> int:
+        return self.first_seed if AGENTS[agent].algorithm is REINFORCE else 0
 
     def path(self, part: str) -> Path:
         return self.results / f"{self.name}_{part}"
 
     def rows(self, part: str = "runs.csv") -> list[dict[str, str]]:
         return read_rows(self.path(part))
+
+
+def env_id_of(task: str) -> str:
+    return task.partition(" (")[0]
 
 
 def train(
@@ -122,9 +137,9 @@ def train(
     th.set_num_threads(1)
     settings = dict(settings)
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    n_timesteps = int(settings.pop("n_timesteps"))
+    n_timesteps, env_kwargs = int(settings.pop("n_timesteps")), settings.pop("env_kwargs", None)
     # each environment of the evaluation plays one episode
-    env, eval_env = make_envs(env_id, n_envs, n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
+    env, eval_env = make_envs(env_id, n_envs, n_eval_episodes, normalize, settings.get("gamma", 0.99), seed, env_kwargs)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
         evaluation = EvalCallback(
@@ -145,18 +160,19 @@ def train(
     return model, eval_env, curve, seconds
 
 
-def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(suite: Suite, task: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     Train and evaluate once.
 
     :return: the run's row and those of its curve
     """
     agent = AGENTS[agent_name]
-    settings = agent.settings(suite, env_id)
-    every = suite.steps[env_id] // N_EVALUATIONS
+    settings = agent.settings(suite, task)
+    every = suite.steps[task] // N_EVALUATIONS
+    env_id = env_id_of(task)
     model, eval_env, curve, seconds = train(agent.algorithm, env_id, settings, seed, every, suite.n_eval_episodes)
     final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
-    key = {"env": env_id, "agent": agent_name, "seed": seed}
+    key = {"env": task, "agent": agent_name, "seed": seed}
     row = {
         **key, "final": round(float(np.mean(final)), 2), "final_std": round(float(np.std(final)), 2),
         "steps": model.num_timesteps, "seconds": round(seconds, 1), "settings": described(settings), "versions": versions(),
@@ -165,36 +181,82 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     return row, [{**key, "step": step, "mean": round(mean, 2)} for step, mean in curve]
 
 
-def check_settings(suite: Suite) -> None:
-    """:raises ValueError: if what has been measured was measured with other settings than those of now"""
-    rows = suite.rows()
-    now = {key: described(AGENTS[key[1]].settings(suite, key[0])) for key in {(row["env"], row["agent"]) for row in rows}}
-    for row in rows:
-        settings = now[row["env"], row["agent"]]
-        if row["settings"] != settings:
+def split_rows(suite: Suite) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """:return: the rows of runs with the settings of now, and the others"""
+    known = {(row["env"], row["agent"]) for row in suite.rows() if row["env"] in suite.steps and row["agent"] in AGENTS}
+    now = {(task, agent): described(AGENTS[agent].settings(suite, task)) for task, agent in known}
+    rows: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for row in suite.rows():
+        rows[row["settings"] != now.get((row["env"], row["agent"]))].append(row)
+    return rows
+
+
+def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
+    """:raises ValueError: if the seed of a job has been run with other settings than those of now"""
+    for row in split_rows(suite)[1]:
+        if (row["env"], row["agent"], int(row["seed"])) in jobs:
             raise ValueError(
-                f"{suite.path('runs.csv')} must be of the settings as they are now, got {row['env']}, {row['agent']}, seed "
-                f"{row['seed']} with {row['settings']} instead of {settings}: remove its rows, or give another --results"
+                f"seeds must be new where the settings are, got {row['env']}, {row['agent']}, seed {row['seed']}: "
+                f"{suite.path('runs.csv')} has it with {row['settings']}; choose others by --first-seed, or another --results"
             )
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
 
 
-def curves(suite: Suite, env_id: str, agent: str) -> tuple[np.ndarray, np.ndarray]:
-    """:return: steps [K] and the mean score of each evaluation, [seeds, K]; those that all seeds have"""
-    by_seed: dict[str, dict[int, float]] = {}  # a run that was stopped before its own row was there has left these twice
+@dataclass(frozen=True)
+class Runs:
+    """
+    All runs of an agent on a task with the settings of now.
+
+    :param seeds: in ascending order
+    :param final: score after training of each
+    :param n_steps: of the longest
+    :param seconds: their median
+    :param steps: of the evaluations that all of them have, [K]
+    :param curves: mean score of each evaluation, [seeds, K]
+    """
+
+    seeds: list[int]
+    final: np.ndarray
+    n_steps: int
+    seconds: float
+    steps: np.ndarray
+    curves: np.ndarray
+
+    @property
+    def maximum(self) -> np.ndarray:
+        """Score of each seed at the evaluation where their mean is highest, as Tianshou reports it."""
+        return self.curves[:, self.curves.mean(0).argmax()]
+
+
+def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
+    """:return: by task and agent, in the order of both, those that have runs"""
+    curves: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for row in suite.rows("curves.csv"):
-        if (row["env"], row["agent"]) == (env_id, agent):
-            by_seed.setdefault(row["seed"], {})[int(row["step"])] = float(row["mean"])
-    length = min((len(points) for points in by_seed.values()), default=0)
-    points = np.array([list(points.items())[:length] for points in by_seed.values()]).reshape(len(by_seed), length, 2)
-    return points[0, :, 0] if len(points) else np.zeros(0), points[:, :, 1]
-
-
-def finals(suite: Suite, env_id: str, agent: str) -> np.ndarray:
-    """:return: score after training of each seed"""
-    return np.array([float(row["final"]) for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)])
+        points, step = curves.setdefault((row["env"], row["agent"], row["seed"]), []), int(row["step"])
+        if points and step <= points[-1][0]:  # those before are of a run that was stopped before its own row was there
+            points.clear()
+        points.append((step, float(row["mean"])))
+    rows, found = split_rows(suite)[0], {}
+    for task, agent in [(task, agent) for task in suite.steps for agent in AGENTS]:
+        first = suite.first_seed_of(agent)
+        own = [row for row in rows if (row["env"], row["agent"]) == (task, agent) and int(row["seed"]) >= first]
+        if not own:
+            continue
+        own.sort(key=lambda row: int(row["seed"]))
+        lines = [curves.get((task, agent, row["seed"]), []) for row in own]
+        length = min(map(len, lines))
+        evaluations = np.array([line[:length] for line in lines]).reshape(len(own), length, 2)
+        found[task, agent] = Runs(
+            seeds=[int(row["seed"]) for row in own],
+            final=np.array([float(row["final"]) for row in own]),
+            n_steps=max(int(row["steps"]) for row in own),
+            seconds=float(np.median([float(row["seconds"]) for row in own])),
+            steps=evaluations[0, :, 0],
+            curves=evaluations[:, :, 1],
+        )
+    return found
 
 
 def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
@@ -211,44 +273,61 @@ def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
 def table(suite: Suite) -> str:
     """
     One line per task and agent: the maximum over training of the seeds' mean, as Tianshou reports it, with their standard
-    deviation there; after training mean, standard deviation, interquartile mean and its interval; the published results.
+    deviation there; of the last model mean, standard deviation, lowest seed, interquartile mean and its interval; the
+    published results.
     """
     lines = [
-        f"| task | agent | seeds | steps | maximum over training | after it: mean | IQM (95 %) | seconds | "
+        f"| task | agent | seeds | steps | maximum over training | last model: mean | lowest seed | IQM (95 %) | seconds | "
         f"{' | '.join(suite.published)} |",
-        "| --- " * (8 + len(suite.published)) + "|",
+        "| --- " * (9 + len(suite.published)) + "|",
     ]
-    for env_id in suite.steps:
-        for agent in AGENTS:
-            own = [row for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)]
-            if not own:
-                continue
-            scores, (_, points) = finals(suite, env_id, agent), curves(suite, env_id, agent)
-            best = points.mean(0).argmax()
-            seeds = sorted(int(row["seed"]) for row in own)
-            maximum, after, iqm = f"{points.mean(0)[best]:.1f}", f"{scores.mean():.1f}", ""
-            if len(own) > 1:
-                maximum += f" +- {points[:, best].std():.1f}"
-                after += f" +- {scores.std():.1f}"
-                iqm = "{:.1f} ({:.1f} to {:.1f})".format(*interquartile_mean(scores))
-            lines.append(
-                f"| {env_id} | {agent} | {', '.join(map(str, seeds))} | {max(int(row['steps']) for row in own):,} | "
-                f"{maximum} | {after} | {iqm} | {np.median([float(row['seconds']) for row in own]):.0f} | "
-                f"{' | '.join(str(scores_of.get(env_id, '')) for scores_of in suite.published.values())} |"
-            )
+    for (task, agent), runs in measured(suite).items():
+        maximum, after, iqm = f"{runs.maximum.mean():.1f}", f"{runs.final.mean():.1f}", ""
+        if len(runs.seeds) > 1:
+            maximum += f" +- {runs.maximum.std():.1f}"
+            after += f" +- {runs.final.std():.1f}"
+            iqm = "{:.1f} ({:.1f} to {:.1f})".format(*interquartile_mean(runs.final))
+        lines.append(
+            f"| {task} | {agent} | {ranges(runs.seeds)} | {runs.n_steps:,} | {maximum} | {after} | {runs.final.min():.1f} | "
+            f"{iqm} | {runs.seconds:.0f} | "
+            f"{' | '.join(str(scores_of.get(env_id_of(task), '')) for scores_of in suite.published.values())} |"
+        )
     return "\n".join(lines)
+
+
+def ranges(seeds: list[int]) -> str:
+    """:return: ascending seeds in words: ``"0-4, 7"``"""
+    groups: list[list[int]] = []
+    for seed in seeds:
+        if groups and seed == groups[-1][-1] + 1:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return ", ".join(f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups)
+
+
+def left_out(suite: Suite) -> str:
+    """One line per task and agent that has rows of other settings than those of now."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for row in split_rows(suite)[1]:
+        seeds.setdefault((row["env"], row["agent"]), []).append(int(row["seed"]))
+    return "\n".join(
+        f"left out, as measured with other settings: {task}, {agent}, seeds {ranges(sorted(set(of)))}"
+        for (task, agent), of in seeds.items()
+    )
 
 
 def comparison(suite: Suite) -> str:
     """One line per agent of ours and published result: on how many tasks ours is at or above it, and on which it is not."""
-    lines = []
+    lines, runs = [], measured(suite)
     for agent in (OURS, REUSE):
-        ours = {}
-        for env_id in sorted({row["env"] for row in suite.rows() if row["agent"] == agent}):
-            maximum = suite.compares == "maximum"
-            ours[env_id] = curves(suite, env_id, agent)[1].mean(0).max() if maximum else finals(suite, env_id, agent).mean()
+        ours = {
+            task: (own.maximum if suite.compares == "maximum" else own.final).mean()
+            for (task, agent_), own in runs.items()
+            if agent_ == agent and task not in suite.variants
+        }
         for name, scores_of in suite.published.items() if ours else ():
-            below = [env_id for env_id, score in ours.items() if score < scores_of[env_id]]
+            below = [task for task, score in ours.items() if score < scores_of[task]]
             lines.append(
                 f"{agent} against {name}: at or above on {len(ours) - len(below)} of {len(ours)} tasks; "
                 f"below: {', '.join(below) or 'none'}"
@@ -263,23 +342,24 @@ def plot(suite: Suite) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    measured = {env_id: {agent: curves(suite, env_id, agent) for agent in AGENTS} for env_id in suite.steps}
-    env_ids = [env_id for env_id, of_agents in measured.items() if any(len(points) for _, points in of_agents.values())]
+    runs = measured(suite)
+    env_ids = list(dict.fromkeys(task for task, _ in runs))
     n_columns = 3
     n_rows = -(-len(env_ids) // n_columns)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
     for axis in axes.flat[len(env_ids) :]:
         axis.axis("off")
     for axis, env_id in zip(axes.flat, env_ids, strict=False):
-        for color, (agent, (steps, points)) in enumerate(measured[env_id].items()):
-            if len(points):
+        for color, agent in enumerate(AGENTS):
+            if (env_id, agent) in runs:
+                steps, points = runs[env_id, agent].steps, runs[env_id, agent].curves
                 mean, std = points.mean(0), points.std(0)
                 axis.plot(steps, mean, color=f"C{color}", label=agent)
                 axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
         for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
             if env_id in scores:
                 axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        n_seeds = [str(len(points)) for _, points in measured[env_id].values() if len(points)]
+        n_seeds = [str(len(own.seeds)) for (task, _), own in runs.items() if task == env_id]
         axis.set_title(f"{env_id}, seeds: {', '.join(n_seeds)}")
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
         axis.grid(alpha=0.3)
@@ -298,31 +378,40 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
     parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument(
+        "--first-seed", type=int, default=suite.first_seed, metavar="SEED",
+        help="of REINFORCE, in what is run and in what is shown (default %(default)s); A2C's and PPO's seeds begin at 0",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="of CSV files and picture, to measure everything anew")
     args = parser.parse_args(argv)
+    suite = replace(suite, first_seed=args.first_seed)
     if args.results is not None:
         suite = replace(suite, results=args.results, pictures=args.results)
+    jobs = [
+        (task, agent, suite.first_seed_of(agent) + seed)
+        for seed in range(args.seeds)
+        for agent in args.agents
+        for task in args.env
+    ]
     try:
-        check_settings(suite)
-        for env_id in args.env:
+        for task in args.env:
             for agent in args.agents:
-                AGENTS[agent].settings(suite, env_id)
+                AGENTS[agent].settings(suite, task)
+        if not args.collect:
+            check_settings(suite, jobs)
     except ValueError as error:
         parser.error(str(error))
     if args.collect and not suite.rows():
         parser.error(f"nothing has been measured: there is no {suite.path('runs.csv')}")
     if not args.collect:
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
-        jobs = [(env_id, agent, seed) for seed in range(args.seeds) for agent in args.agents for env_id in args.env]
         jobs = [job for job in jobs if job not in done]
         for number, (row, points) in enumerate(in_parallel(partial(run, suite), jobs, args.jobs), start=1):
             save_rows(suite.path("curves.csv"), *points)
             save_rows(suite.path("runs.csv"), row)
             print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
                   f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
-    print(table(suite))
-    print(comparison(suite))
-    print(plot(suite))
+    print(*filter(None, (table(suite), comparison(suite), left_out(suite), str(plot(suite)))), sep="\n")
