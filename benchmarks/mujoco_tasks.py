@@ -34,6 +34,7 @@ MUJOCO = suite.Suite(
     published={name: dict(zip(ENVS, scores, strict=True)) for name, scores in PUBLISHED.items()},
     compares="maximum",
     variants=VARIANTS,
+    bounds={"InvertedPendulum-v5": (0, 1000)},
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import rl_zoo3
+import style
 import torch as th
 from learning import (
     CONFIG,
@@ -33,6 +34,7 @@ from learning import (
     settings_of,
     versions,
 )
+from matplotlib.ticker import MaxNLocator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -43,6 +45,8 @@ from sb3_reinforce import REINFORCE
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEDULES = ("learning_rate", "clip_range")
+FEW_SEEDS = 5  # fewer are drawn one by one
+NICE = [1, 2, 2.5, 5, 10]  # distances of ticks, times a power of ten
 WHOLE_EPISODES = 0.98  # of the steps at hand: the last rollout is played to the end of its episodes
 
 
@@ -95,6 +99,7 @@ class Suite:
         and are part of no comparison
     :param first_seed: of REINFORCE in tables and pictures: lower ones were looked at while its settings were sought. A2C and
         PPO have RL Zoo's settings, so all their seeds count
+    :param bounds: lowest and highest possible return by task, where the axis is to show both
     :param results: folder of the CSV files
     :param pictures: folder of the learning curves
     """
@@ -107,6 +112,7 @@ class Suite:
     compares: Literal["maximum", "final"]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     first_seed: int = 0
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     results: Path = RESULTS
     pictures: Path = ROOT / "docs"
 
@@ -335,42 +341,68 @@ def comparison(suite: Suite) -> str:
     return "\n".join(lines)
 
 
+def draw_task(axes: Any, suite: Suite, task: str, runs: dict[tuple[str, str], Runs]) -> None:
+    """
+    One panel of learning curves: mean over seeds with their standard deviation as a band, or each of few seeds as a thin
+    line. Variants of the task are dashed, published results are horizontal lines in the colour of their algorithm.
+    """
+    low, high = suite.bounds.get(task, (None, None))
+    for (name, agent), own in runs.items():
+        if env_id_of(name) == task and len(own.steps):
+            color, mean = style.COLOURS[agent], own.curves.mean(0)
+            label = agent if name == task else f"{agent} {name.removeprefix(task).strip()}"
+            axes.plot(own.steps, mean, "-" if name == task else "--", color=color, label=label, zorder=3)
+            if len(own.seeds) < FEW_SEEDS:
+                axes.plot(own.steps, own.curves.T, color=color, linewidth=0.5, alpha=0.6)
+            elif name == task:
+                std = own.curves.std(0)
+                axes.fill_between(
+                    own.steps,
+                    np.clip(mean - std, low, high),
+                    np.clip(mean + std, low, high),
+                    color=color,
+                    alpha=0.2,
+                    linewidth=0,
+                )
+    for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
+        if task in scores:
+            color = next((style.COLOURS[agent] for agent in ("A2C", "PPO") if agent in name), style.GRAY)
+            axes.axhline(scores[task], color=color, linestyle=line, linewidth=1.1, label=name)
+    axes.set_title(task)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+    axes.xaxis.set_major_formatter(style.short_number)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    if low is not None and high is not None:
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+        axes.set_yticks(np.linspace(low, high, 3))
+
+
+def one_legend(figure: Any, panels: Iterable[Any], last: Collection[str] = (), n_columns: int = 4) -> None:
+    """One entry per label of all panels, above them; some labels come last."""
+    entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(entries, key=lambda label: label in last)
+    lines = [entries[label] for label in labels]
+    figure.legend(lines, labels, loc="outside upper center", ncols=min(n_columns, len(labels)))
+
+
 def plot(suite: Suite) -> Path:
-    """:return: the picture's file: learning curves by task, mean over seeds and their standard deviation as a band"""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """:return: the picture's file: learning curves by task"""
     runs = measured(suite)
-    env_ids = list(dict.fromkeys(task for task, _ in runs))
+    tasks = list(dict.fromkeys(env_id_of(task) for task, _ in runs))
     n_columns = 3
-    n_rows = -(-len(env_ids) // n_columns)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
-    for axis in axes.flat[len(env_ids) :]:
-        axis.axis("off")
-    for axis, env_id in zip(axes.flat, env_ids, strict=False):
-        for color, agent in enumerate(AGENTS):
-            if (env_id, agent) in runs:
-                steps, points = runs[env_id, agent].steps, runs[env_id, agent].curves
-                mean, std = points.mean(0), points.std(0)
-                axis.plot(steps, mean, color=f"C{color}", label=agent)
-                axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
-        for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
-            if env_id in scores:
-                axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        n_seeds = [str(len(own.seeds)) for (task, _), own in runs.items() if task == env_id]
-        axis.set_title(f"{env_id}, seeds: {', '.join(n_seeds)}")
-        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
-        axis.grid(alpha=0.3)
-    figure.supxlabel("environment steps")
-    figure.supylabel("return of deterministic episodes")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # 0.3 inches for the legend
-    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="upper center", ncols=len(entries), fontsize="small", frameon=False)
-    path = suite.pictures / f"{suite.name}.png"
-    figure.savefig(path, dpi=100)
-    return path
+    n_rows = -(-len(tasks) // n_columns)
+    figure = style.new_figure(1.75 * n_rows + 0.7)
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for axes in panels[len(tasks) :]:
+        axes.axis("off")
+    for axes, task in zip(panels, tasks, strict=False):
+        draw_task(axes, suite, task, runs)
+    one_legend(figure, panels, suite.published)
+    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supylabel("return of 10 deterministic episodes", fontsize="medium")
+    return style.save(figure, suite.pictures / f"{suite.name}.png")
 
 
 def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> None:
