@@ -12,6 +12,7 @@ contact forces were zero (a fault of mujoco-py 2.0, says gymnasium's page of Hum
 are, and without these forces in the observation. Their cost stays in the reward, as v5 has it.
 """
 
+import profiles
 import suite
 
 ENVS = (
@@ -38,4 +39,7 @@ MUJOCO = suite.Suite(
 )
 
 if __name__ == "__main__":
-    suite.main(MUJOCO, __doc__)
+    measured = suite.main(MUJOCO, __doc__)
+    profiles.measure_random(measured)
+    print(profiles.table(measured))
+    print(profiles.draw(measured))

@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from sb3_reinforce import REINFORCE
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEDULES = ("learning_rate", "clip_range")
+N_RESAMPLES = 2000
 FEW_SEEDS = 5  # fewer are drawn one by one
 NICE = [1, 2, 2.5, 5, 10]  # distances of ticks, times a power of ten
 WHOLE_EPISODES = 0.98  # of the steps at hand: the last rollout is played to the end of its episodes
@@ -265,14 +266,24 @@ def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
     return found
 
 
-def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
-    """:return: interquartile mean over seeds and its 95 % interval by stratified bootstrap (Agarwal et al. 2021)"""
-    from rliable import library, metrics
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """:return: the mean of the middle half of all scores, as an array of one number"""
+    from rliable import metrics
+
+    return np.array([metrics.aggregate_iqm(scores)])
+
+
+def with_interval(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[float, float, float]:
+    """
+    :param statistic: of one or several agents' scores, an array of one number
+    :param scores: [seeds, tasks] of each agent
+    :return: the statistic and its 95 % interval by stratified bootstrap over seeds (Agarwal et al. 2021)
+    """
+    from rliable import library
 
     np.random.seed(0)  # rliable draws from here, whatever its random_state; the same rows are to give the same table
-    point, interval = library.get_interval_estimates(
-        {"agent": scores[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
-    )
+    given = {"agent": scores[0] if len(scores) == 1 else scores}
+    point, interval = library.get_interval_estimates(given, statistic, reps=N_RESAMPLES)
     return float(point["agent"][0]), float(interval["agent"][0, 0]), float(interval["agent"][1, 0])
 
 
@@ -292,7 +303,7 @@ def table(suite: Suite) -> str:
         if len(runs.seeds) > 1:
             maximum += f" +- {runs.maximum.std():.1f}"
             after += f" +- {runs.final.std():.1f}"
-            iqm = "{:.1f} ({:.1f} to {:.1f})".format(*interquartile_mean(runs.final))
+            iqm = "{:.1f} ({:.1f} to {:.1f})".format(*with_interval(interquartile_mean, runs.final[:, None]))
         lines.append(
             f"| {task} | {agent} | {ranges(runs.seeds)} | {runs.n_steps:,} | {maximum} | {after} | {runs.final.min():.1f} | "
             f"{iqm} | {runs.seconds:.0f} | "
@@ -405,8 +416,12 @@ def plot(suite: Suite) -> Path:
     return style.save(figure, suite.pictures / f"{suite.name}.png")
 
 
-def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> None:
-    """The command line of a suite: run what is missing, then print the table and draw the curves."""
+def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> Suite:
+    """
+    The command line of a suite: run what is missing, then print the table and draw the curves.
+
+    :return: the suite with the seeds and folders that were asked for
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
     parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
@@ -447,3 +462,4 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
             print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
                   f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
     print(*filter(None, (table(suite), comparison(suite), left_out(suite), str(plot(suite)))), sep="\n")
+    return suite
