@@ -187,10 +187,9 @@ class GradientEstimate(ShownAsTable):
                 )
                 continue
             for place in np.ndindex(*gradient.shape):
-                name = f"gradient {i}" + (f", {list(place)}" if place else "")
-                rows.append((name, f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
-        below = f"Variance of one term: {self.variance:.4g}"
-        return Table("E[cost] and its gradient", ("", "estimate", "standard error"), rows, below)
+                rows.append((f"gradient {i}, {list(place)}", f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
+        title = "E[cost] and its gradient"
+        return Table(title, ("", "estimate", "standard error"), rows, f"Variance of one term: {self.variance:.4g}")
 
 
 class ScoreFunctionEstimator:
