@@ -182,14 +182,13 @@ class GradientEstimate(ShownAsTable):
         rows = [("E[cost]", f"{self.value:.4g}", f"{self.value_standard_error:.2g}")]
         for i, (gradient, errors) in enumerate(zip(self.gradients, self.standard_errors, strict=True)):
             if gradient.numel() > 8:
-                rows.append(
-                    (f"norm of gradient {i}, {list(gradient.shape)}", f"{gradient.norm():.4g}", f"{errors.norm():.2g}")
-                )
+                rows.append((f"norm of gradients[{i}]", f"{gradient.norm():.4g}", f"{errors.norm():.2g}"))
                 continue
             for place in np.ndindex(*gradient.shape):
-                rows.append((f"gradient {i}, {list(place)}", f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
-        title = "E[cost] and its gradient"
-        return Table(title, ("", "estimate", "standard error"), rows, f"Variance of one term: {self.variance:.4g}")
+                name = f"gradients[{i}]" + "".join(f"[{n}]" for n in place)
+                rows.append((name, f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
+        head, below = ("", "estimate", "standard error"), f"Variance of one term: {self.variance:.4g}"
+        return Table("E[cost] and its gradient", head, rows, below)
 
 
 class ScoreFunctionEstimator:

@@ -31,9 +31,13 @@ def test_links_within_the_project_lead_somewhere(page):
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-@pytest.mark.parametrize("name", ["score_function.md", "sequences.md"])
-def test_code_runs(name):
+RUN = ["score_function.md", "sequences.md", "first_agent.md", "first_baseline.md", "first_loss.md"]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_code_runs(name, tmp_path, monkeypatch):
     """All Python blocks of a page, one after the other, but for those that a comment before them takes out."""
+    monkeypatch.chdir(tmp_path)
     text = (CHECKOUT / "docs" / name).read_text()
     blocks = re.findall(r"(<!-- not run by the tests: .*-->\n)?```python\n(.*?)```", text, re.S)
     torch.manual_seed(0)

@@ -82,10 +82,10 @@ def test_of_an_estimate():
     )  # fmt: skip
     assert cells(found._repr_html_())[1:] == [
         ["E[cost]", "2", "0.12"],
-        ["gradient 0, []", "0.25", "0.5"],
-        ["norm of gradient 1, [3, 3]", "3", "6"],
-        ["gradient 2, [0]", "1", "0.1"],
-        ["gradient 2, [1]", "2", "0.2"],
+        ["gradients[0]", "0.25", "0.5"],
+        ["norm of gradients[1]", "3", "6"],
+        ["gradients[2][0]", "1", "0.1"],
+        ["gradients[2][1]", "2", "0.2"],
     ]
     assert str(found).splitlines()[-1] == "Variance of one term: 7"
 

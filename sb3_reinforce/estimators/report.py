@@ -120,8 +120,8 @@ def advice_of(rows: list[EstimatorVariance], n_evaluations: int) -> str:
     by_seconds = min(sampled, key=lambda row: row.relative_seconds)
     first = (
         f"Advice: {by_evaluations.name} has the least variance at equal evaluations, "
-        f"{100 * by_evaluations.relative_evaluations:.2g} % of {rows[0].name}"
+        f"{100 * by_evaluations.relative_evaluations:.3g} % of {rows[0].name}"
     )
     if by_seconds is by_evaluations:
-        return f"{first}, and at equal seconds, {100 * by_seconds.relative_seconds:.2g} %."
-    return f"{first}; at equal seconds, with a cost this cheap, {by_seconds.name}, {100 * by_seconds.relative_seconds:.2g} %."
+        return f"{first}, and at equal seconds, {100 * by_seconds.relative_seconds:.3g} %."
+    return f"{first}; at equal seconds, with a cost this cheap, {by_seconds.name}, {100 * by_seconds.relative_seconds:.3g} %."
