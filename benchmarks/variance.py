@@ -147,7 +147,8 @@ def draw_comparison(axes: Any, env_id: str, rows: list[dict[str, str]], names: l
     axes.set_title(env_id)
 
 
-def draw() -> None:
+def draw() -> Path:
+    """:return: the picture: a panel per environment"""
     rows = read_rows(RESULTS)
     env_ids = [env_id for env_id in RUNS if any(row["env"] == env_id for row in rows)]
     names = list(dict.fromkeys(row["baseline"] for row in rows))[1:]
@@ -158,7 +159,7 @@ def draw() -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, [f"{label} of training" for label in labels], loc="outside upper center", ncols=3)
     figure.supxlabel("variance of the gradient, relative to no baseline (95 % interval)", fontsize="medium")
-    style.save(figure, PICTURE)
+    return style.save(figure, PICTURE)
 
 
 def main() -> None:
@@ -175,8 +176,7 @@ def main() -> None:
     print(table())
     if others:
         print(f"Measured with other settings than those of now: {', '.join(others)}")
-    draw()
-    print(f"Picture: {Path(PICTURE).relative_to(ROOT)}")
+    print(f"Picture: {draw().relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
