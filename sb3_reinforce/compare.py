@@ -27,6 +27,7 @@ from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.running.env_queries import env_name
 from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
+from sb3_reinforce.tables import ShownAsTable, Table
 from sb3_reinforce.update.chunk_size import chunk_size_of
 from sb3_reinforce.update.likelihood import predict_values, value_only_parameters, values_of
 from sb3_reinforce.update.steps import Steps, join_steps, sequences_of, steps_of
@@ -57,9 +58,9 @@ class BaselineVariance:
 
 
 @dataclass(frozen=True)
-class BaselineComparison:
+class BaselineComparison(ShownAsTable):
     """
-    What :func:`compare_baselines` has measured. ``print`` shows the table and the advice.
+    What :func:`compare_baselines` has measured. ``print`` shows table and advice, a notebook the same as HTML.
 
     :param rows: one per baseline, ``none`` first
     :param advice: one sentence
@@ -70,13 +71,9 @@ class BaselineComparison:
     advice: str
     title: str
 
-    def __str__(self) -> str:
-        head = f"{'baseline':<16} {'variance':>12}   relative to none (95 % interval)"
-        lines = [
-            f"{row.name:<16} {row.variance:>12.4g}   {row.relative:>8.3f} ({row.low:.3f} - {row.high:.3f})"
-            for row in self.rows
-        ]
-        return "\n".join([self.title, head, *lines, self.advice])
+    def _table(self) -> Table:
+        rows = [(row.name, f"{row.variance:.4g}", f"{row.relative:.3f} ({row.low:.3f} - {row.high:.3f})") for row in self.rows]
+        return Table(self.title, ("baseline", "variance", "relative to none (95 % interval)"), rows, self.advice)
 
     def plot(self, path: str | Path) -> None:
         """
