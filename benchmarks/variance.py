@@ -22,6 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_reinforce import REINFORCE, compare_baselines
+from sb3_reinforce.compare import ROUNDING
 
 RESULTS = ROOT / "benchmarks" / "results" / "variance.csv"
 PICTURE = ROOT / "docs" / "variance.png"
@@ -29,8 +30,7 @@ PICTURE = ROOT / "docs" / "variance.png"
 RUNS = {"CartPole-v1": (100_000, 96), "HalfCheetah-v5": (300_000, 24), "LunarLander-v3": (200_000, 32)}
 STAGES = ("start", "middle", "end")
 MARKS = {"start": (style.SKY, "o"), "middle": (style.ORANGE, "s"), "end": (style.BLUE, "D")}
-ROUNDING = 1e-9  # what is below is 0, drawn at ZERO, left of the lowest number on the axis
-ZERO, LOWEST = 2e-4, 6e-4
+ZERO, LOWEST = 2e-4, 6e-4  # where 0 is drawn, left of the lowest number on the axis
 
 
 class Snapshots(BaseCallback):
