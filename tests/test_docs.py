@@ -31,7 +31,7 @@ def test_links_within_the_project_lead_somewhere(page):
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-RUN = ["score_function.md", "sequences.md", "first_agent.md", "first_baseline.md", "first_loss.md"]
+RUN = ["score_function.md", "sequences.md", "first_agent.md", "first_baseline.md", "first_loss.md", "export.md"]
 
 
 @pytest.mark.parametrize("name", RUN)
