@@ -9,6 +9,7 @@ from sb3_reinforce.episodic import EpisodicAlgorithm
 from sb3_reinforce.estimators.comparison import compare_estimators
 from sb3_reinforce.parallel import ParallelCost
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.rollout.graphs import use_cuda_graph
 from sb3_reinforce.running.checkpoint import TrainingCheckpoint
 from sb3_reinforce.score_function import GradientEstimate, ScoreFunctionEstimator, score_function_loss
 from sb3_reinforce.vec_env import VectorEnvAdapter
@@ -30,4 +31,5 @@ __all__ = [
     "compare_baselines",
     "compare_estimators",
     "score_function_loss",
+    "use_cuda_graph",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch as th
 from torch.distributions import Distribution
 
@@ -18,6 +19,7 @@ from sb3_reinforce import score_checks, sequences
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
 from sb3_reinforce.estimators import Method, Problem, make_method, points
 from sb3_reinforce.estimators.checks import check_cost_in_x, check_distribution, check_options
+from sb3_reinforce.tables import ShownAsTable, Table
 
 Node = Distribution | Callable[..., Distribution]
 
@@ -156,7 +158,7 @@ def _baseline_values(baseline: Any, cost: th.Tensor, log_prob: th.Tensor) -> th.
 
 
 @dataclass(frozen=True)
-class GradientEstimate:
+class GradientEstimate(ShownAsTable):
     """
     The result of :meth:`ScoreFunctionEstimator.estimate`, of K terms: with ``method="score"``, one for each sample.
 
@@ -175,6 +177,18 @@ class GradientEstimate:
     gradients: list[th.Tensor]
     standard_errors: list[th.Tensor]
     variance: float
+
+    def _table(self) -> Table:
+        rows = [("E[cost]", f"{self.value:.4g}", f"{self.value_standard_error:.2g}")]
+        for i, (gradient, errors) in enumerate(zip(self.gradients, self.standard_errors, strict=True)):
+            if gradient.numel() > 8:
+                rows.append((f"norm of gradients[{i}]", f"{gradient.norm():.4g}", f"{errors.norm():.2g}"))
+                continue
+            for place in np.ndindex(*gradient.shape):
+                name = f"gradients[{i}]" + "".join(f"[{n}]" for n in place)
+                rows.append((name, f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
+        head, below = ("", "estimate", "standard error"), f"Variance of one term: {self.variance:.4g}"
+        return Table("E[cost] and its gradient", head, rows, below)
 
 
 class ScoreFunctionEstimator:
