@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from sb3_reinforce.tracking.settings import masked_text
-from sb3_reinforce.zoo.patches import replaced
-
+# What needs torch is imported late: `sb3-reinforce --help` must not wait for it
 USAGE_ERROR = 2
 # Taken before anything replaces it: a command may run a second one inside, which must not meet the first one's options.
 _PARSE_ARGS = argparse.ArgumentParser.parse_args
@@ -29,6 +27,8 @@ def refuse(message: object, verb: str = "") -> int:
     :param verb: the command that refuses
     :return: the exit code
     """
+    from sb3_reinforce.tracking.settings import masked_text
+
     print(f"sb3-reinforce{verb and f' {verb}'}: error: {masked_text(' '.join(str(message).split()))}", file=sys.stderr)
     return USAGE_ERROR
 
@@ -37,12 +37,16 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the list of all options before it."""
 
     def error(self, message: str) -> NoReturn:
+        from sb3_reinforce.tracking.settings import masked_text
+
         self.exit(USAGE_ERROR, masked_text(f"{self.prog}: error: {message}\n"))
 
 
 @contextmanager
 def errors_in_one_line(verb: str) -> Iterator[None]:
-    """Inside, every parser refuses in one line that names the nearest option of the verb."""
+    """Inside, every parser refuses in one line that names the nearest option of the verb, and knows ``-v``."""
+    from sb3_reinforce.zoo.patches import replaced
+    from sb3_reinforce.zoo.quiet import add_verbose
 
     def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")] if message.startswith("unrecognized") else []
@@ -53,6 +57,7 @@ def errors_in_one_line(verb: str) -> Iterator[None]:
 
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
         parser.allow_abbrev = False  # our own look at the zoo's options finds whole names only
+        add_verbose(parser)
         return _PARSE_ARGS(parser, *args, **kwargs)
 
     with replaced(argparse.ArgumentParser, "error", error), replaced(argparse.ArgumentParser, "parse_args", parse_args):
