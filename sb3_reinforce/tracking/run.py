@@ -107,7 +107,9 @@ def start_run(
                 console=os.environ.get("WANDB_CONSOLE", "off"),  # type: ignore[arg-type]
                 disable_git=True,
                 save_code=False,
-                silent=verbose < 2,
+                silent=verbose < 1,
+                quiet=verbose < 2,
+                show_info=verbose >= 2,  # warnings and errors are shown
             )
             flush_every(settings, seconds=2.0)
             sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts

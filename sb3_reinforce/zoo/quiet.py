@@ -8,6 +8,7 @@ and words, loggers and progress bars by their names. All else, errors and unknow
 import argparse
 import builtins
 import logging
+import os
 import re
 import sys
 import warnings
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 from gymnasium.envs import registration
 
@@ -31,6 +33,7 @@ LINES = re.compile(
     | Sampling\ actions\ with\ \w+ | (eval_)?env_kwargs=.* | Loading\ pretrained\ agent
     | Loading\ running\ average | with\ params:\ .* | Loading\ latest\ experiment,\ id=.* | Optimizing\ hyperparameters
     | Doing\ \d+\ intermediate\ evaluations\ .* | Sampler:\ .* | Loading\ from\ Optuna\ study\.\.\. | Eval\ not\ found\ for\ .*
+    | Eval\ num_timesteps=.* | Episode\ length:\ .* | New\ best\ mean\ reward! | Saving\ to\ (?!.*\.pkl).*
     | keys:\ .* | No\ normalization\ file | [^\w]*[\dm;]*\W*This\ function\ will\ save,\ evaluate(?s:.*)
     """,
     re.X,
@@ -82,7 +85,8 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
+        # W&B shows a spinner for each video otherwise
+        with mock.patch.dict(os.environ, WANDB_QUIET="true"), without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
             for words, category in WARNINGS:
                 warnings.filterwarnings("ignore", words, category)
             yield

@@ -61,6 +61,10 @@ class Search(Experiment):
         return search_space(self.n_envs, self.normalization, self._memory)
 
     def hyperparameters_optimization(self) -> None:
+        with self._shown_as_a_bar():
+            self._search()
+
+    def _search(self) -> None:
         if self.algo not in HYPERPARAMS_SAMPLER:
             raise UsageError(f"RL Zoo has no search space for {self.algo}; it has for {', '.join(HYPERPARAMS_SAMPLER)}")
         self._plain_entry = plain_entry(self.entry)
@@ -72,7 +76,7 @@ class Search(Experiment):
         self._failures: list[Exception] = []  # Optuna does not raise all those of threads
         try:
             # private: the zoo pickles the study with its storage
-            with private_files(self.storage), no_room_in_one_line(), self._shown_as_a_bar():
+            with private_files(self.storage), no_room_in_one_line():
                 super().hyperparameters_optimization()
         except ValueError:
             if Results(self.study, Path()).n_finished:

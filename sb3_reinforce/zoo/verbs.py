@@ -43,7 +43,7 @@ _PNG = (
     {
         "metavar": "FOLDER",
         "type": Path,
-        "help": "write the figures as PNG into this folder, no windows (default without a display: logs/plots, or plots in -f)",
+        "help": "write figures as PNG into this folder, no windows (default without a display: logs/plots, or plots in -f)",
     },
 )
 _TRUST: tuple[str, dict[str, Any]] = (
