@@ -15,7 +15,7 @@ SCRIPT = """\
 # Completion of sb3-reinforce, made by `sb3-reinforce completion`: make it anew after an update.
 [ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 _sb3_reinforce() {
-  local words=""
+  local words="" environments="ENVIRONMENTS"
   case "${COMP_WORDS[1]} ${COMP_WORDS[COMP_CWORD-1]}" in
 CHOICES
     *) case "${COMP_WORDS[1]}" in
@@ -43,7 +43,8 @@ def completion(arguments: Sequence[str]) -> int:
         options.append(f'      {verb}) words="{" ".join(names)}" ;;')
         choices += [f'    "{verb} {name}") words="{" ".join(words)}" ;;' for name, words in values.items()]
     parts = {"CHOICES": "\n".join(choices), "OPTIONS": "\n".join(options), "VERBS": " ".join(cli.VERBS)}
-    print(re.sub("CHOICES|OPTIONS|VERBS", lambda place: parts[place[0]], SCRIPT))
+    parts["ENVIRONMENTS"] = " ".join(sorted(gym.registry))  # those that RL Zoo registers, too
+    print(re.sub("ENVIRONMENTS|CHOICES|OPTIONS|VERBS", lambda place: parts[place[0]], SCRIPT))
     return 0
 
 
@@ -71,5 +72,5 @@ def words_of(text: str) -> tuple[list[str], dict[str, list[str]]]:
             if choices is not None:
                 values[name] = choices[1].split(",")
             elif "--env" in found:
-                values[name] = sorted(gym.registry)
+                values[name] = ["$environments"]
     return names, values
