@@ -112,7 +112,8 @@ def test_only_known_lines_are_left_out(capsys: pytest.CaptureFixture[str]):
 def test_known_lines_are_neither_ours_nor_errors():
     """Lines that a user needs: those at the end of a run, what is missing, and what has failed."""
     kept = ("Score:          500.0", "Log path: logs", "Mean reward: 3", "No display: playing without",
-            "Not enough timesteps", "Error during evaluation, skipping...", "Skipping mujoco env: X", "Saving to results.pkl", "Trial 3 failed")  # fmt: skip
+            "Not enough timesteps", "Error during evaluation, skipping...", "Skipping mujoco env: X", "Saving to results.pkl",
+            "Trial 3 failed")  # fmt: skip
     patterns = [LINES, BEST_TRIAL, *(re.compile(verb.repeats) for verb in ZOO_VERBS.values())]
     assert not [text for text in kept for pattern in patterns if pattern.fullmatch(text)]
 
