@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sb3_reinforce.estimators.comparison import compare_estimators
     from sb3_reinforce.parallel import ParallelCost
     from sb3_reinforce.reinforce import REINFORCE
+    from sb3_reinforce.rollout.graphs import use_cuda_graph
     from sb3_reinforce.running.checkpoint import TrainingCheckpoint
     from sb3_reinforce.score_function import GradientEstimate, ScoreFunctionEstimator, score_function_loss
     from sb3_reinforce.vec_env import VectorEnvAdapter
@@ -34,6 +35,7 @@ else:
         "compare_estimators": "estimators.comparison",
         "ParallelCost": "parallel",
         "REINFORCE": "reinforce",
+        "use_cuda_graph": "rollout.graphs",
         "TrainingCheckpoint": "running.checkpoint",
         "GradientEstimate": "score_function",
         "ScoreFunctionEstimator": "score_function",
@@ -68,4 +70,5 @@ __all__ = [
     "compare_baselines",
     "compare_estimators",
     "score_function_loss",
+    "use_cuda_graph",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch as th
 
 from sb3_reinforce.baselines import Baseline, Episodes, at_same_step, checked_prediction, make_baseline
 from sb3_reinforce.returns import RETURNS, steps_in_episode
+from sb3_reinforce.tables import ShownAsTable, Table
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ VALUES = th.tensor([2.5, 1.0, 4.0], dtype=th.float64)  # a V(s), for baselines t
 
 
 @dataclass(frozen=True)
-class BiasReport:
+class BiasReport(ShownAsTable):
     """
-    The result of :func:`check_unbiased`, per component of the gradient: shape [states, actions].
+    The result of :func:`check_unbiased`, per component of the gradient: [states, actions]. ``print`` and notebooks show it.
 
     :param gradient: the exact gradient
     :param bias: mean of the estimates minus the exact gradient
@@ -125,13 +126,19 @@ class BiasReport:
         """abs(bias) / abs(gradient). Without bias it tends to 0 as the number of batches grows."""
         return float(self.bias.norm() / self.gradient.norm())
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
+        numbers = th.stack([self.gradient, self.bias, self.standard_error, self.in_standard_errors])
+        rows = [
+            (f"state {s}, action {a}", f"{g:.4f}", f"{b:.4f}", f"{error:.4f}", f"{z:.1f}")
+            for s, state in enumerate(numbers.permute(1, 2, 0).tolist())
+            for a, (g, b, error, z) in enumerate(state)
+        ]
         verdict = "no bias is seen" if self.largest < 4.0 else "BIASED"
-        components = [[round(x, 1) for x in row] for row in self.in_standard_errors.tolist()]
-        return (
+        title = (
             f"{verdict}: at most {self.largest:.1f} standard errors, {100 * self.relative:.1f} % of the gradient "
-            f"({self.n_batches:,} batches; by state and action: {components})"
+            f"({self.n_batches:,} batches)"
         )
+        return Table(title, ("component", "gradient", "bias", "standard error", "bias in standard errors"), rows)
 
 
 def check_unbiased(

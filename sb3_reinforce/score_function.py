@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch as th
 from torch.distributions import Distribution
 
@@ -18,6 +19,7 @@ from sb3_reinforce import score_checks, sequences
 from sb3_reinforce.baselines import Baseline, Episodes, MovingAverageBaseline
 from sb3_reinforce.estimators import Method, Problem, make_method, points
 from sb3_reinforce.estimators.checks import check_cost_in_x, check_distribution, check_options
+from sb3_reinforce.tables import ShownAsTable, Table
 
 Node = Distribution | Callable[..., Distribution]
 
@@ -81,10 +83,10 @@ def leave_one_out(cost: th.Tensor) -> th.Tensor:
 
 def optimal(cost: th.Tensor, squared_scores: th.Tensor) -> th.Tensor:
     """
-    The constant of least variance, E[|s|^2 f] / E[|s|^2], from the other samples. All shapes are [K, ...].
+    The constant of least variance, ``E[|s|^2 f] / E[|s|^2]``, from the other samples. All shapes are [K, ...].
 
-    b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2; where these scores are all zero, the mean of the other costs. Adds no
-    bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
+    ``b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2``; where these scores are all zero, the mean of the other costs. Adds
+    no bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
     """
     norms, products = _sum_of_others(squared_scores), _sum_of_others(squared_scores * cost)
     return th.where(norms > 0, products / norms.where(norms > 0, 1.0), leave_one_out(cost))
@@ -100,7 +102,7 @@ def _sum_of_others(values: th.Tensor) -> th.Tensor:
 
 def squared_score_norms(log_prob: th.Tensor) -> th.Tensor:
     """
-    |s|^2 of each element's score s = grad log p(x; theta), over all parameters that autograd reaches from ``log_prob``.
+    ``|s|^2`` of each element's score s = grad log p(x; theta), over all parameters that autograd reaches from ``log_prob``.
 
     One backward pass per element, and the memory of one gradient. The mean over samples estimates the trace of the Fisher
     information.
@@ -156,7 +158,7 @@ def _baseline_values(baseline: Any, cost: th.Tensor, log_prob: th.Tensor) -> th.
 
 
 @dataclass(frozen=True)
-class GradientEstimate:
+class GradientEstimate(ShownAsTable):
     """
     The result of :meth:`ScoreFunctionEstimator.estimate`, of K terms: with ``method="score"``, one for each sample.
 
@@ -165,7 +167,7 @@ class GradientEstimate:
     :param value_standard_error: its standard error, in units of cost
     :param gradients: the estimate of the gradient, one tensor per parameter
     :param standard_errors: of each of its components, one tensor per parameter
-    :param variance: of the gradient of a *single* term, summed over all components: sum_k |g_k - mean(g)|^2 / (K - 1).
+    :param variance: of the gradient of a *single* term, summed over all components: ``sum_k |g_k - mean(g)|^2 / (K - 1)``.
         The estimate itself has ``variance / K``
     """
 
@@ -175,6 +177,18 @@ class GradientEstimate:
     gradients: list[th.Tensor]
     standard_errors: list[th.Tensor]
     variance: float
+
+    def _table(self) -> Table:
+        rows = [("E[cost]", f"{self.value:.4g}", f"{self.value_standard_error:.2g}")]
+        for i, (gradient, errors) in enumerate(zip(self.gradients, self.standard_errors, strict=True)):
+            if gradient.numel() > 8:
+                rows.append((f"norm of gradients[{i}]", f"{gradient.norm():.4g}", f"{errors.norm():.2g}"))
+                continue
+            for place in np.ndindex(*gradient.shape):
+                name = f"gradients[{i}]" + "".join(f"[{n}]" for n in place)
+                rows.append((name, f"{gradient[place]:.4g}", f"{errors[place]:.2g}"))
+        head, below = ("", "estimate", "standard error"), f"Variance of one term: {self.variance:.4g}"
+        return Table("E[cost] and its gradient", head, rows, below)
 
 
 class ScoreFunctionEstimator:

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.running.callbacks import callbacks_by_name, callbacks_of_other_ranks
 from tests.envs import RewardListEnv
 from tests.runs import StopAt, make_env, stop
@@ -53,3 +54,16 @@ def test_wandb_is_for_rank_zero():
     from sb3_reinforce.tracking import WandbCallback
 
     assert callbacks_of_other_ranks(WandbCallback(mode="disabled")) is None
+
+
+@pytest.mark.parametrize("callback", [None, [Everywhere()], lambda locals_, globals_: True])
+def test_the_progress_bar_of_a_notebook_is_text(callback, monkeypatch, capsys):
+    """SB3's own, which is rich's, is a warning without a bar where ipywidgets are missing."""
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    model = REINFORCE("MlpPolicy", DummyVecEnv([lambda: RewardListEnv([1.0] * 3)]), n_steps=4, seed=0, device="cpu")
+    model.learn(8, callback, progress_bar=True)  # two rollouts of two episodes
+    out, err = capsys.readouterr()
+    assert "100%" in out.splitlines()[-1]
+    assert " 12/12 " in out.splitlines()[-1]
+    assert not err

@@ -13,7 +13,7 @@ MAX_LINES = 400
 LAYERS = {
     "mathematics": [
         "version", "schedules", "observations", "returns", "episodes", "baselines", "losses", "score_checks",
-        "sequences", "score_function", "estimators*",
+        "sequences", "score_function", "estimators*", "tables",
     ],
     "processes": [
         "action_masks", "maskable_recurrent", "parallel",

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common import utils
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.running.exchange import moments
 from sb3_reinforce.update.likelihood import value_only_parameters
+from sb3_reinforce.update.records import explained_variance
 from sb3_reinforce.update.value_fit import ValueFit
 from tests.envs import BatchNormDropout, RewardListEnv, collect
 
@@ -81,3 +84,26 @@ def test_value_fit_leaves_shared_batch_norm_alone():
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16, seed=0, policy_kwargs=kwargs, n_value_epochs=7)
     model.learn(1)
     assert model.policy.features_extractor.layers[0].num_batches_tracked == 1  # by the policy step
+
+
+@pytest.mark.parametrize(
+    "returns, values, expected",
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0),
+        ([1.0, 2.0, 3.0], [5.0, 5.0, 5.0], 0.0),  # a constant is not wrong, but explains nothing
+        ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], -3.0),  # R - V = -2, 0, 2: four times the returns' variance
+        ([100.0, 100.0, 100.0], [99.0, 100.0, 101.0], np.nan),
+    ],
+)
+def test_explained_variance_is_that_of_sb3(returns, values, expected):
+    returns, values = np.array(returns, np.float32), np.array(values, np.float32)
+    found = explained_variance(*moments(returns, returns - values))
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(utils.explained_variance(values, returns), expected)
+
+
+def test_rounding_is_no_variance():
+    """Of returns that are one step of float32 apart there is nothing to explain; a thousand steps are something."""
+    step, errors = np.spacing(np.float32(100)), np.float32([0.1, -0.1])
+    assert np.isnan(explained_variance(*moments(np.float32([100, 100 + step]), errors)))
+    assert explained_variance(*moments(np.float32([100, 100 + 1000 * step]), errors)) < -100

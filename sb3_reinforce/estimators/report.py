@@ -1,11 +1,11 @@
 """What compare_estimators has found, as a table, a picture, HTML and one line of advice."""
 
-import html
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch as th
+
+from sb3_reinforce.tables import ShownAsTable, Table
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ HEAD = ("estimator", "samples", "evaluations", "ms", "variance", "at equal evalu
 
 
 @dataclass(frozen=True)
-class EstimatorComparison:
+class EstimatorComparison(ShownAsTable):
     """
     What :func:`compare_estimators` has measured. ``print`` shows table and advice, a notebook the same as HTML.
 
@@ -63,8 +63,8 @@ class EstimatorComparison:
     advice: str
     title: str
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [
+    def _table(self) -> Table:
+        rows = [
             (
                 row.name,
                 "" if row.n_samples is None else str(row.n_samples),
@@ -77,26 +77,7 @@ class EstimatorComparison:
             )
             for row in self.rows
         ]
-
-    def __str__(self) -> str:
-        cells = [HEAD, *self._cells()]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
-        lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-                 for row in cells]  # fmt: skip
-        return "\n".join(
-            [self.title, *lines, *(f"not here: {name}: {why}" for name, why in self.refused.items()), self.advice]
-        )
-
-    def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        refused = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.refused.items())
-        table = row(HEAD, "th") + "".join(row(cells, "td") for cells in self._cells())
-        parts = [f"<p>{html.escape(self.title)}</p><table>{table}</table><p><b>{html.escape(self.advice)}</b></p>"]
-        if refused:
-            parts.append(f"<details><summary>not here</summary><ul>{refused}</ul></details>")
-        return "".join(parts)
+        return Table(self.title, HEAD, rows, self.advice, self.refused)
 
     def plot(self, path: str | Path) -> None:
         """
@@ -139,8 +120,8 @@ def advice_of(rows: list[EstimatorVariance], n_evaluations: int) -> str:
     by_seconds = min(sampled, key=lambda row: row.relative_seconds)
     first = (
         f"Advice: {by_evaluations.name} has the least variance at equal evaluations, "
-        f"{100 * by_evaluations.relative_evaluations:.2g} % of {rows[0].name}"
+        f"{100 * by_evaluations.relative_evaluations:.3g} % of {rows[0].name}"
     )
     if by_seconds is by_evaluations:
-        return f"{first}, and at equal seconds, {100 * by_seconds.relative_seconds:.2g} %."
-    return f"{first}; at equal seconds, with a cost this cheap, {by_seconds.name}, {100 * by_seconds.relative_seconds:.2g} %."
+        return f"{first}, and at equal seconds, {100 * by_seconds.relative_seconds:.3g} %."
+    return f"{first}; at equal seconds, with a cost this cheap, {by_seconds.name}, {100 * by_seconds.relative_seconds:.3g} %."

@@ -1,5 +1,6 @@
 """Callbacks: walks over them, and what each part of a run asks of them."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,6 +86,37 @@ def set_num_timesteps(callback: BaseCallback, num_timesteps: int) -> None:
     """Tell callbacks at the end of a rollout the number of steps, which each step would have told them."""
     for each in with_lists(callback):
         each.num_timesteps = num_timesteps
+
+
+class NotebookProgressBar(ProgressBarCallback):
+    """
+    The progress bar as one line of text on stdout.
+
+    For notebooks, where SB3's bar, which is rich's, needs ipywidgets: without them it shows a warning and no bar, with them a
+    bar that the saved notebook does not have.
+    """
+
+    def _on_training_start(self) -> None:
+        from tqdm import tqdm  # optional; the constructor asks for it
+
+        self.pbar = tqdm(total=self.locals["total_timesteps"] - self.model.num_timesteps, unit=" steps", file=sys.stdout)
+
+    def _on_training_end(self) -> None:
+        self.pbar.total = max(self.pbar.total, self.pbar.n)  # the last rollout goes on to the end of its episodes
+        super()._on_training_end()
+
+
+def with_notebook_bar(callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
+    """:return: the arguments of SB3's ``_init_callback``, in a notebook with our progress bar in place of SB3's"""
+    if not progress_bar:
+        return callback, False
+    bar = NotebookProgressBar()  # says what to install, if that is missing
+    from rich.console import Console
+
+    if not Console().is_jupyter:  # by this rich chooses its widgets
+        return callback, True
+    given = callback if isinstance(callback, list) else [callback]
+    return CallbackList([*(c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given), bar]), False
 
 
 def advance_progress_bars(callback: BaseCallback, n_steps: int) -> None:

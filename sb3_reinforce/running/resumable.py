@@ -234,7 +234,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if ranks.rank() > 0:
             callback, progress_bar = callbacks.callbacks_of_other_ranks(callback), False
-        return super()._init_callback(callback, progress_bar)
+        return super()._init_callback(*callbacks.with_notebook_bar(callback, progress_bar))
 
     def _meet(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
         """

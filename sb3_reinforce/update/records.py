@@ -33,8 +33,22 @@ def record_update(
     if "clip_fraction" in steps[0]:
         logger.record("train/clip_fraction", np.mean([step["clip_fraction"] for step in steps]))
     if value_loss is not None:
-        (*_, squares), (*_, unexplained) = of_returns, of_errors
         logger.record("train/value_loss", value_loss)
-        logger.record("train/explained_variance", 1 - unexplained / squares if squares > 0 else np.nan)
+        logger.record("train/explained_variance", explained_variance(of_returns, of_errors))
     if hasattr(policy, "log_std"):
         logger.record("train/std", th.exp(policy.log_std).mean().item())
+
+
+def explained_variance(of_returns: tuple[float, ...], of_errors: tuple[float, ...]) -> float:
+    """
+    1 - Var[R - V] / Var[R], as in SB3: 1 is a perfect V, 0 no better than a constant; the value loss tells how far V is off.
+
+    Where all returns are equal, but for the rounding of float32, it is NaN: there is nothing to explain. Where they hardly
+    vary, as once a task is solved, it may be far below 0 although V is off by less than a thousandth.
+
+    :param of_returns: number, mean and sum of squared deviations of R
+    :param of_errors: the same of R - V
+    """
+    n, mean, squares = of_returns
+    rounding = np.finfo(np.float32).eps * abs(mean)
+    return 1 - of_errors[2] / squares if squares > n * rounding**2 else np.nan
