@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -16,8 +17,9 @@ import sb3_reinforce
 pytest.importorskip("rl_zoo3")
 
 from sb3_reinforce.zoo import cli
-from sb3_reinforce.zoo.completion import completion, words_of
+from sb3_reinforce.zoo.completion import words_of
 from sb3_reinforce.zoo.quiet import BEST_TRIAL, LINES, add_verbose, asks_for_more, quiet, without_lines
+from sb3_reinforce.zoo.report import compare_command, shell_line
 from sb3_reinforce.zoo.verbs import ZOO_VERBS
 
 SHORT = ["train", "--env", "CartPole-v1", "-n", "300", "--seed", "0", "--eval-freq", "-1"]
@@ -93,6 +95,50 @@ def test_diagnostics_of_what_has_none(arguments: list[str], words: str, capsys: 
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train --env CartPole-v1 --eval-fianl 3", "unrecognized arguments: --eval-fianl 3, did you mean --eval-final?"),
+        ("train CartPole-v1", "unrecognized arguments: CartPole-v1, did you mean --env CartPole-v1?"),
+        ("enjoy CartPole-v1", "did you mean --env CartPole-v1?"),
+        ("compare-baselines --env CartPole-v1 --episode 5", "did you mean --episodes?"),
+        ("report --texst", "did you mean --text?"),
+        ("compare-baselines", "the following arguments are required: --env"),
+        ("-v train", "a command comes first, got '-v'"),
+        ("enjoy", "`sb3-reinforce train"),
+    ],
+)
+def test_a_mistake_gets_one_line(command: str, words: str, capsys: pytest.CaptureFixture[str]):
+    try:
+        code = cli.main(command.split())
+    except SystemExit as end:
+        code = end.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--env", "A-v1"], "without a baseline: --env A-v1 -params 'baseline:\"none\"'"),
+        (
+            ["-params", "gamma:0.9", "n_steps:8", "-P"],
+            "without a baseline: -params gamma:0.9 n_steps:8 'baseline:\"none\"' -P",
+        ),
+        (["--hyperparams", "baseline:'mean'"], "without a baseline: --hyperparams 'baseline:\"none\"'"),
+        (["-params", "baseline:'none'", "-P"], "with the default baseline: -P"),
+        # what resumes a run adds to the run's own: nothing stands twice
+        (["-n", "9", "--seed", "-1", "-P", "-n", "50"], "without a baseline: -n 50 --seed -1 -P -params 'baseline:\"none\"'"),
+        (["-f", "my logs"], "without a baseline: -f 'my logs' -params 'baseline:\"none\"'"),
+    ],
+)
+def test_a_run_to_compare_with(arguments: list[str], expected: str):
+    ((what, line),) = compare_command(SimpleNamespace(algo="reinforce"), arguments).items()
+    assert f"{what}: {line.removeprefix(shell_line(['train', '']).removesuffix(chr(39) * 2))}" == expected
+
+
 # --- what is left out, and what is not ---
 
 
@@ -138,8 +184,10 @@ def test_unknown_warnings_are_shown():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("-P", False), ("-v", True), ("--verbose", True), ("--verbose 1", True), ("--verbose=2 -P", True), ("-v -P", True),
-        ("--verbose 0", False), ("--verbose=0", False), ("-vec x", False),
+        ("", False), ("-P", False),
+        ("-v", True), ("--verbose", True), ("--verbose 1", True), ("--verbose=2 -P", True), ("-v -P", True),
+        ("--verbose 0", False),
+        ("--verbose=0", False), ("-vec x", False),
     ],
 )  # fmt: skip
 def test_who_asks_for_more(arguments: str, expected: bool):
@@ -179,7 +227,7 @@ def test_help_lists_each_option_once_and_the_first_ones_first(verb: str, capsys:
 
 
 def test_completion_in_bash(capsys: pytest.CaptureFixture[str]):
-    assert completion([]) == 0
+    assert cli.main(["completion"]) == 0
     script = capsys.readouterr().out
 
     def completed(*words: str) -> list[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,29 +73,6 @@ def test_the_main_job_needs_nothing_but_the_model():
 def test_config_file_that_is_not_there():
     with pytest.raises(FileNotFoundError, match=r"no nothing\.yml in .*zoo_configs"):
         config_file("nothing.yml")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--env", "A-v1"], "without a baseline: --env A-v1 -params 'baseline:\"none\"'"),
-        (
-            ["-params", "gamma:0.9", "n_steps:8", "-P"],
-            "without a baseline: -params gamma:0.9 n_steps:8 'baseline:\"none\"' -P",
-        ),
-        (["--hyperparams", "baseline:'mean'"], "without a baseline: --hyperparams 'baseline:\"none\"'"),
-        (["-params", "baseline:'none'", "-P"], "with the default baseline: -P"),
-        # what resumes a run adds to the run's own: nothing stands twice
-        (["-n", "9", "--seed", "-1", "-P", "-n", "50"], "without a baseline: -n 50 --seed -1 -P -params 'baseline:\"none\"'"),
-        (["-f", "my logs"], "without a baseline: -f 'my logs' -params 'baseline:\"none\"'"),
-    ],
-)
-def test_a_run_to_compare_with(arguments: list[str], expected: str):
-    pytest.importorskip("rl_zoo3")
-    from sb3_reinforce.zoo.report import compare_command, shell_line
-
-    ((what, line),) = compare_command(SimpleNamespace(algo="reinforce"), arguments).items()
-    assert f"{what}: {line.removeprefix(shell_line(['train', '']).removesuffix(chr(39) * 2))}" == expected
 
 
 # --- verbs ---

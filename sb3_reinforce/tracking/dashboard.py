@@ -29,7 +29,6 @@ def dashboard(arguments: Sequence[str]) -> int:
     parser.add_argument("--name", default=TITLE, help=f"title of both (default: {TITLE})")
     parser.add_argument("--out", type=Path, default=Path("logs/dashboard"), metavar="DIR", help="default: logs/dashboard")
     parser.add_argument("--push", action="store_true", help="save both to the project; needs an API key and the network")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what other packages print, too")
     options = parser.parse_args(arguments)
     try:
         import wandb_workspaces  # noqa: F401

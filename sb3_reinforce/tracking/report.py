@@ -47,7 +47,6 @@ def report(arguments: Sequence[str]) -> int:
     for form, shown in (("text", "state, config, summary and last values"), ("json", "the same as JSON, one run per line")):
         what = f"print {shown}, no page"
         parser.add_argument(f"--{form}", dest="form", action="store_const", const=form, default="page", help=what)
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what other packages print, too")
     options = parser.parse_args(arguments)
     try:
         folders = [Path("logs"), Path("wandb")]

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from sb3_reinforce.zoo.usage import USAGE_ERROR, refuse
+from sb3_reinforce.zoo.usage import USAGE_ERROR, errors_in_one_line, refuse
 
 
 class Verb(NamedTuple):
@@ -38,7 +38,7 @@ _train = partial(_call, "sb3_reinforce.zoo.train")
 _compare = partial(_call, "sb3_reinforce.zoo.compare")
 _dashboard = partial(_call, "sb3_reinforce.tracking.dashboard")
 _report = partial(_call, "sb3_reinforce.tracking.report")
-VERBS = {
+VERBS: dict[str, Verb] = {
     "train": Verb(partial(_train, "train"), "train an agent from the configs in zoo_configs/ (RL Zoo's train)"),
     "tune": Verb(partial(_train, "tune"), "search hyperparameters in a study that workers share, write the best as a config"),
     "enjoy": Verb(partial(_zoo, "enjoy"), "play a trained agent"),
@@ -59,7 +59,7 @@ VERBS = {
     "dashboard": Verb(_dashboard, "write, and with --push save, a W&B workspace and report", needs_zoo=False),
     "inspect-run": Verb(lambda rest: _report(["--text", *rest]), "the old name of `report --text`", needs_zoo=False),
     "completion": Verb(
-        partial(_call, "sb3_reinforce.zoo.completion"),
+        lambda rest: _call("sb3_reinforce.zoo.completion", main, VERBS, rest),
         "print a script that completes commands in bash and zsh",
         needs_zoo=False,
     ),
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{name} {number}" for name, number in versions().items()))
         return 0
     name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        return refuse(f"a command comes first, got {name!r}: `sb3-reinforce --help` lists them all")
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
         return refuse(f"unknown command {name!r}, did you mean {nearest!r}? `sb3-reinforce --help` lists them all")
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sb3_reinforce.zoo.quiet import asks_for_more, quiet
 
     try:
-        with nullcontext() if asks_for_more(rest) else quiet():
+        with nullcontext() if asks_for_more(rest) else quiet(), errors_in_one_line(name):
             code = VERBS[name].run(rest)
         sys.stdout.flush()
         return code

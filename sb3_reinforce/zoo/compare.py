@@ -12,7 +12,6 @@ from sb3_reinforce.compare import compare_baselines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.running.trust import load_statistics
 from sb3_reinforce.zoo.environments import find_environment
-from sb3_reinforce.zoo.quiet import add_verbose
 from sb3_reinforce.zoo.usage import refuse
 
 
@@ -38,7 +37,6 @@ def compare(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="store_true", help="run code that the files may hold: as you would run a program")
     parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: logs/baselines-ID.png)")
-    add_verbose(parser)
     options = parser.parse_args(arguments)
     try:
         if options.model is not None and not options.model.is_file():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sb3_reinforce.estimators import comparison
-from sb3_reinforce.zoo.quiet import add_verbose
 from sb3_reinforce.zoo.usage import refuse
 
 VERB = "compare-estimators"
@@ -27,7 +26,6 @@ def compare_estimators(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=300, metavar="N", help="gradients of each estimator (default: 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: none)")
-    add_verbose(parser)
     options = parser.parse_args(arguments)
     try:
         if not options.file.is_file():

@@ -3,13 +3,10 @@
 import argparse
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 
 import gymnasium as gym
-
-from sb3_reinforce.zoo import cli
-from sb3_reinforce.zoo.quiet import add_verbose
 
 SCRIPT = """\
 # Completion of sb3-reinforce, made by `sb3-reinforce completion`: make it anew after an update.
@@ -28,31 +25,35 @@ OPTIONS
 complete -o default -F _sb3_reinforce sb3-reinforce"""
 
 
-def completion(arguments: Sequence[str]) -> int:
-    """Print the script. Pressing Tab starts no Python: that would take seconds, which torch and RL Zoo need to start."""
+def completion(main: Callable[[Sequence[str]], int], verbs: Sequence[str], arguments: Sequence[str]) -> int:
+    """
+    Print the script. Pressing Tab starts no Python: that would take seconds, which torch and RL Zoo need to start.
+
+    :param main: runs a command line of ours
+    :param verbs: the names of all commands
+    """
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce completion",
         description=__doc__,
         epilog="example: sb3-reinforce completion > ~/.sb3-reinforce-completion; source ~/.sb3-reinforce-completion",
     )
-    add_verbose(parser)
     parser.parse_args(arguments)
     options, choices = [], []
-    for verb in cli.VERBS:
-        names, values = words_of(help_of(verb)) if verb != "completion" else ([], {})
+    for verb in verbs:
+        names, values = words_of(help_of(main, verb)) if verb != "completion" else ([], {})
         options.append(f'      {verb}) words="{" ".join(names)}" ;;')
         choices += [f'    "{verb} {name}") words="{" ".join(words)}" ;;' for name, words in values.items()]
-    parts = {"CHOICES": "\n".join(choices), "OPTIONS": "\n".join(options), "VERBS": " ".join(cli.VERBS)}
+    parts = {"CHOICES": "\n".join(choices), "OPTIONS": "\n".join(options), "VERBS": " ".join(verbs)}
     parts["ENVIRONMENTS"] = " ".join(sorted(gym.registry))  # those that RL Zoo registers, too
     print(re.sub("ENVIRONMENTS|CHOICES|OPTIONS|VERBS", lambda place: parts[place[0]], SCRIPT))
     return 0
 
 
-def help_of(verb: str) -> str:
+def help_of(main: Callable[[Sequence[str]], int], verb: str) -> str:
     """:return: what ``sb3-reinforce VERB --help`` prints; empty if its extra is not installed"""
     shown = io.StringIO()
     with suppress(SystemExit), redirect_stdout(shown):
-        cli.main([verb, "--help"])
+        main([verb, "--help"])
     return shown.getvalue()
 
 

@@ -70,7 +70,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 def asks_for_more(arguments: Sequence[str]) -> bool:
     """:return: whether a command line has ``-v`` or ``--verbose``, with another number than 0"""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         option, _, value = word.partition("=")
         if option in ("-v", "--verbose") and (value or following) != "0":
             return True

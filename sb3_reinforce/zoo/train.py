@@ -158,6 +158,6 @@ def _run_zoo(verb: Literal["train", "tune"], zoo_arguments: list[str], kind: typ
             replaced(sys, "orig_argv", masked_command(sys.orig_argv)),
             replaced(exp_manager, "print", print_masked),
             replaced(argparse.ArgumentParser, "print_help", print_help),
-            errors_in_one_line(verb),
+            errors_in_one_line(verb, [option for action in make_parser(verb)._actions for option in action.option_strings]),
         ):
             runpy.run_module("rl_zoo3.train", run_name="__main__")

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -43,16 +43,23 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def errors_in_one_line(verb: str) -> Iterator[None]:
-    """Inside, every parser refuses in one line that names the nearest option of the verb, and knows ``-v``."""
+def errors_in_one_line(verb: str, ours: Sequence[str] = ()) -> Iterator[None]:
+    """
+    Inside, every parser refuses in one line that names the nearest option of the verb, and knows ``-v``.
+
+    :param ours: options that the parser does not know
+    """
     from sb3_reinforce.zoo.patches import replaced
     from sb3_reinforce.zoo.quiet import add_verbose
 
     def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")] if message.startswith("unrecognized") else []
-        options = [option for option in parser._option_string_actions if option.startswith("--")]
+        options = [option for option in (*ours, *parser._option_string_actions) if option.startswith("--")]
         nearest = [[o for o in options if o.startswith(w)] or difflib.get_close_matches(w, options, n=1) for w in unknown]
         meant = "".join(f", did you mean {matches[0]}?" for matches in nearest if matches)
+        extra = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if extra != message.split(" ")[0] and not extra.startswith("-") and "--env" in options:
+            meant = f", did you mean --env {extra}?"
         sys.exit(refuse(f"{message}{meant or ';'} `sb3-reinforce {verb} --help` lists the options", verb))
 
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:

@@ -181,9 +181,11 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
         argv = [f"sb3-reinforce {name}", *verb.defaults, *arguments]
         # the commands that it starts read the same files
         children = registered_children(child)
-        patches = (children, patched(verb.module), files_read(trust), figures, errors_in_one_line(name), quiet_moviepy())
+        patches = (children, patched(verb.module), files_read(trust), figures, errors_in_one_line(name))
+        films = verb.module in ("record_video", "push_to_hub")
+        silence = () if more else (without_lines(re.compile(verb.repeats)), quiet_moviepy() if films else nullcontext())
         with ExitStack() as stack, warnings.catch_warnings():
-            for patch in patches if more else (*patches, without_lines(re.compile(verb.repeats))):
+            for patch in (*patches, *silence):
                 stack.enter_context(patch)
             # the zoo's package imports its plots
             warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
