@@ -19,7 +19,8 @@ pytest.importorskip("rl_zoo3")
 from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.completion import words_of
 from sb3_reinforce.zoo.quiet import BEST_TRIAL, LINES, add_verbose, asks_for_more, quiet, without_lines
-from sb3_reinforce.zoo.report import compare_command, shell_line
+from sb3_reinforce.zoo.report import compare_command
+from sb3_reinforce.zoo.usage import shell_line
 from sb3_reinforce.zoo.verbs import ZOO_VERBS
 
 SHORT = ["train", "--env", "CartPole-v1", "-n", "300", "--seed", "0", "--eval-freq", "-1"]

@@ -1,10 +1,7 @@
 """The results of a training run: the saved model's score, the learning curve, and the lines about them."""
 
-import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +15,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_reinforce.tracking import WandbCallback
 from sb3_reinforce.tracking.runs import evaluations_of
 from sb3_reinforce.tracking.settings import masked_command
+from sb3_reinforce.zoo.usage import command, relative, shell_line
 from sb3_reinforce.zoo.verb_checks import has_display
 
 if TYPE_CHECKING:
@@ -125,18 +124,9 @@ def report_lines(experiment: "Experiment", plan: "Plan", score: Score | None, cu
     :param trust: whether commands that play the agent need ``--trust``
     :return: score, learning curve, where model and W&B run are, and three next commands
     """
-    tracker = plan.tracker
     logs = [str(experiment.log_folder)]
-    if tracker is None:
-        run = "not tracked, add --track"
-    elif tracker.run_url is not None:
-        run = tracker.run_url
-    elif tracker.run_dir is None or not tracker.run_dir.is_dir():
-        run = "none was kept"
-    else:
-        folder = relative(tracker.run_dir)
-        run = f"{folder} (shown by: {shlex.quote(command('wandb'))} leet {shlex.quote(folder)})"
-        logs.append(relative(tracker.run_dir.parent))
+    if plan.tracker is not None and plan.tracker.run_dir is not None and plan.tracker.run_dir.is_dir():
+        logs.append(relative(plan.tracker.run_dir.parent))
     watch, what = watch_command(experiment, plan, trust)
     following = {
         what: shell_line(watch),
@@ -148,10 +138,22 @@ def report_lines(experiment: "Experiment", plan: "Plan", score: Score | None, cu
         f"Score:          {score or 'not evaluated, add --eval-final 100'}",
         f"Learning curve: {curve}",
         f"Model:          {relative(model_file(experiment))}",
-        f"W&B run:        {run}",
+        f"W&B run:        {tracked_run(plan.tracker)}",
         "Next:",
         *(f"  {words:<{width}}  {line}" for words, line in following.items()),
     ]
+
+
+def tracked_run(tracker: WandbCallback | None) -> str:
+    """:return: the address of a W&B run, or where it is and what shows it"""
+    if tracker is None:
+        return "not tracked, add --track"
+    if tracker.run_url is not None:
+        return tracker.run_url
+    if tracker.run_dir is None or not tracker.run_dir.is_dir():
+        return "none was kept"
+    folder = relative(tracker.run_dir)
+    return f"{folder} (shown by: {shlex.join([command('wandb'), 'leet', folder])})"
 
 
 def watch_command(experiment: "Experiment", plan: "Plan", trust: bool) -> tuple[list[str], str]:
@@ -209,23 +211,3 @@ def last_of_each(arguments: Sequence[str]) -> dict[str, list[str]]:
         else:
             options.setdefault(name, []).append(word)
     return options
-
-
-def shell_line(words: Sequence[str]) -> str:
-    """:return: a command of ours as it can be pasted into a shell"""
-    return shlex.join([command("sb3-reinforce"), *words])
-
-
-def relative(path: Path) -> str:
-    """:return: the path relative to the working directory, if it is below that"""
-    path = path.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def command(name: str) -> str:
-    """:return: the name of one of our commands if the shell finds it, else its path: its environment may not be activated"""
-    here = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if not here.is_file() or (found is not None and Path(found).samefile(here)):
-        return name
-    return relative(here)

@@ -19,9 +19,8 @@ from torch import nn
 
 from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.tracking.settings import holds_secret
-from sb3_reinforce.zoo.report import relative, shell_line
 from sb3_reinforce.zoo.search_space import Range
-from sb3_reinforce.zoo.usage import UsageError
+from sb3_reinforce.zoo.usage import UsageError, relative, shell_line
 
 # the zoo takes a storage with this ending as a journal, any other as a database's address
 JOURNAL = ".log"

@@ -24,9 +24,9 @@ from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.disk import DiskError, with_forgiving_monitor, written_by
 from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
-from sb3_reinforce.zoo.report import evaluate_saved, learning_curve, relative, report_lines, shell_line
+from sb3_reinforce.zoo.report import evaluate_saved, learning_curve, report_lines
 from sb3_reinforce.zoo.trust import needs_trust
-from sb3_reinforce.zoo.usage import UsageError
+from sb3_reinforce.zoo.usage import UsageError, relative, shell_line
 
 
 class Training(Experiment):

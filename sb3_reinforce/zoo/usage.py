@@ -1,10 +1,14 @@
-"""How the command line refuses what it cannot run: one line on standard error and exit code 2."""
+"""What the command line says: refusals in one line, with exit code 2; commands and paths as a shell takes them."""
 
 import argparse
 import difflib
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 # What needs torch is imported late: `sb3-reinforce --help` must not wait for it
@@ -69,3 +73,23 @@ def errors_in_one_line(verb: str, ours: Sequence[str] = ()) -> Iterator[None]:
 
     with replaced(argparse.ArgumentParser, "error", error), replaced(argparse.ArgumentParser, "parse_args", parse_args):
         yield
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """:return: a command of ours as it can be pasted into a shell"""
+    return shlex.join([command("sb3-reinforce"), *words])
+
+
+def relative(path: Path) -> str:
+    """:return: the path relative to the working directory, if it is below that"""
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def command(name: str) -> str:
+    """:return: the name of one of our commands if the shell finds it, else its path: its environment may not be activated"""
+    here = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not here.is_file() or (found is not None and Path(found).samefile(here)):
+        return name
+    return relative(here)
