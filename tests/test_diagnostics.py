@@ -398,6 +398,6 @@ def test_command(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "Observations and rewards as in CartPole-v1/vecnormalize.pkl" in out
     assert "8 episodes of the given REINFORCE" in out
-    assert (tmp_path / "baselines-CartPole-v1.png").stat().st_size > 5000
+    assert (tmp_path / "logs/baselines-CartPole-v1.png").stat().st_size > 5000
     assert main(["compare-baselines", "--env", "CartPole-v1", "--model", "no.zip"]) == 2
     assert "no.zip" in capsys.readouterr().err
