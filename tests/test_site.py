@@ -16,6 +16,9 @@ from sb3_reinforce.estimators import METHODS
 from tests.chromium import Browser
 from tests.test_docs import CHECKOUT
 
+# MyST on current Sphinx; nothing that this package could change
+pytestmark = pytest.mark.filterwarnings("ignore:.*MystReferenceResolver.app")
+
 # Packages whose __all__ is public, besides what README, docs and examples import
 PACKAGES = (
     "sb3_reinforce",
