@@ -18,12 +18,13 @@ JOBS ?= 2
 # small networks: a second thread only costs time
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install train test test-slow lint format type
+.PHONY: help install train test test-slow docs lint format type
 
 help:
 	@echo "make train      install into $(VENV), train $(ENV), evaluate it, draw its learning curve"
 	@echo "make test       install into $(VENV), then ruff, mypy and the tests"
 	@echo "make test-slow  the tests that take minutes each: learning runs, large samples, the report in Chromium (.ci/chromium)"
+	@echo "make docs       the documentation as a site: site/index.html"
 	@echo "make lint | format | type | install   one step of these alone"
 
 install: $(STAMP)
@@ -46,6 +47,11 @@ test: lint type
 # pytest ends with 5 where no test is marked slow
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+# -W: a warning, such as a link that leads nowhere, is an error. -E reads all pages anew: a docstring may have changed
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html -c docs . site
+	@echo "The site: site/index.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,6 +17,9 @@ PUBLISHED = {
     "RL Zoo A2C": (500, -83.4, -111.3, 91.2, -163.0, 155.8, 84.2, 299.8),
     "RL Zoo PPO": (500, -73.5, -110.4, 88.3, -172.2, 242.1, 270.9, 287.9),
 }
+BOUNDS: dict[str, tuple[float, float]] = {
+    "CartPole-v1": (0, 500), "Acrobot-v1": (-500, 0), "MountainCar-v0": (-200, 0), "MountainCarContinuous-v0": (-100, 100),
+}  # fmt: skip
 CLASSIC = suite.Suite(
     name="classic",
     steps=STEPS,
@@ -24,6 +27,7 @@ CLASSIC = suite.Suite(
     n_final_episodes=100,
     published={name: dict(zip(STEPS, scores, strict=True)) for name, scores in PUBLISHED.items()},
     compares="final",
+    bounds=BOUNDS,
 )
 
 if __name__ == "__main__":

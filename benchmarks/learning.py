@@ -68,22 +68,31 @@ def described(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def make_envs(env_id: str, n_envs: int, n_eval_envs: int, normalize: Any, gamma: float, seed: int) -> tuple[Any, Any]:
+def make_envs(
+    env_id: str,
+    n_envs: int,
+    n_eval_envs: int,
+    normalize: Any,
+    gamma: float,
+    seed: int,
+    env_kwargs: dict[str, Any] | None = None,
+) -> tuple[Any, Any]:
     """
     :param normalize: arguments of VecNormalize, True for none of them; None or False: no VecNormalize
     :param seed: of training; the environments of the evaluation have others than any in training or of another seed's
         evaluation: one draw of easy starts would otherwise lift all seeds at once, and the maximum over training with them
+    :param env_kwargs: of gymnasium.make
     :return: the environments of training and of evaluation
     """
-    env: Any = make_vec_env(env_id, n_envs)
+    env: Any = make_vec_env(env_id, n_envs, env_kwargs=env_kwargs)
     if normalize is not None and normalize is not False:
         env = VecNormalize(env, gamma=gamma, **(normalize if isinstance(normalize, dict) else {}))
-    return env, make_eval_env(env_id, n_eval_envs, normalize, seed=1_000_000 + n_eval_envs * seed)
+    return env, make_eval_env(env_id, n_eval_envs, normalize, 1_000_000 + n_eval_envs * seed, env_kwargs)
 
 
-def make_eval_env(env_id: str, n_envs: int, normalize: Any, seed: int) -> Any:
+def make_eval_env(env_id: str, n_envs: int, normalize: Any, seed: int, env_kwargs: dict[str, Any] | None = None) -> Any:
     """:return: environments of an evaluation; statistics and rewards stay as they are"""
-    env: Any = make_vec_env(env_id, n_envs, seed=seed)
+    env: Any = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
     if normalize is not None and normalize is not False:
         kwargs = normalize if isinstance(normalize, dict) else {}
         env = VecNormalize(env, training=False, **{**kwargs, "norm_reward": False})

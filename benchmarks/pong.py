@@ -8,9 +8,10 @@ Speed and memory of training on Pong from pixels, on ale-py's own vector environ
 
 Contestants take turns, round by round, each time as a process of its own that trains for some steps with ``CnnPolicy``: the
 time of the first update counts, that of imports and of making environment and network does not. "Alone" steps the environment
-with random actions. Printed are medians over the rounds with the lowest and the highest: steps per second of wall clock, the
-same per second of processor time, and what ``learn`` adds to the peak of the resident memory, per step that is kept for an
-update. PPO and A2C have RL Zoo's settings for Atari; REINFORCE plays whole games, at least 128 steps per environment.
+with random actions; "CUDA graph" is for a GPU (docs/gpu.md). Printed are medians over the rounds with the lowest and the
+highest: steps per second of wall clock, the same per second of processor time, and what ``learn`` adds to the peak of the
+resident memory, per step that is kept for an update. PPO and A2C have RL Zoo's settings for Atari; REINFORCE plays whole
+games, at least 128 steps per environment.
 """
 
 import argparse
@@ -37,7 +38,9 @@ GAME = "ALE/Pong-v5"
 CONTESTANTS = {
     "alone": dict(algorithm="alone"),
     'REINFORCE, baseline="none"': dict(algorithm="REINFORCE", n_steps=128, baseline="none"),
+    'REINFORCE, baseline="none", CUDA graph': dict(algorithm="REINFORCE", n_steps=128, baseline="none", graph=True),
     "REINFORCE": dict(algorithm="REINFORCE", n_steps=128),
+    "REINFORCE, CUDA graph": dict(algorithm="REINFORCE", n_steps=128, graph=True),
     "PPO, 1 epoch": dict(algorithm="PPO", n_steps=128, batch_size=256, n_epochs=1),
     "PPO, 4 epochs": dict(algorithm="PPO", n_steps=128, batch_size=256, n_epochs=4),
     "A2C": dict(algorithm="A2C", n_steps=5),
@@ -50,7 +53,9 @@ def make_env(n_envs: int) -> VectorEnvAdapter:
     return VectorEnvAdapter(gym.make_vec(GAME, num_envs=n_envs, **kind))
 
 
-def measure(algorithm: str, n_envs: int, n_steps_in_all: int, device: str, **arguments) -> dict[str, float]:
+def measure(
+    algorithm: str, n_envs: int, n_steps_in_all: int, device: str, graph: bool = False, **arguments
+) -> dict[str, float]:
     """:return: steps, seconds of wall clock and of the processor, and MiB that training adds to the peak"""
     env = make_env(n_envs)
     if algorithm == "alone":
@@ -61,6 +66,10 @@ def measure(algorithm: str, n_envs: int, n_steps_in_all: int, device: str, **arg
     else:
         kinds = {"REINFORCE": REINFORCE, "PPO": PPO, "A2C": A2C}
         model = kinds[algorithm]("CnnPolicy", env, seed=0, device=device, **arguments)
+        if graph:
+            from sb3_reinforce import use_cuda_graph  # which the package of --before may not have
+
+            use_cuda_graph(model)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu_start = time.perf_counter(), time.process_time()
     if algorithm == "alone":
@@ -94,9 +103,10 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(args.measure))))
         return
     here = str(Path(__file__).resolve().parents[1])
-    contestants = {name: (here, kind) for name, kind in CONTESTANTS.items()}
+    on_cpu = args.device == "cpu"
+    contestants = {name: (here, kind) for name, kind in CONTESTANTS.items() if not (on_cpu and "graph" in kind)}
     for name, kind in CONTESTANTS.items():
-        if args.before and kind["algorithm"] == "REINFORCE":
+        if args.before and kind["algorithm"] == "REINFORCE" and "graph" not in kind:
             contestants[f"{name}, before"] = (args.before, kind)
     if args.only:
         contestants = {name: kind for name, kind in contestants.items() if any(part in name for part in args.only)}

@@ -50,6 +50,7 @@ RECURRENT = suite.Suite(
     n_final_episodes=100,
     published={"RL Zoo RecurrentPPO": dict(zip(STEPS, (500, -217.9, 91.5), strict=True))},
     compares="final",
+    bounds={"CartPoleNoVel-v1": (0, 500)},
 )
 
 

@@ -3,15 +3,15 @@ What mujoco_tasks.py and classic.py share: train agents on tasks and seeds, keep
 
 An agent is an algorithm with a config file. A run's rows go to two CSV files as soon as the run is done, and are not run
 again: one row per run (``NAME_runs.csv``) and one per evaluation during training (``NAME_curves.csv``). Every table and
-picture is made of these files alone.
+picture is made of these files alone. Rows of settings that have changed since stay in them, but are in no table or picture.
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import rl_zoo3
+import style
 import torch as th
 from learning import (
     CONFIG,
@@ -33,6 +34,7 @@ from learning import (
     settings_of,
     versions,
 )
+from matplotlib.ticker import MaxNLocator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -43,6 +45,9 @@ from sb3_reinforce import REINFORCE
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEDULES = ("learning_rate", "clip_range")
+N_RESAMPLES = 2000
+FEW_SEEDS = 5  # fewer are drawn one by one
+NICE = [1, 2, 2.5, 5, 10]  # distances of ticks, times a power of ten
 WHOLE_EPISODES = 0.98  # of the steps at hand: the last rollout is played to the end of its episodes
 
 
@@ -53,9 +58,11 @@ class Agent:
     algorithm: Any
     config: Path
 
-    def settings(self, suite: "Suite", env_id: str) -> dict[str, Any]:
+    def settings(self, suite: "Suite", task: str) -> dict[str, Any]:
         """:return: the config's, but no more steps than the suite has; RL Zoo's algorithms get all of these"""
-        settings, steps = settings_of(env_id, self.config), suite.steps[env_id]
+        settings, steps = settings_of(env_id_of(task), self.config), suite.steps[task]
+        if task in suite.variants:
+            settings["env_kwargs"] = suite.variants[task]
         if self.algorithm is REINFORCE:
             if settings["n_timesteps"] > steps:
                 settings["n_timesteps"] = int(WHOLE_EPISODES * steps)
@@ -89,6 +96,11 @@ class Suite:
     :param n_final_episodes: episodes of the evaluation after it
     :param published: others' results, by name: a score by task
     :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
+    :param variants: of tasks named ``"ENV_ID (what differs)"``, the arguments of gymnasium.make. They have rows of their own
+        and are part of no comparison
+    :param first_seed: of REINFORCE in tables and pictures: lower ones were looked at while its settings were sought. A2C and
+        PPO have RL Zoo's settings, so all their seeds count
+    :param bounds: lowest and highest possible return by task, where the axis is to show both
     :param results: folder of the CSV files
     :param pictures: folder of the learning curves
     """
@@ -99,14 +111,24 @@ class Suite:
     n_final_episodes: int
     published: dict[str, dict[str, float]]
     compares: Literal["maximum", "final"]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first_seed: int = 0
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     results: Path = RESULTS
     pictures: Path = ROOT / "docs"
+
+    def first_seed_of(self, agent: str) -> int:
+        return self.first_seed if AGENTS[agent].algorithm is REINFORCE else 0
 
     def path(self, part: str) -> Path:
         return self.results / f"{self.name}_{part}"
 
     def rows(self, part: str = "runs.csv") -> list[dict[str, str]]:
         return read_rows(self.path(part))
+
+
+def env_id_of(task: str) -> str:
+    return task.partition(" (")[0]
 
 
 def train(
@@ -122,9 +144,9 @@ def train(
     th.set_num_threads(1)
     settings = dict(settings)
     n_envs, policy, normalize = settings.pop("n_envs", 1), settings.pop("policy"), settings.pop("normalize", False)
-    n_timesteps = int(settings.pop("n_timesteps"))
+    n_timesteps, env_kwargs = int(settings.pop("n_timesteps")), settings.pop("env_kwargs", None)
     # each environment of the evaluation plays one episode
-    env, eval_env = make_envs(env_id, n_envs, n_eval_episodes, normalize, settings.get("gamma", 0.99), seed)
+    env, eval_env = make_envs(env_id, n_envs, n_eval_episodes, normalize, settings.get("gamma", 0.99), seed, env_kwargs)
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:  # without one, EvalCallback keeps no evaluations
         evaluation = EvalCallback(
@@ -145,18 +167,19 @@ def train(
     return model, eval_env, curve, seconds
 
 
-def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(suite: Suite, task: str, agent_name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     Train and evaluate once.
 
     :return: the run's row and those of its curve
     """
     agent = AGENTS[agent_name]
-    settings = agent.settings(suite, env_id)
-    every = suite.steps[env_id] // N_EVALUATIONS
+    settings = agent.settings(suite, task)
+    every = suite.steps[task] // N_EVALUATIONS
+    env_id = env_id_of(task)
     model, eval_env, curve, seconds = train(agent.algorithm, env_id, settings, seed, every, suite.n_eval_episodes)
     final, _ = evaluate_policy(model, eval_env, n_eval_episodes=suite.n_final_episodes, return_episode_rewards=True)
-    key = {"env": env_id, "agent": agent_name, "seed": seed}
+    key = {"env": task, "agent": agent_name, "seed": seed}
     row = {
         **key, "final": round(float(np.mean(final)), 2), "final_std": round(float(np.std(final)), 2),
         "steps": model.num_timesteps, "seconds": round(seconds, 1), "settings": described(settings), "versions": versions(),
@@ -165,90 +188,163 @@ def run(suite: Suite, env_id: str, agent_name: str, seed: int) -> tuple[dict[str
     return row, [{**key, "step": step, "mean": round(mean, 2)} for step, mean in curve]
 
 
-def check_settings(suite: Suite) -> None:
-    """:raises ValueError: if what has been measured was measured with other settings than those of now"""
-    rows = suite.rows()
-    now = {key: described(AGENTS[key[1]].settings(suite, key[0])) for key in {(row["env"], row["agent"]) for row in rows}}
-    for row in rows:
-        settings = now[row["env"], row["agent"]]
-        if row["settings"] != settings:
+def split_rows(suite: Suite) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """:return: the rows of runs with the settings of now, and the others"""
+    known = {(row["env"], row["agent"]) for row in suite.rows() if row["env"] in suite.steps and row["agent"] in AGENTS}
+    now = {(task, agent): described(AGENTS[agent].settings(suite, task)) for task, agent in known}
+    rows: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for row in suite.rows():
+        rows[row["settings"] != now.get((row["env"], row["agent"]))].append(row)
+    return rows
+
+
+def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
+    """:raises ValueError: if the seed of a job has been run with other settings than those of now"""
+    for row in split_rows(suite)[1]:
+        if (row["env"], row["agent"], int(row["seed"])) in jobs:
             raise ValueError(
-                f"{suite.path('runs.csv')} must be of the settings as they are now, got {row['env']}, {row['agent']}, seed "
-                f"{row['seed']} with {row['settings']} instead of {settings}: remove its rows, or give another --results"
+                f"seeds must be new where the settings are, got {row['env']}, {row['agent']}, seed {row['seed']}: "
+                f"{suite.path('runs.csv')} has it with {row['settings']}; choose others by --first-seed, or another --results"
             )
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
 
 
-def curves(suite: Suite, env_id: str, agent: str) -> tuple[np.ndarray, np.ndarray]:
-    """:return: steps [K] and the mean score of each evaluation, [seeds, K]; those that all seeds have"""
-    by_seed: dict[str, dict[int, float]] = {}  # a run that was stopped before its own row was there has left these twice
+@dataclass(frozen=True)
+class Runs:
+    """
+    All runs of an agent on a task with the settings of now.
+
+    :param seeds: in ascending order
+    :param final: score after training of each
+    :param n_steps: of the longest
+    :param seconds: their median
+    :param steps: of the evaluations that all of them have, [K]
+    :param curves: mean score of each evaluation, [seeds, K]
+    """
+
+    seeds: list[int]
+    final: np.ndarray
+    n_steps: int
+    seconds: float
+    steps: np.ndarray
+    curves: np.ndarray
+
+    @property
+    def maximum(self) -> np.ndarray:
+        """Score of each seed at the evaluation where their mean is highest, as Tianshou reports it."""
+        return self.curves[:, self.curves.mean(0).argmax()]
+
+
+def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
+    """:return: by task and agent, in the order of both, those that have runs"""
+    curves: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for row in suite.rows("curves.csv"):
-        if (row["env"], row["agent"]) == (env_id, agent):
-            by_seed.setdefault(row["seed"], {})[int(row["step"])] = float(row["mean"])
-    length = min((len(points) for points in by_seed.values()), default=0)
-    points = np.array([list(points.items())[:length] for points in by_seed.values()]).reshape(len(by_seed), length, 2)
-    return points[0, :, 0] if len(points) else np.zeros(0), points[:, :, 1]
+        points, step = curves.setdefault((row["env"], row["agent"], row["seed"]), []), int(row["step"])
+        if points and step <= points[-1][0]:  # those before are of a run that was stopped before its own row was there
+            points.clear()
+        points.append((step, float(row["mean"])))
+    rows, found = split_rows(suite)[0], {}
+    for task, agent in [(task, agent) for task in suite.steps for agent in AGENTS]:
+        first = suite.first_seed_of(agent)
+        own = [row for row in rows if (row["env"], row["agent"]) == (task, agent) and int(row["seed"]) >= first]
+        if not own:
+            continue
+        own.sort(key=lambda row: int(row["seed"]))
+        lines = [curves.get((task, agent, row["seed"]), []) for row in own]
+        length = min(map(len, lines))
+        evaluations = np.array([line[:length] for line in lines]).reshape(len(own), length, 2)
+        found[task, agent] = Runs(
+            seeds=[int(row["seed"]) for row in own],
+            final=np.array([float(row["final"]) for row in own]),
+            n_steps=max(int(row["steps"]) for row in own),
+            seconds=float(np.median([float(row["seconds"]) for row in own])),
+            steps=evaluations[0, :, 0],
+            curves=evaluations[:, :, 1],
+        )
+    return found
 
 
-def finals(suite: Suite, env_id: str, agent: str) -> np.ndarray:
-    """:return: score after training of each seed"""
-    return np.array([float(row["final"]) for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)])
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """:return: the mean of the middle half of all scores, as an array of one number"""
+    from rliable import metrics
+
+    return np.array([metrics.aggregate_iqm(scores)])
 
 
-def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
-    """:return: interquartile mean over seeds and its 95 % interval by stratified bootstrap (Agarwal et al. 2021)"""
-    from rliable import library, metrics
+def with_interval(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[float, float, float]:
+    """
+    :param statistic: of one or several agents' scores, an array of one number
+    :param scores: [seeds, tasks] of each agent
+    :return: the statistic and its 95 % interval by stratified bootstrap over seeds (Agarwal et al. 2021)
+    """
+    from rliable import library
 
     np.random.seed(0)  # rliable draws from here, whatever its random_state; the same rows are to give the same table
-    point, interval = library.get_interval_estimates(
-        {"agent": scores[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
-    )
+    given = {"agent": scores[0] if len(scores) == 1 else scores}
+    point, interval = library.get_interval_estimates(given, statistic, reps=N_RESAMPLES)
     return float(point["agent"][0]), float(interval["agent"][0, 0]), float(interval["agent"][1, 0])
 
 
 def table(suite: Suite) -> str:
     """
     One line per task and agent: the maximum over training of the seeds' mean, as Tianshou reports it, with their standard
-    deviation there; after training mean, standard deviation, interquartile mean and its interval; the published results.
+    deviation there; of the last model mean, standard deviation, lowest seed, interquartile mean and its interval; the
+    published results.
     """
     lines = [
-        f"| task | agent | seeds | steps | maximum over training | after it: mean | IQM (95 %) | seconds | "
+        f"| task | agent | seeds | steps | maximum over training | last model: mean | lowest seed | IQM (95 %) | seconds | "
         f"{' | '.join(suite.published)} |",
-        "| --- " * (8 + len(suite.published)) + "|",
+        "| --- " * (9 + len(suite.published)) + "|",
     ]
-    for env_id in suite.steps:
-        for agent in AGENTS:
-            own = [row for row in suite.rows() if (row["env"], row["agent"]) == (env_id, agent)]
-            if not own:
-                continue
-            scores, (_, points) = finals(suite, env_id, agent), curves(suite, env_id, agent)
-            best = points.mean(0).argmax()
-            seeds = sorted(int(row["seed"]) for row in own)
-            maximum, after, iqm = f"{points.mean(0)[best]:.1f}", f"{scores.mean():.1f}", ""
-            if len(own) > 1:
-                maximum += f" +- {points[:, best].std():.1f}"
-                after += f" +- {scores.std():.1f}"
-                iqm = "{:.1f} ({:.1f} to {:.1f})".format(*interquartile_mean(scores))
-            lines.append(
-                f"| {env_id} | {agent} | {', '.join(map(str, seeds))} | {max(int(row['steps']) for row in own):,} | "
-                f"{maximum} | {after} | {iqm} | {np.median([float(row['seconds']) for row in own]):.0f} | "
-                f"{' | '.join(str(scores_of.get(env_id, '')) for scores_of in suite.published.values())} |"
-            )
+    for (task, agent), runs in measured(suite).items():
+        maximum, after, iqm = f"{runs.maximum.mean():.1f}", f"{runs.final.mean():.1f}", ""
+        if len(runs.seeds) > 1:
+            maximum += f" +- {runs.maximum.std():.1f}"
+            after += f" +- {runs.final.std():.1f}"
+            iqm = "{:.1f} ({:.1f} to {:.1f})".format(*with_interval(interquartile_mean, runs.final[:, None]))
+        lines.append(
+            f"| {task} | {agent} | {ranges(runs.seeds)} | {runs.n_steps:,} | {maximum} | {after} | {runs.final.min():.1f} | "
+            f"{iqm} | {runs.seconds:.0f} | "
+            f"{' | '.join(str(scores_of.get(env_id_of(task), '')) for scores_of in suite.published.values())} |"
+        )
     return "\n".join(lines)
+
+
+def ranges(seeds: list[int]) -> str:
+    """:return: ascending seeds in words: ``"0-4, 7"``"""
+    groups: list[list[int]] = []
+    for seed in seeds:
+        if groups and seed == groups[-1][-1] + 1:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return ", ".join(f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups)
+
+
+def left_out(suite: Suite) -> str:
+    """One line per task and agent that has rows of other settings than those of now."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for row in split_rows(suite)[1]:
+        seeds.setdefault((row["env"], row["agent"]), []).append(int(row["seed"]))
+    return "\n".join(
+        f"left out, as measured with other settings: {task}, {agent}, seeds {ranges(sorted(set(of)))}"
+        for (task, agent), of in seeds.items()
+    )
 
 
 def comparison(suite: Suite) -> str:
     """One line per agent of ours and published result: on how many tasks ours is at or above it, and on which it is not."""
-    lines = []
+    lines, runs = [], measured(suite)
     for agent in (OURS, REUSE):
-        ours = {}
-        for env_id in sorted({row["env"] for row in suite.rows() if row["agent"] == agent}):
-            maximum = suite.compares == "maximum"
-            ours[env_id] = curves(suite, env_id, agent)[1].mean(0).max() if maximum else finals(suite, env_id, agent).mean()
+        ours = {
+            task: (own.maximum if suite.compares == "maximum" else own.final).mean()
+            for (task, agent_), own in runs.items()
+            if agent_ == agent and task not in suite.variants
+        }
         for name, scores_of in suite.published.items() if ours else ():
-            below = [env_id for env_id, score in ours.items() if score < scores_of[env_id]]
+            below = [task for task, score in ours.items() if score < scores_of[task]]
             lines.append(
                 f"{agent} against {name}: at or above on {len(ours) - len(below)} of {len(ours)} tasks; "
                 f"below: {', '.join(below) or 'none'}"
@@ -256,73 +352,114 @@ def comparison(suite: Suite) -> str:
     return "\n".join(lines)
 
 
+def draw_task(axes: Any, suite: Suite, task: str, runs: dict[tuple[str, str], Runs]) -> None:
+    """
+    One panel of learning curves: mean over seeds with their standard deviation as a band, or each of few seeds as a thin
+    line. Variants of the task are dashed, published results are horizontal lines in the colour of their algorithm.
+    """
+    low, high = suite.bounds.get(task, (None, None))
+    for (name, agent), own in runs.items():
+        if env_id_of(name) == task and len(own.steps):
+            color, mean = style.COLOURS[agent], own.curves.mean(0)
+            label = agent if name == task else f"{agent} {name.removeprefix(task).strip()}"
+            axes.plot(own.steps, mean, "-" if name == task else "--", color=color, label=label, zorder=3)
+            if len(own.seeds) < FEW_SEEDS:
+                axes.plot(own.steps, own.curves.T, color=color, linewidth=0.5, alpha=0.6)
+            elif name == task:
+                std = own.curves.std(0)
+                axes.fill_between(
+                    own.steps,
+                    np.clip(mean - std, low, high),
+                    np.clip(mean + std, low, high),
+                    color=color,
+                    alpha=0.2,
+                    linewidth=0,
+                )
+    for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
+        if task in scores:
+            color = next((style.COLOURS[agent] for agent in ("A2C", "PPO") if agent in name), style.GRAY)
+            axes.axhline(scores[task], color=color, linestyle=line, linewidth=1.1, label=name)
+    axes.set_title(task, fontsize="small" if len(task) > 25 else None)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+    axes.xaxis.set_major_formatter(style.short_number)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    if low is not None and high is not None:
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+        axes.set_yticks(np.linspace(low, high, 3))
+
+
+def one_legend(figure: Any, panels: Iterable[Any], last: Collection[str] = (), n_columns: int = 4) -> None:
+    """One entry per label of all panels, above them; some labels come last."""
+    entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(entries, key=lambda label: label in last)
+    lines = [entries[label] for label in labels]
+    figure.legend(lines, labels, loc="outside upper center", ncols=min(n_columns, len(labels)))
+
+
 def plot(suite: Suite) -> Path:
-    """:return: the picture's file: learning curves by task, mean over seeds and their standard deviation as a band"""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    measured = {env_id: {agent: curves(suite, env_id, agent) for agent in AGENTS} for env_id in suite.steps}
-    env_ids = [env_id for env_id, of_agents in measured.items() if any(len(points) for _, points in of_agents.values())]
+    """:return: the picture's file: learning curves by task"""
+    runs = measured(suite)
+    tasks = list(dict.fromkeys(env_id_of(task) for task, _ in runs))
     n_columns = 3
-    n_rows = -(-len(env_ids) // n_columns)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 2.8 * n_rows), squeeze=False)
-    for axis in axes.flat[len(env_ids) :]:
-        axis.axis("off")
-    for axis, env_id in zip(axes.flat, env_ids, strict=False):
-        for color, (agent, (steps, points)) in enumerate(measured[env_id].items()):
-            if len(points):
-                mean, std = points.mean(0), points.std(0)
-                axis.plot(steps, mean, color=f"C{color}", label=agent)
-                axis.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2, linewidth=0)
-        for line, (name, scores) in zip((":", "--", "-."), suite.published.items(), strict=False):
-            if env_id in scores:
-                axis.axhline(scores[env_id], color="gray", linestyle=line, linewidth=1, label=name)
-        n_seeds = [str(len(points)) for _, points in measured[env_id].values() if len(points)]
-        axis.set_title(f"{env_id}, seeds: {', '.join(n_seeds)}")
-        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k")
-        axis.grid(alpha=0.3)
-    figure.supxlabel("environment steps")
-    figure.supylabel("return of deterministic episodes")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # 0.3 inches for the legend
-    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="upper center", ncols=len(entries), fontsize="small", frameon=False)
-    path = suite.pictures / f"{suite.name}.png"
-    figure.savefig(path, dpi=100)
-    return path
+    n_rows = -(-len(tasks) // n_columns)
+    figure = style.new_figure(1.75 * n_rows + 0.7)
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for axes in panels[len(tasks) :]:
+        axes.axis("off")
+    for axes, task in zip(panels, tasks, strict=False):
+        draw_task(axes, suite, task, runs)
+    one_legend(figure, panels, suite.published)
+    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supylabel("return of 10 deterministic episodes", fontsize="medium")
+    return style.save(figure, suite.pictures / f"{suite.name}.png")
 
 
-def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> None:
-    """The command line of a suite: run what is missing, then print the table and draw the curves."""
+def main(suite: Suite, description: str | None, argv: Sequence[str] | None = None) -> Suite:
+    """
+    The command line of a suite: run what is missing, then print the table and draw the curves.
+
+    :return: the suite with the seeds and folders that were asked for
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
     parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument(
+        "--first-seed", type=int, default=suite.first_seed, metavar="SEED",
+        help="of REINFORCE, in what is run and in what is shown (default %(default)s); A2C's and PPO's seeds begin at 0",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="of CSV files and picture, to measure everything anew")
     args = parser.parse_args(argv)
+    suite = replace(suite, first_seed=args.first_seed)
     if args.results is not None:
         suite = replace(suite, results=args.results, pictures=args.results)
+    jobs = [
+        (task, agent, suite.first_seed_of(agent) + seed)
+        for seed in range(args.seeds)
+        for agent in args.agents
+        for task in args.env
+    ]
     try:
-        check_settings(suite)
-        for env_id in args.env:
+        for task in args.env:
             for agent in args.agents:
-                AGENTS[agent].settings(suite, env_id)
+                AGENTS[agent].settings(suite, task)
+        if not args.collect:
+            check_settings(suite, jobs)
     except ValueError as error:
         parser.error(str(error))
     if args.collect and not suite.rows():
         parser.error(f"nothing has been measured: there is no {suite.path('runs.csv')}")
     if not args.collect:
         done = {(row["env"], row["agent"], int(row["seed"])) for row in suite.rows()}
-        jobs = [(env_id, agent, seed) for seed in range(args.seeds) for agent in args.agents for env_id in args.env]
         jobs = [job for job in jobs if job not in done]
         for number, (row, points) in enumerate(in_parallel(partial(run, suite), jobs, args.jobs), start=1):
             save_rows(suite.path("curves.csv"), *points)
             save_rows(suite.path("runs.csv"), row)
             print(f"{number}/{len(jobs)} {row['env']} {row['agent']} seed {row['seed']}: {row['final']} +- "
                   f"{row['final_std']} after {row['steps']} steps, {row['seconds']} s", flush=True)  # fmt: skip
-    print(table(suite))
-    print(comparison(suite))
-    print(plot(suite))
+    print(*filter(None, (table(suite), comparison(suite), left_out(suite), str(plot(suite)))), sep="\n")
+    return suite

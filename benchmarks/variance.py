@@ -11,21 +11,26 @@ all of its rows is not run again. The picture is docs/variance.png.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import style
 from learning import ROOT, described, read_rows, save_rows, settings_of, versions
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_reinforce import REINFORCE, compare_baselines
+from sb3_reinforce.compare import ROUNDING
 
 RESULTS = ROOT / "benchmarks" / "results" / "variance.csv"
 PICTURE = ROOT / "docs" / "variance.png"
 # steps of training, episodes measured at each stage
 RUNS = {"CartPole-v1": (100_000, 96), "HalfCheetah-v5": (300_000, 24), "LunarLander-v3": (200_000, 32)}
 STAGES = ("start", "middle", "end")
+MARKS = {"start": (style.SKY, "o"), "middle": (style.ORANGE, "s"), "end": (style.BLUE, "D")}
+ZERO, LOWEST = 2e-4, 6e-4  # where 0 is drawn, left of the lowest number on the axis
 
 
 class Snapshots(BaseCallback):
@@ -83,15 +88,9 @@ def run(env_id: str, seed: int = 0) -> None:
     measure("end")
 
 
-def check_settings() -> None:
-    """:raises ValueError: if what has been measured was measured with other settings than those of now"""
-    now = {env_id: described(settings_of(env_id)) for env_id in RUNS}
-    for row in read_rows(RESULTS):
-        if row["settings"] != now[row["env"]]:
-            raise ValueError(
-                f"{RESULTS} must be of the settings as they are now, got {row['env']} with {row['settings']} instead of "
-                f"{now[row['env']]}: remove its rows"
-            )
+def other_settings() -> list[str]:
+    """:return: environments whose rows were measured with other settings than those of now"""
+    return sorted({row["env"] for row in read_rows(RESULTS) if row["settings"] != described(settings_of(row["env"]))})
 
 
 def table() -> str:
@@ -113,37 +112,54 @@ def table() -> str:
 def _short(number: str) -> str:
     """Two digits; what is 0 but for rounding as 0."""
     value = float(number)
-    return "0" if value < 1e-9 else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return "0" if value < ROUNDING else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def draw() -> None:
-    from matplotlib.figure import Figure
+def draw_comparison(axes: Any, env_id: str, rows: list[dict[str, str]], names: list[str], stages: Sequence[str]) -> None:
+    """
+    One panel: a line of the axis per baseline, a point with its interval per stage. What is 0 but for rounding stands on a
+    line of its own, left of the logarithmic axis.
+    """
+    spacing = 0.24 if len(stages) > 1 else 0.0
+    for number, stage in enumerate(stages):
+        color, marker = MARKS[stage]
+        for place, name in enumerate(names):
+            y = place + spacing * (number - (len(stages) - 1) / 2)
+            for row in rows:
+                if (row["env"], row["stage"], row["baseline"]) == (env_id, stage, name):
+                    none = next(float(r["variance"]) for r in rows if (r["env"], r["stage"]) == (env_id, stage))
+                    x, low, high = float(row["variance"]) / none, float(row["low"]), float(row["high"])
+                    if x < ROUNDING:
+                        axes.plot(ZERO, y, marker, color=color, markersize=5, markerfacecolor="white")
+                    else:
+                        axes.plot([max(low, LOWEST), high], [y, y], color=color, linewidth=1.2)
+                        axes.plot(x, y, marker, color=color, markersize=4.5)
+        axes.plot([], [], marker, color=color, label=stage)
+    axes.axvline(1.0, color=style.GRAY, linestyle="--", linewidth=1)
+    axes.axvline(ZERO * 2, color=style.GRAY, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlim(ZERO / 2, 2000)
+    ticks = {ZERO: "0", 0.01: "0.01", 1.0: "1", 100.0: "100"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_title(env_id)
 
+
+def draw() -> Path:
+    """:return: the picture: a panel per environment"""
     rows = read_rows(RESULTS)
-    none = {(row["env"], row["stage"]): float(row["variance"]) for row in rows if row["baseline"] == "none"}
-    for row in rows:
-        row["relative"] = str(float(row["variance"]) / none[row["env"], row["stage"]])
     env_ids = [env_id for env_id in RUNS if any(row["env"] == env_id for row in rows)]
     names = list(dict.fromkeys(row["baseline"] for row in rows))[1:]
-    figure = Figure(figsize=(4 * len(env_ids), 3.6), layout="constrained")
-    for axes, env_id in zip(figure.subplots(1, len(env_ids), sharey=True, squeeze=False)[0], env_ids, strict=True):
-        for number, name in enumerate(names):
-            own = [row for row in rows if (row["env"], row["baseline"]) == (env_id, name)]
-            own.sort(key=lambda row: STAGES.index(row["stage"]))
-            y, low, high = ([max(float(row[key]), 1e-5) for row in own] for key in ("relative", "low", "high"))
-            x = [STAGES.index(row["stage"]) + 0.05 * (number - len(names) / 2) for row in own]
-            errors = [[max(a - b, 0.0) for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-            axes.errorbar(x, y, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=name)
-        axes.axhline(1.0, color="gray", linestyle="--", linewidth=1)
-        axes.set_yscale("log")
-        axes.set_xticks(range(len(STAGES)), STAGES)
-        axes.set_xlim(-0.4, len(STAGES) - 0.6)
-        axes.set_title(env_id)
-        axes.grid(axis="y", alpha=0.3)
-    figure.axes[0].set_ylabel("gradient variance relative to none")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), fontsize="small")
-    figure.savefig(PICTURE, dpi=120)
+    figure = style.new_figure(0.42 * len(names) + 1.1)
+    panels = figure.subplots(1, len(env_ids), sharey=True, squeeze=False)[0]
+    for axes, env_id in zip(panels, env_ids, strict=True):
+        draw_comparison(axes, env_id, rows, names, STAGES)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, [f"{label} of training" for label in labels], loc="outside upper center", ncols=3)
+    figure.supxlabel("variance of the gradient, relative to no baseline (95 % interval)", fontsize="medium")
+    return style.save(figure, PICTURE)
 
 
 def main() -> None:
@@ -151,16 +167,16 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--table", action="store_true", help="print and draw what has been measured, and run nothing")
     args = parser.parse_args()
-    try:
-        check_settings()
-    except ValueError as error:
-        parser.error(str(error))
+    others = other_settings()
+    if not args.table and set(args.env) & set(others):
+        parser.error(f"{RESULTS} has rows of other settings than those of now: remove those of {', '.join(others)}")
     for env_id in [] if args.table else args.env:
         if {row["stage"] for row in read_rows(RESULTS) if row["env"] == env_id} < set(STAGES):
             run(env_id)
     print(table())
-    draw()
-    print(f"Picture: {Path(PICTURE).relative_to(ROOT)}")
+    if others:
+        print(f"Measured with other settings than those of now: {', '.join(others)}")
+    print(f"Picture: {draw().relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from sb3_reinforce.arguments import check_count, with_checked_spaces
 from sb3_reinforce.baselines import BASELINES, Baseline, checked_prediction, make_baseline
 from sb3_reinforce.episode_gradients import episode_gradients
 from sb3_reinforce.episodes import Episodes, join_episodes
-from sb3_reinforce.estimate import state_weights, with_scores
+from sb3_reinforce.estimate import bootstraps, state_weights, values_of_rollout, with_scores
 from sb3_reinforce.observations import map_arrays
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.returns import RETURNS
+from sb3_reinforce.rollout.recording import Rollout
 from sb3_reinforce.running.env_queries import env_name
 from sb3_reinforce.running.normalization import frozen_statistics
 from sb3_reinforce.scores import Scores
@@ -32,7 +34,9 @@ from sb3_reinforce.update.steps import Steps, join_steps, sequences_of, steps_of
 
 # From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
 BY_COST = ("none", "moving_average", "leave_one_out", "per_step", "value", "optimal", "greedy")
-VALUE_FIT_STEPS, VALUE_FIT_BATCH, VALUE_FIT_RATE = 500, 256, 1e-2
+ROUNDING = 1e-9  # of a variance relative to none: what is below is 0
+# V is fitted in rounds, since returns that are bootstrapped change with it.
+VALUE_FIT_ROUNDS, VALUE_FIT_STEPS, VALUE_FIT_BATCH, VALUE_FIT_RATE = 10, 50, 256, 1e-2
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,17 @@ class BaselineComparison(ShownAsTable):
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         rows = self.rows[::-1]
-        relative = np.array([row.relative for row in rows])
-        errors = np.abs(np.array([[row.low for row in rows], [row.high for row in rows]]) - relative)
-        axes.errorbar(relative, [row.name for row in rows], xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
+        numbers = np.array([(row.relative, row.low, row.high) for row in rows])
+        is_zero = numbers[:, 0] < ROUNDING
+        zero = 10 ** np.floor(np.log10(numbers[~is_zero].min()) - 1)  # where 0 stands: a decade below the lowest number
+        numbers[is_zero] = zero
+        relative = numbers[:, 0]
+        errors = np.abs(numbers[:, 1:].T - relative)
+        axes.errorbar(relative, range(len(rows)), xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.axvline(1.0, color="gray", linestyle="--", linewidth=1)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: "0" if is_zero.any() and x <= zero else f"{x:g}")
         axes.set_xlabel("variance of the gradient, relative to no baseline (95 % interval)")
         axes.set_title(self.title.replace("; ", "\n"), fontsize="medium")
         axes.grid(axis="x", which="both", alpha=0.3)
@@ -105,6 +115,38 @@ class _Recorder(Baseline):
 
     def predict(self, episodes: Episodes) -> th.Tensor:
         return th.zeros_like(episodes.returns)
+
+
+@dataclass(frozen=True)
+class _Played:
+    """
+    What a probe has played in several rollouts.
+
+    :param episodes: all of them, independent of each other
+    :param steps: theirs
+    :param rewards: theirs, shape [S], float64
+    :param rollouts: each with its observations
+    """
+
+    episodes: Episodes
+    steps: Steps
+    rewards: th.Tensor
+    rollouts: list[tuple[Rollout, Any]]
+
+    def episodes_with(self, probe: REINFORCE, bootstrap: bool) -> Episodes:
+        """:return: the episodes with V as it is now, whether or not gamma V(s_T) is added at time limits"""
+        values = values_of(probe.policy, self.steps, len(self.rewards), chunk_size_of(probe))
+        return replace(self.episodes, returns=self.returns(probe, bootstrap), values=values)
+
+    def returns(self, probe: REINFORCE, bootstrap: bool) -> th.Tensor:
+        """:return: R of each step, shape [S]"""
+        last_values = None
+        if bootstrap:
+            chunk_size = chunk_size_of(probe)
+            last_values = th.cat(
+                [values_of_rollout(of, probe.policy, seen, chunk_size, False)[1] for of, seen in self.rollouts]
+            )
+        return RETURNS[probe.returns](self.rewards, self.episodes.lengths, probe.gamma, last_values)
 
 
 def compare_baselines(
@@ -124,8 +166,9 @@ def compare_baselines(
     one batch (in smaller batches, baselines computed from other episodes are noisier). Intervals: 95 % by bootstrap over the
     episodes, with the mean gradient held fixed.
 
-    For all alike a time limit ends the sum (``truncation="terminal"``). Where most episodes end by one, returns fall towards
-    it, which ``per_step`` and ``greedy`` see and V(s) cannot; training with ``baseline="value"`` bootstraps there instead.
+    Returns are those of training with each baseline: at a time limit gamma V(s_T) is added for ``value`` and all that need V,
+    unless the model has ``truncation="terminal"``, and nothing for the others. There the error of V is a bias: the gradient's
+    mean is another one than without V, while the variance, about its own mean, can still be compared.
 
     :param env: id of an environment, of which 8 are made, or a VecEnv; statistics of ``VecNormalize`` are frozen meanwhile
     :param model: whose policy and gamma to take (and ``returns``, ``discount_state`` of a REINFORCE); None: a new REINFORCE
@@ -151,36 +194,41 @@ def compare_baselines(
     n_rounds = -(-n_episodes // vec_env.num_envs)
     with frozen_statistics(vec_env):
         probe = _probe(vec_env, model, seed)
-        past, past_steps = _play(probe, n_rounds)
+        past = _play(probe, n_rounds)
         learned = _has_learned_values(model)
         if not learned:
-            _fit_values(probe, past, past_steps, seed)
-        episodes, steps = _play(probe, n_rounds)
+            _fit_values(probe, past, seed)
+        present = _play(probe, n_rounds)
     if isinstance(env, str):
         vec_env.close()
-    discount = state_weights(episodes, probe.gamma, probe.discount_state)
-    scores = Scores(probe.policy, steps, probe.chunk_size)
-    if any("scores" in baseline.needs for baseline in named.values()):
-        episodes = with_scores(episodes, scores, discount)
-    past, episodes = _with_values(probe, past, past_steps), _with_values(probe, episodes, steps)
+    lengths = present.episodes.lengths
+    discount = state_weights(present.episodes, probe.gamma, probe.discount_state)
+    scores = Scores(probe.policy, present.steps, probe.chunk_size)
 
     advantages = []
-    for baseline in named.values():
-        if "scores" not in baseline.needs:
-            baseline.update(past)
+    bootstrap = {name: bootstraps(baseline, probe.returns, probe.truncation) for name, baseline in named.items()}
+    played = {how: [batch.episodes_with(probe, how) for batch in (past, present)] for how in set(bootstrap.values())}
+    for name, baseline in named.items():
+        past_episodes, episodes = played[bootstrap[name]]
+        if "scores" in baseline.needs:
+            episodes = with_scores(episodes, scores, discount)
+        else:
+            baseline.update(past_episodes)
         advantages.append(episodes.returns - checked_prediction(baseline, episodes))
     weights = discount * th.stack(advantages)
-    first = episode_gradients(scores, episodes.lengths, weights)
-    second = episode_gradients(scores, episodes.lengths, weights, first.mean.float())
+    first = episode_gradients(scores, lengths, weights)
+    second = episode_gradients(scores, lengths, weights, first.mean.float())
     assert second.along is not None
     # abs(g_i - gbar)^2 of each episode and baseline
     distances = (first.squares - 2 * second.along + first.mean.square().sum(1).cpu()).clamp(min=0.0).numpy()
     kind = "a new policy" if model is None else f"the given {type(model).__name__}"
     value = "V as the model has learned it" if learned else "V fitted to other episodes"
-    if learned and (not isinstance(model, REINFORCE) or model._keeps_last_observations()):
-        value += " (bootstrapped at time limits, which end the sum here)"
-    title = f"{name_of_env}: {len(episodes.lengths)} episodes of {kind}; {value}"
-    return _compared(list(named), distances, title, seed, n_bootstrap)
+    at_limits = any(rollout.last_observations for rollout, _ in present.rollouts)
+    bootstrapped = [name for name in named if bootstrap[name] and at_limits]
+    if bootstrapped:
+        value += f"; gamma V is added at time limits for {', '.join(bootstrapped)}"
+    title = f"{name_of_env}: {len(lengths)} episodes of {kind}; {value}"
+    return _compared(list(named), distances, title, seed, n_bootstrap, bootstrapped)
 
 
 def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE:
@@ -201,8 +249,8 @@ def _probe(env: VecEnv, model: OnPolicyAlgorithm | None, seed: int) -> REINFORCE
             )
     if isinstance(model, REINFORCE):
         own.update(returns=model.returns, discount_state=model.discount_state, max_episode_steps=model.max_episode_steps)
-        own.update(chunk_size=model.chunk_size, bptt_steps=model.bptt_steps)
-    probe = REINFORCE(policy, env, n_episodes=env.num_envs, baseline=_Recorder(), truncation="terminal", seed=seed, **own)
+        own.update(chunk_size=model.chunk_size, bptt_steps=model.bptt_steps, truncation=model.truncation)
+    probe = REINFORCE(policy, env, n_episodes=env.num_envs, baseline=_Recorder(), seed=seed, **own)
     if model is not None:
         probe.policy.load_state_dict(model.policy.state_dict())
     probe._warned_of_discarded_steps = True  # of no interest here
@@ -216,40 +264,38 @@ def _has_learned_values(model: OnPolicyAlgorithm | None) -> bool:
     return "values" in model._baseline.needs if isinstance(model, REINFORCE) else True
 
 
-def _play(probe: REINFORCE, n_rounds: int) -> tuple[Episodes, Steps]:
-    """Rollouts as one batch of independent episodes, and their steps."""
+def _play(probe: REINFORCE, n_rounds: int) -> _Played:
+    """One episode of each environment per round."""
     callback = ConvertCallback(None)
     callback.init_callback(probe)
-    env = probe.env
+    env, buffer = probe.env, probe.rollout_buffer
     assert env is not None
-    parts, steps = [], []
+    parts, steps, rewards, rollouts = [], [], [], []
     for _ in range(n_rounds):
-        probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
+        probe.collect_rollouts(env, callback, buffer, probe.n_steps)
         # The buffer is used again by the next rollout.
         parts.append(replace(probe.batch.episodes, observations=map_arrays(th.clone, probe.batch.episodes.observations)))
         sequences = sequences_of(probe.policy, parts[-1].lengths, probe.bptt_steps)
-        steps.append(steps_of(probe.rollout_buffer, parts[-1], sequences))
+        steps.append(steps_of(buffer, parts[-1], sequences))
+        rewards.append(th.as_tensor(buffer.rewards[:, 0], dtype=th.float64))
+        rollouts.append((probe.rollout, parts[-1].observations))
     episodes = join_episodes(parts, [env.num_envs] * n_rounds)
-    return episodes, join_steps(steps, episodes)
+    return _Played(episodes, join_steps(steps, episodes), th.cat(rewards), rollouts)
 
 
-def _with_values(probe: REINFORCE, episodes: Episodes, steps: Steps) -> Episodes:
-    values = values_of(probe.policy, steps, len(episodes.returns), chunk_size_of(probe))
-    return replace(episodes, values=values)
-
-
-def _fit_values(probe: REINFORCE, episodes: Episodes, steps: Steps, seed: int) -> None:
+def _fit_values(probe: REINFORCE, past: _Played, seed: int) -> None:
     """Least squares of V on the returns, by Adam over the value network's own parameters."""
     parameters = value_only_parameters(probe.policy)
     optimizer = th.optim.Adam(parameters, lr=VALUE_FIT_RATE)
     rng = np.random.default_rng(seed)
-    returns = episodes.returns.float().to(probe.device)
-    for _ in range(VALUE_FIT_STEPS):
-        rows = _random_rows(steps, min(VALUE_FIT_BATCH, len(returns)), rng)
-        loss = (predict_values(probe.policy, steps.at(rows, probe.device)) - returns[rows]).square().mean()
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
-        optimizer.step()
+    for _ in range(VALUE_FIT_ROUNDS):
+        returns = past.returns(probe, probe._keeps_last_observations()).float().to(probe.device)
+        for _ in range(VALUE_FIT_STEPS):
+            rows = _random_rows(past.steps, min(VALUE_FIT_BATCH, len(returns)), rng)
+            loss = (predict_values(probe.policy, past.steps.at(rows, probe.device)) - returns[rows]).square().mean()
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)
+            optimizer.step()
 
 
 def _random_rows(steps: Steps, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -261,10 +307,13 @@ def _random_rows(steps: Steps, n: int, rng: np.random.Generator) -> np.ndarray:
     return steps.sequences.rows_of(order[: np.searchsorted(np.cumsum(lengths[order]), n) + 1])
 
 
-def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_bootstrap: int) -> BaselineComparison:
+def _compared(
+    names: list[str], distances: np.ndarray, title: str, seed: int, n_bootstrap: int, bootstrapped: list[str]
+) -> BaselineComparison:
     """
     :param names: of K baselines, ``none`` first
     :param distances: abs(g_i - gbar)^2, shape [N, K]
+    :param bootstrapped: those of them with which V is added at time limits
     """
     n = len(distances)
     resampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_bootstrap) @ distances
@@ -288,6 +337,8 @@ def _compared(names: list[str], distances: np.ndarray, title: str, seed: int, n_
             f'Advice: baseline="{advised}" leaves {100 * row.relative:.0f} % of the variance ({100 * row.low:.0f} to '
             f"{100 * row.high:.0f} %){also}"
         )
-        exact = row.relative < 1e-9  # but for rounding
+        exact = row.relative < ROUNDING
         advice += "." if exact else f": as many episodes tell about {1 / row.relative:.1f} times as much."
+    if advised in bootstrapped:
+        advice += " The error of V at time limits is its bias."
     return BaselineComparison(rows, advice, title)

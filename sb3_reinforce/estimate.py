@@ -68,6 +68,11 @@ def divisor_of(totals: Totals, loss_reduction: Literal["episode", "step"] | None
     return totals.sum("planned_steps" if n_episodes is None else "n_steps")
 
 
+def bootstraps(baseline: Baseline, returns: str, truncation: str | None) -> bool:
+    """:return: whether gamma V(s_T) is added at time limits, by the arguments of REINFORCE"""
+    return truncation != "terminal" and returns == "reward_to_go" and "values" in baseline.needs
+
+
 def make_episodes(
     rollout: Rollout,
     policy: ActorCriticPolicy,

@@ -255,9 +255,7 @@ class REINFORCE(EpisodicAlgorithm):
 
     def _keeps_last_observations(self) -> bool:
         """Whether V counts where a time limit has ended an episode; see ``truncation``."""
-        if self.truncation is None:
-            return "values" in self._baseline.needs and self.returns == "reward_to_go"
-        return self.truncation == "bootstrap"
+        return estimate.bootstraps(self._baseline, self.returns, self.truncation)
 
     def _seeds_resets(self) -> bool:
         return super()._seeds_resets() or "greedy" in self._baseline.needs  # which comes back to the same resets

@@ -83,10 +83,10 @@ def leave_one_out(cost: th.Tensor) -> th.Tensor:
 
 def optimal(cost: th.Tensor, squared_scores: th.Tensor) -> th.Tensor:
     """
-    The constant of least variance, E[|s|^2 f] / E[|s|^2], from the other samples. All shapes are [K, ...].
+    The constant of least variance, ``E[|s|^2 f] / E[|s|^2]``, from the other samples. All shapes are [K, ...].
 
-    b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2; where these scores are all zero, the mean of the other costs. Adds no
-    bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
+    ``b_k = sum_{j!=k} |s_j|^2 f_j / sum_{j!=k} |s_j|^2``; where these scores are all zero, the mean of the other costs. Adds
+    no bias: b_k does not depend on sample k. Source: Weaver and Tao (2001); Greensmith et al. (2004).
     """
     norms, products = _sum_of_others(squared_scores), _sum_of_others(squared_scores * cost)
     return th.where(norms > 0, products / norms.where(norms > 0, 1.0), leave_one_out(cost))
@@ -102,7 +102,7 @@ def _sum_of_others(values: th.Tensor) -> th.Tensor:
 
 def squared_score_norms(log_prob: th.Tensor) -> th.Tensor:
     """
-    |s|^2 of each element's score s = grad log p(x; theta), over all parameters that autograd reaches from ``log_prob``.
+    ``|s|^2`` of each element's score s = grad log p(x; theta), over all parameters that autograd reaches from ``log_prob``.
 
     One backward pass per element, and the memory of one gradient. The mean over samples estimates the trace of the Fisher
     information.
@@ -167,7 +167,7 @@ class GradientEstimate(ShownAsTable):
     :param value_standard_error: its standard error, in units of cost
     :param gradients: the estimate of the gradient, one tensor per parameter
     :param standard_errors: of each of its components, one tensor per parameter
-    :param variance: of the gradient of a *single* term, summed over all components: sum_k |g_k - mean(g)|^2 / (K - 1).
+    :param variance: of the gradient of a *single* term, summed over all components: ``sum_k |g_k - mean(g)|^2 / (K - 1)``.
         The estimate itself has ``variance / K``
     """
 

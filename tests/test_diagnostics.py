@@ -287,20 +287,69 @@ def test_comparison_leaves_model_and_statistics_alone():
     count, steps, training = env.obs_rms.count, model.num_timesteps, env.training
     comparison = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
     assert [row.name for row in comparison.rows] == ["none", "mean", "value", "greedy"]
-    assert comparison.title.endswith("; V as the model has learned it (bootstrapped at time limits, which end the sum here)")
+    assert comparison.title.endswith("; V as the model has learned it")
     assert (env.obs_rms.count, model.num_timesteps, env.training) == (count, steps, training)
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     again = compare_baselines(env, model, n_episodes=8, baselines=["mean", "value", "greedy"], n_bootstrap=50)
     assert again == comparison
 
 
-def test_comparison_with_a_baseline_that_leaves_nothing():
+@pytest.mark.parametrize(
+    ("rewards", "truncated", "truncation", "relative"),
+    [
+        # V(s_t) = 2 + t and gamma = 0.5. R = 1 + 2/2, 2 without V; with V(s_2) = 4 behind the limit R - V = 1 + 4/2 - 2, 4 - 3
+        ([1.0, 2.0], True, None, 1 / 4),
+        # R = 3 without V; R - V = 3 + 3/2 - 2 with it, and 3 - 2 where the episode has ended or V is not to be added
+        ([3.0], True, None, 2.5**2 / 9),
+        ([3.0], False, None, 1 / 9),
+        ([3.0], True, "terminal", 1 / 9),
+    ],
+)
+def test_comparison_adds_v_at_time_limits_as_training_does(rewards, truncated, truncation, relative):
+    """R - b is the same number at all steps, so that the variance is exactly its square times that of the score."""
+    env = DummyVecEnv([lambda: RewardListEnv(rewards, truncated)] * 2)
+    policy_kwargs = dict(net_arch=[])
+    model = REINFORCE("MlpPolicy", env, gamma=0.5, truncation=truncation, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+    with th.no_grad():
+        model.policy.value_net.weight.fill_(0.5)  # both parts of the observation are t
+        model.policy.value_net.bias.fill_(2.0)
+    model.num_timesteps = 1  # V counts as learned
+    comparison = compare_baselines(env, model, n_episodes=20, baselines=["value"], n_bootstrap=2)
+    assert comparison.rows[1].relative == pytest.approx(relative, rel=1e-5)
+    added = truncated and truncation is None
+    assert comparison.title.endswith("; gamma V is added at time limits for value") is added
+    assert comparison.advice.endswith("The error of V at time limits is its bias.") is added
+
+
+def test_comparison_fits_v_to_bootstrapped_returns():
+    """A reward of 1 at each step of an observation that never changes is worth V = 1 / (1 - gamma) = R, without any noise."""
+
+    class Alike(RewardListEnv):
+        def _observation(self):
+            return np.ones(2, np.float32)
+
+    env = DummyVecEnv([lambda: Alike([1.0, 1.0, 1.0], truncated=True)] * 2)
+    model = REINFORCE("MlpPolicy", env, gamma=0.5, seed=0, device="cpu")
+    comparison = compare_baselines(env, model, n_episodes=8, baselines=["value", "leave_one_out"], n_bootstrap=2)
+    assert "V fitted to other episodes; gamma V is added at time limits for value" in comparison.title
+    # R = 1.75, 1.5, 1 without V
+    _, value, mean = (row.relative for row in comparison.rows)
+    assert value < 1e-3 < mean
+
+
+def test_comparison_with_a_baseline_that_leaves_nothing(monkeypatch):
     """All episodes reach the time limit, so the return is a function of t and no variance is left; the advice says 0 %."""
     env = make_vec_env("CartPole-v1", 2, env_kwargs={"max_episode_steps": 5})
     model = REINFORCE("MlpPolicy", env, seed=0, truncation="terminal", device="cpu").learn(50)
     comparison = compare_baselines(env, model, n_episodes=8, baselines=["per_step"], n_bootstrap=50)
     assert comparison.title.endswith("; V as the model has learned it")
     assert comparison.advice == 'Advice: baseline="per_step" leaves 0 % of the variance (0 to 0 %), the lowest.'
+    figure_module, figures = pytest.importorskip("matplotlib.figure"), []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    comparison.plot("picture.png")
+    axes = figures[0].axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [0.1, 1.0]  # per_step and none
+    assert [axes.xaxis.get_major_formatter()(x, 0) for x in (0.1, 1.0, 10.0)] == ["0", "1", "10"]
 
 
 class Constant(Baseline):
@@ -349,6 +398,6 @@ def test_command(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "Observations and rewards as in CartPole-v1/vecnormalize.pkl" in out
     assert "8 episodes of the given REINFORCE" in out
-    assert (tmp_path / "baselines-CartPole-v1.png").stat().st_size > 5000
+    assert (tmp_path / "logs/baselines-CartPole-v1.png").stat().st_size > 5000
     assert main(["compare-baselines", "--env", "CartPole-v1", "--model", "no.zip"]) == 2
     assert "no.zip" in capsys.readouterr().err

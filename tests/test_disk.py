@@ -21,7 +21,7 @@ from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.checkpoints import RunCheckpoint
 from sb3_reinforce.zoo.disk import DiskError, no_room_in_one_line, with_forgiving_monitor
 from sb3_reinforce.zoo.experiment import exp_manager
-from sb3_reinforce.zoo.report import report_lines
+from sb3_reinforce.zoo.report import tracked_run
 
 RUN = Path("logs/reinforce/CartPole-v1_1")
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -113,11 +113,10 @@ def test_stopped_in_a_deleted_folder(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_a_deleted_folder_of_wandb_is_not_named(tmp_path: Path):
-    experiment = SimpleNamespace(save_path=str(RUN), algo="reinforce", env_name="X")
     (tmp_path / "there").mkdir()
     for name, shown in (("there", "there (shown by: "), ("gone", "none was kept")):
         tracker = SimpleNamespace(run_url=None, run_dir=tmp_path / name)
-        assert report_lines(experiment, [], None, "none", tracker)[3].startswith(f"W&B run:        {shown}")
+        assert tracked_run(tracker).startswith(shown)
 
 
 def test_full_at_the_start_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import runs  # noqa: F401  its processes are forked from one that has imported torch
 
@@ -29,22 +28,6 @@ def test_tests_that_are_named_exist(page):
 def test_links_within_the_project_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert not [target for target in targets if not (page.parent / target).exists()]
-
-
-RUN = ["score_function.md", "sequences.md", "first_agent.md", "first_baseline.md", "first_loss.md", "export.md"]
-
-
-@pytest.mark.parametrize("name", RUN)
-def test_code_runs(name, tmp_path, monkeypatch):
-    """All Python blocks of a page, one after the other, but for those that a comment before them takes out."""
-    monkeypatch.chdir(tmp_path)
-    text = (CHECKOUT / "docs" / name).read_text()
-    blocks = re.findall(r"(<!-- not run by the tests: .*-->\n)?```python\n(.*?)```", text, re.S)
-    torch.manual_seed(0)
-    namespace = {"__name__": "__main__"}  # as in a script: functions travel to other processes by value
-    for _, code in (block for block in blocks if not block[0]):
-        exec(compile(code, name, "exec"), namespace)
-    assert len(blocks) >= 2
 
 
 def places() -> list[str]:

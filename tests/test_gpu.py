@@ -7,7 +7,7 @@ import pytest
 import torch as th
 
 from sb3_reinforce import REINFORCE, GradientDiagnostics, TrainingCheckpoint, compare_baselines
-from sb3_reinforce.rollout.frames import FrameBuffer
+from sb3_reinforce.rollout import frames
 from sb3_reinforce.running import checkpoint_schema, ranks
 from tests.envs import parameters
 from tests.fake_gpu import GPU, FakeGpu
@@ -78,13 +78,17 @@ def test_training(arguments, gpu):
     assert logs[0] == logs[1]
 
 
-def test_stacked_frames(gpu):
+@pytest.mark.parametrize("limit, source", [(frames.GPU_BYTES, GPU), (0, th.device("cpu"))])
+def test_stacked_frames(limit, source, gpu, monkeypatch):
+    """All of them copied to the GPU, or those of each chunk."""
     arguments = dict(baseline="value", chunk_size=64, policy_kwargs=dict(features_extractor_kwargs={"features_dim": 4}))
     on_cpu = frames_model(stacked_env(), **arguments).learn(1)
     with gpu():
+        monkeypatch.setattr(frames, "GPU_BYTES", limit)
         on_gpu = frames_model(stacked_env(), device="auto", **arguments).learn(1)
         assert on_gpu.device == GPU
-        assert type(on_gpu.rollout_buffer) is FrameBuffer
+        assert type(on_gpu.rollout_buffer) is frames.FrameBuffer
+        assert on_gpu.rollout_buffer.frames._source.device == source
         assert th.equal(parameters(on_gpu).cpu(), parameters(on_cpu))
 
 

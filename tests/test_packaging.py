@@ -7,9 +7,12 @@ import tomllib
 import zipfile
 from email import message_from_string
 from email.message import Message
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sb3_reinforce
 
@@ -153,3 +156,46 @@ sb3_reinforce.REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=2, device="cpu").
 print(sorted(OPTIONAL & {name.split(".")[0] for name in sys.modules}))
 """
     assert python(code, CHECKOUT, tmp_path).strip() == "[]"
+
+
+def required_by(*requirements: str) -> set[str]:
+    """:return: names of the distributions that pip would install for them"""
+    names: set[str] = set()
+    todo = [Requirement(line) for line in requirements]
+    while todo:
+        requirement = todo.pop()
+        names.add(canonicalize_name(requirement.name))
+        for line in requires(requirement.name) or []:
+            needed = Requirement(line)
+            if canonicalize_name(needed.name) not in names and (
+                needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""})
+            ):
+                todo.append(needed)
+    return names
+
+
+def test_the_extra_zoo_is_all_that_training_from_the_command_line_needs(tmp_path: Path):
+    installed = required_by(*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["zoo"])
+    assert {"torch", "stable-baselines3", "optuna", "pandas"} <= installed
+    hidden = {
+        module
+        for module, owners in packages_distributions().items()
+        if not {canonicalize_name(owner) for owner in owners} & (installed | {"sb3-reinforce"})
+    }
+    assert {"matplotlib", "wandb", "ale_py"} <= hidden
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class InstalledWithTheZoo(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {hidden!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = InstalledWithTheZoo
+from sb3_reinforce.zoo.cli import main
+print(main(["train", "--env", "CartPole-v1", "-n", "300", "--eval-final", "2"]))
+"""
+    printed = python(code, CHECKOUT, tmp_path)
+    assert "needs matplotlib" in printed or "not drawn" in printed
+    assert printed.splitlines()[-1] == "0"

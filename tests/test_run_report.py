@@ -306,7 +306,16 @@ def test_a_run_as_text_and_as_json(
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["gamma"] == 0.9
     assert found["last"][RETURN] == {"step": 20.0, "value": 2.25}
-    assert not Path("report.html").exists()
+    assert not Path("logs").exists()
+
+
+def test_without_arguments_the_report_is_of_all_runs_here(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report"]) == 1
+    assert "no such file or folder: logs" in capsys.readouterr().err
+    write_wandb(Path("wandb"), [{"global_step": 10, RETURN: 1.5}], name="mine")
+    assert cli.main(["report"]) == 0
+    assert capsys.readouterr().out.startswith("logs/report.html: 1 run, ")
 
 
 # --- in a browser ---

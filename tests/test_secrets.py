@@ -60,7 +60,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     following = out.splitlines()[-1]
-    assert following.startswith("Next:")
+    assert "  without a baseline  " in following
     assert "--storage 'postgresql://***@host/db'" in following
     assert "--env-kwargs 'api_key:***'" in following
     assert readable_with_secret() == []

@@ -32,7 +32,7 @@ def test_train_under_torchrun(tmp_path: Path, monkeypatch, capsys):
     # one folder, one report, one seed, chosen by rank 0
     run = tmp_path / "logs/reinforce/CartPole-v1_1"
     assert list((tmp_path / "logs/reinforce").iterdir()) == [run]
-    for words in ("Seed: ", "Score: ", "Saving to ", "Using cpu device"):
+    for words in ("Seed: ", "Log path: ", "Score: ", "Model: "):
         assert done.stdout.count(words) == 1, words
     model = REINFORCE.load(run / "CartPole-v1.zip")
     played = [sum(int(row.split(",")[1]) for row in steps_in(run / f"{rank}.monitor.csv")) for rank in (0, 1)]

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from stable_baselines3.common.logger import Logger
 
 wandb = pytest.importorskip("wandb")
 
+from wandb.proto import wandb_internal_pb2  # noqa: E402
+from wandb.sdk.lib.service.service_connection import ServiceConnection  # noqa: E402
+
 from sb3_reinforce.tracking import WandbCallback, trial_callback  # noqa: E402
 from sb3_reinforce.tracking.run import Warner, resolve_mode  # noqa: E402
-from sb3_reinforce.tracking.runs import find_runs  # noqa: E402
+from sb3_reinforce.tracking.runs import find_runs, has_exit_record  # noqa: E402
 from tests.wandb_file import (  # noqa: E402
     artifacts,
     config,
@@ -118,6 +123,34 @@ def test_what_comes_after_an_interrupted_learn_is_a_run_of_its_own(same_callback
     assert (failed.state, finished.state) == ("failed", "finished")
     assert (failed.config["learning_rate"], finished.config["learning_rate"]) == (first.learning_rate, 0.25)
     assert failed.summary["global_step"] < 1000
+
+
+def test_a_finished_run_reads_as_finished_at_once(monkeypatch: pytest.MonkeyPatch):
+    """W&B's ``finish`` returns while its process still has the last record to write; here that takes half a second."""
+    inform = ServiceConnection.inform_finish
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        threading.Timer(0.5, inform, args, kwargs).start()
+
+    monkeypatch.setattr(ServiceConnection, "inform_finish", late)
+    small_model().learn(50, WandbCallback(mode="offline", verbose=0))
+    (run,) = find_runs([Path("wandb")])
+    assert run.state == "finished"
+
+
+def test_the_exit_record_is_found_in_the_last_blocks(tmp_path: Path):
+    """A file of three blocks of 32 KiB: the head of 7 bytes, two rows that fill the first two blocks, the end of the run."""
+    exit_record = wandb_internal_pb2.Record(exit=wandb_internal_pb2.RunExitRecord(exit_code=0)).SerializeToString()
+
+    def chunk(data: bytes) -> bytes:  # checksum, which nobody reads, length and the type of a whole record
+        return struct.pack("<IHB", 0, len(data), 1) + data
+
+    file = tmp_path / "run-x.wandb"
+    rows = b":W&B\0\0\0" + chunk(bytes(32768 - 14)) + chunk(bytes(32768 - 7))
+    file.write_bytes(rows)
+    assert not has_exit_record(tmp_path)
+    file.write_bytes(rows + chunk(exit_record))
+    assert has_exit_record(tmp_path)
 
 
 def test_training_goes_on_where_no_run_can_be_started(monkeypatch: pytest.MonkeyPatch):

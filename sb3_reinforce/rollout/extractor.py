@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import (
     BaseModel,
     MultiInputActorCriticPolicy,
 )
+from torch import nn
 
 POLICIES = (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
@@ -31,11 +32,19 @@ def is_plain(policy: Any) -> bool:
 
     :return: whether policy and distribution are SB3's own, without gSDE, and no method is replaced on the object
     """
-    return (
-        type(policy) in POLICIES
-        and type(policy.action_dist) in DISTRIBUTIONS
-        and not any(callable(value) and hasattr(type(policy), name) for name, value in vars(policy).items())
-    )
+    return type(policy) in POLICIES and type(policy.action_dist) in DISTRIBUTIONS and not _has_own_method(policy)
+
+
+def changed_module(policy: nn.Module) -> nn.Module | None:
+    """:return: the first module with a hook, which runs in torch calls only, or with a method set on the object"""
+    for module in policy.modules():
+        if module._forward_hooks or module._forward_pre_hooks or _has_own_method(module):
+            return module
+    return None
+
+
+def _has_own_method(module: nn.Module) -> bool:
+    return any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
 
 
 def shares_extractor(policy: Any) -> bool:

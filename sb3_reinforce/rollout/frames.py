@@ -15,6 +15,8 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
+GPU_BYTES = 2**31  # Frames of a rollout up to this size are copied to a GPU at once, of larger ones those of each chunk.
+
 
 def frame_channels(played: np.ndarray) -> int | None:
     """
@@ -124,6 +126,7 @@ class StackedFrames:
         _, n_channels, *size = frames.shape
         self.shape = (len(firsts), n_stack * n_channels, *size)
         self.dtype, self.nbytes = frames.dtype, frames.nbytes + firsts.nbytes
+        self._source: th.Tensor | None = None  # all frames, on the device where they fit
         # The observations that begin at each frame: they overlap in memory.
         all_stacks = (len(frames) - n_stack + 1, *self.shape[1:])
         self._stacks = np.lib.stride_tricks.as_strided(frames, all_stacks, frames.strides, writeable=False)
@@ -136,14 +139,14 @@ class StackedFrames:
         return self._stacks[self.firsts[rows if isinstance(rows, slice) else np.asarray(rows)]]
 
     def on(self, device: th.device, rows: slice | np.ndarray) -> th.Tensor:
-        """:return: the same as a tensor; of successive observations, each frame is copied to the device once"""
-        if not isinstance(rows, slice):
-            return th.tensor(self[rows], device=device)
-        firsts = self.firsts[rows]
-        start, end = firsts[0], firsts[-1] + self.n_stack
-        frames = th.tensor(self.frames[start:end], device=device)
-        stacks = frames.as_strided((int(firsts[-1] - start) + 1, *self.shape[1:]), frames.stride())
-        return stacks.index_select(0, th.tensor(firsts - start, device=device))
+        """:return: the same as a tensor. On a GPU they are built of all frames, which are copied there once, as bytes"""
+        if self._source is None or self._source.device.type != device.type:
+            self._source = th.from_numpy(self.frames)
+            if self.frames.nbytes <= GPU_BYTES:
+                self._source = self._source.to(device)
+        positions = (self.firsts[rows][:, None] + np.arange(self.n_stack)).ravel()
+        frames = self._source.index_select(0, th.from_numpy(positions).to(self._source.device))
+        return frames.reshape(-1, *self.shape[1:]).to(device)
 
 
 class FrameBuffer(RolloutBuffer):

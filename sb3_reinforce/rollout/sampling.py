@@ -27,7 +27,15 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from sb3_reinforce.policies import LIBRARIES, is_recurrent, library_class, name_of
-from sb3_reinforce.rollout.extractor import DISTRIBUTIONS, actor_features, is_plain, shares_extractor, value_from_features
+from sb3_reinforce.rollout.extractor import (
+    DISTRIBUTIONS,
+    actor_features,
+    changed_module,
+    is_plain,
+    shares_extractor,
+    value_from_features,
+)
+from sb3_reinforce.rollout.graphs import GraphedForward
 from sb3_reinforce.rollout.lstm import NumpyLstm
 
 # Elementwise and free of randomness, so that applying the module itself to the shared memory is exact.
@@ -94,14 +102,8 @@ def needs_torch(policy: nn.Module) -> str | None:
     for parameter in policy.parameters():
         if parameter.dtype != th.float32:
             return f"parameters of type {parameter.dtype}"
-    for module in policy.modules():
-        # Hooks run in torch calls only, and a method set on an object overrides its class.
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or any(callable(v) and hasattr(type(module), k) for k, v in vars(module).items())
-        ):
-            return f"a hook or method set on {type(module).__name__}"
+    if (changed := changed_module(policy)) is not None:
+        return f"a hook or method set on {type(changed).__name__}"
     return None
 
 
@@ -207,6 +209,7 @@ class TorchSampler(Sampler):
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self.std = np.exp(policy.log_std.detach().cpu().numpy())
         self.with_values = with_values and shares_extractor(policy)
+        self._outputs = GraphedForward(policy, self._forward, self.with_values)
         #: hidden and cell states of a policy with memory, each of shape [layers, n_envs, hidden size]
         self.states: tuple[th.Tensor, th.Tensor] | None = None
         if is_recurrent(policy):
@@ -261,17 +264,20 @@ class TorchSampler(Sampler):
 
     def distribution_parameters(self, observations: Any) -> np.ndarray:
         with self.without_gradient():
-            obs_tensor, policy = obs_as_tensor(observations, self.policy.device), self.policy
             if not self.from_features:
-                return self._parameters_of(self.distribution(obs_tensor))
-            features = actor_features(policy, obs_tensor)
-            parameters = policy.action_net(policy.mlp_extractor.forward_actor(features))
-            if not self.with_values:
-                return parameters.cpu().numpy()
-            # Together: each copy from a GPU waits for it.
-            both = th.cat([parameters, value_from_features(policy, features)], dim=1).cpu().numpy()
-            self.values.append(both[:, -1])
-            return both[:, :-1]
+                return self._parameters_of(self.distribution(obs_as_tensor(observations, self.policy.device)))
+            outputs = self._outputs(observations)
+        if not self.with_values:
+            return outputs
+        self.values.append(outputs[:, -1])
+        return outputs[:, :-1]
+
+    def _forward(self, obs_tensor: Any) -> th.Tensor:
+        """:return: the distribution's parameters, and where V(s) is wanted, that too: each copy from a GPU waits for it"""
+        policy = self.policy
+        features = actor_features(policy, obs_tensor)
+        parameters = policy.action_net(policy.mlp_extractor.forward_actor(features))
+        return th.cat([parameters, value_from_features(policy, features)], dim=1) if self.with_values else parameters
 
     def _parameters_of(self, distribution: Any) -> np.ndarray:
         parts = parts_of(distribution)

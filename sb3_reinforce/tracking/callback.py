@@ -311,6 +311,8 @@ class WandbCallback(BaseCallback):
             return None
         run = OpenRun(started, owned, self._progress.n_rows, self._warn, self.finish)
         self._progress.run_id, self.run_dir, self.run_url = started.id, run.folder, run.url
+        if self.verbose == 1 and owned and not started.disabled:
+            print(f"W&B run: {run.url or run.folder}", flush=True)
         try:
             total = self.locals["total_timesteps"]
             settings = {**model_settings(self.model), "total_timesteps": total, **as_setting(self.config)}

@@ -27,7 +27,7 @@ def dashboard(arguments: Sequence[str]) -> int:
     parser.add_argument("--project", default="sb3-reinforce", help="W&B project (default: sb3-reinforce)")
     parser.add_argument("--entity", help="user or team that owns the project (--push: default: the account's)")
     parser.add_argument("--name", default=TITLE, help=f"title of both (default: {TITLE})")
-    parser.add_argument("--out", type=Path, default=Path("dashboard"), metavar="DIR", help="folder (default: dashboard)")
+    parser.add_argument("--out", type=Path, default=Path("logs/dashboard"), metavar="DIR", help="default: logs/dashboard")
     parser.add_argument("--push", action="store_true", help="save both to the project; needs an API key and the network")
     options = parser.parse_args(arguments)
     try:

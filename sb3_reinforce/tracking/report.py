@@ -34,8 +34,14 @@ def report(arguments: Sequence[str]) -> int:
         "nothing but the seed become one curve, the mean with a 95 % confidence band.",
         epilog="example: sb3-reinforce report wandb; sb3-reinforce inspect-run wandb (the same as report wandb --text)",
     )
-    parser.add_argument("dir", nargs="+", type=Path, help="a run's folder, or one with runs below it: wandb, logs, ...")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument(
+        "dir",
+        nargs="*",
+        type=Path,
+        help="a run's folder, or one with runs below it (default: logs and wandb, where they exist)",
+    )
+    default = Path("logs/report.html")
+    parser.add_argument("--out", type=Path, default=default, metavar="FILE", help=f"default: {default}")
     parser.add_argument("--title", default="Training report", help="default: Training report")
     # of several the last counts: inspect-run puts --text in front of what the user wrote
     for form, shown in (("text", "state, config, summary and last values"), ("json", "the same as JSON, one run per line")):
@@ -43,7 +49,8 @@ def report(arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{form}", dest="form", action="store_const", const=form, default="page", help=what)
     options = parser.parse_args(arguments)
     try:
-        runs = find_runs(options.dir)
+        folders = [Path("logs"), Path("wandb")]
+        runs = find_runs(options.dir or [folder for folder in folders if folder.exists()] or folders[:1])
     except NoRunsError as error:
         print(f"sb3-reinforce: error: {error}", file=sys.stderr)
         return 1

@@ -5,13 +5,16 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from sb3_reinforce.tracking.background import BackgroundRun
+from sb3_reinforce.tracking.runs import has_exit_record
 from sb3_reinforce.tracking.settings import masked_command, masked_text
 from sb3_reinforce.tracking.wandb_internals import end_service, flush_every, mode_and_key, quiet_debug_log
 
@@ -22,6 +25,8 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 # Exit codes as W&B sets them itself: 0 finished, 255 Ctrl-C; 143 is the shell's for SIGTERM. With any other the run failed.
 FINISHED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 255, 143
+# Seconds for W&B's process to write the last record, which takes milliseconds unless the disk is full
+EXIT_TIMEOUT = 10.0
 
 
 def exit_code_of(error: BaseException | None) -> int:
@@ -104,6 +109,7 @@ def start_run(
                 save_code=False,
                 silent=verbose < 1,
                 quiet=verbose < 2,
+                show_info=verbose >= 2,  # warnings and errors are shown
             )
             flush_every(settings, seconds=2.0)
             sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts
@@ -195,11 +201,19 @@ class OpenRun:
         kept = dict(values)
         self.submit(lambda: self.run.summary.update(kept), "the summary was not recorded")
 
+    def _finish(self, exit_code: int) -> None:
+        self.run.finish(exit_code=exit_code)
+        # W&B's process closes the file after that: until then the run would read as killed or still running
+        deadline = time.monotonic() + EXIT_TIMEOUT
+        with suppress(Exception):  # no folder, or W&B's file has changed
+            while self.folder is not None and not has_exit_record(self.folder) and time.monotonic() < deadline:
+                time.sleep(0.01)
+
     def end(self, exit_code: int, timeout: float) -> None:
         """Make the waiting calls, and finish the run if it is owned; a few seconds after the timeout this gives up."""
         if self._process_end is not None:
             self._process_end.forget()
-        last = (lambda: self.run.finish(exit_code=exit_code)) if self.owned else None
+        last = (lambda: self._finish(exit_code)) if self.owned else None
         in_time = False
         try:
             in_time = self.background.close(last, timeout + 5)

@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 EVALUATIONS = "evaluations.npz"  # of SB3's EvalCallback
 # Larger ones are no counts of steps
 MAX_STEP = 2**63
+BLOCK = 32768  # bytes of a block in a .wandb file
 # Levels of lists and dicts in a setting: more would exceed Python's recursion limit when they are written
 MAX_DEPTH = 50
 # Steps and values of a metric, shape [n] each; values of histograms have shape [n, 3], their quantiles
@@ -137,22 +138,37 @@ def _noted(run: LoggedRun, path: Path) -> Iterator[None]:
         run.problems.append(f"{path}: cannot be read ({type(error).__name__}: {error})")
 
 
-def read_records(file: Path) -> tuple[list[bytes], str | None]:
+def has_exit_record(folder: Path) -> bool:
+    """:return: whether the file of a W&B run says how the run ended; only its last blocks are read"""
+    parse = record_parser()
+    for file in folder.glob("*.wandb"):
+        last = max(file.stat().st_size // BLOCK - 1, 0) * BLOCK
+        for data in read_records(file, last)[0]:
+            with suppress(Exception):  # the rest of a record that began before
+                if parse(data).WhichOneof("record_type") == "exit":
+                    return True
+    return False
+
+
+def read_records(file: Path, start: int = 0) -> tuple[list[bytes], str | None]:
     """
     Read the records of a ``.wandb`` file.
 
     It is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB (the header is part of the first) of chunks with checksum,
     length and type; type 1 is a whole record, 2, 3 and 4 are a record's first, middle and last part.
 
+    :param start: the byte to start at, a multiple of ``BLOCK``
     :return: the records before the first damaged one, and what is wrong with that one, if there is one
     """
-    data = file.read_bytes()
-    if len(data) < 7 or data[:4] != b":W&B":
+    with file.open("rb") as stream:
+        stream.seek(start)
+        data = stream.read()
+    if start == 0 and (len(data) < 7 or data[:4] != b":W&B"):
         return [], "not a W&B run file, or cut at its beginning"
     records: list[bytes] = []
-    parts, position = b"", 7
+    parts, position = b"", 7 if start == 0 else 0
     while position < len(data):
-        left = 32768 - position % 32768
+        left = BLOCK - position % BLOCK
         if left < 7:  # too little room for a chunk's head: the block's end is padding
             position += left
             continue
@@ -161,7 +177,7 @@ def read_records(file: Path) -> tuple[list[bytes], str | None]:
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         position += 7
         if kind not in (1, 2, 3, 4) or length > left - 7:
-            return records, f"damaged at byte {position - 7}"
+            return records, f"damaged at byte {start + position - 7}"
         if position + length > len(data):
             return records, "cut in the middle of a record"
         parts = (b"" if kind in (1, 2) else parts) + data[position : position + length]

@@ -36,7 +36,7 @@ def compare(arguments: Sequence[str]) -> int:
         "that is named like the environment, where RL Zoo saves it)",
     )
     parser.add_argument("--trust", action="store_true", help="run code that the files may hold: as you would run a program")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: baselines-ID.png)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: logs/baselines-ID.png)")
     options = parser.parse_args(arguments)
     try:
         if options.model is not None and not options.model.is_file():
@@ -57,8 +57,9 @@ def compare(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         return refuse(error, "compare-baselines")
     print(comparison)
-    path = options.png or Path(f"baselines-{options.env.replace('/', '-')}.png")
+    path = options.png or Path("logs", f"baselines-{options.env.replace('/', '-')}.png")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         comparison.plot(path)
     except ImportError:
         print('Picture: not drawn, pip install "sb3-reinforce[plots]"')

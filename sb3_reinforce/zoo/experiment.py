@@ -164,8 +164,9 @@ class Experiment(exp_manager.ExperimentManager):
         if "env_kwargs" in entry and self.env_kwargs:  # the command line's
             entry["env_kwargs"] = self.env_kwargs
         self.entry = {key: copy.deepcopy(entry[key]) for key in sorted(entry)}
-        print("Hyperparameters (those being tuned will be replaced):")
-        pprint(as_setting(self.entry))
+        if self.verbose > 0:  # config.yml in the run's folder has them
+            print("Hyperparameters (those being tuned will be replaced):")
+            pprint(as_setting(self.entry))
         return entry, OrderedDict(copy.deepcopy(self.entry))  # as the zoo saves it
 
     def _study(self, create: bool) -> optuna.Study:

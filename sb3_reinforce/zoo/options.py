@@ -16,6 +16,7 @@ from sb3_reinforce.tracking.settings import masked_command
 from sb3_reinforce.zoo import config_file
 from sb3_reinforce.zoo.checkpoints import SavedRun
 from sb3_reinforce.zoo.environments import find_environment
+from sb3_reinforce.zoo.quiet import asks_for_more
 from sb3_reinforce.zoo.study import JOURNAL
 from sb3_reinforce.zoo.usage import Parser
 
@@ -38,7 +39,13 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        no_resuming: dict[str, Any] = {"resume": None, "other_ranks": False, "trust": False, "checkpoint_every": 0}
+        no_resuming: dict[str, Any] = {
+            "resume": None,
+            "diagnostics": 0,
+            "other_ranks": False,
+            "trust": False,
+            "checkpoint_every": 0,
+        }
         parser.set_defaults(eval_final=0, wandb_video_freq=0, sampled=None, **no_resuming)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")
@@ -72,6 +79,16 @@ def _add_options_of_training(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         type=_sampled,
         help="values of `tune`'s search space by its names, as a W&B sweep's ${args_json} gives them (zoo_configs/sweep.yml)",
+    )
+    parser.add_argument(
+        "--diagnostics",
+        metavar="N",
+        nargs="?",
+        type=int,
+        const=20,
+        default=0,
+        help="log the gradient's variance, noise scale and signal-to-noise ratio every N updates, 20 by default: for --track "
+        "and --tensorboard-log, or without -P for the terminal",
     )
     for option, default, help_ in (
         ("--eval-final", 0, "play N episodes with the saved model (default: 0)"),
@@ -108,6 +125,7 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Nam
     peek.add_argument("--trial-id", type=int)
     peek.add_argument("-n", "--n-timesteps")
     peek.add_argument("--n-trials")
+    peek.add_argument("-P", "--progress", action="store_true")
     peek.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return peek.parse_known_args(arguments, options)[0], zoo_arguments
 
@@ -115,6 +133,7 @@ def read_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Nam
 def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """:return: the values of our options, and of the zoo's that decide what we do; the arguments for the zoo"""
     options, zoo_arguments = read_options(parser, arguments)
+    options.arguments = arguments
     try:
         options.env = find_environment(options.env, options.gym_packages)
     except ValueError as error:
@@ -125,6 +144,8 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
 def defaults_for_zoo(options: argparse.Namespace) -> list[str]:
     """:return: arguments that are put in front of the user's own for the zoo"""
     defaults = ["--algo", "reinforce"]
+    if (options.progress or options.optimize_hyperparameters) and not asks_for_more(options.arguments):
+        defaults += ["--verbose", "0"]  # the bar instead of a table for each update
     if options.algo == "reinforce":
         defaults += ["--conf-file", str(config_file())]
     if options.optimize_hyperparameters or options.trial_id is not None:
@@ -153,7 +174,8 @@ def check_resumed(options: argparse.Namespace, run: SavedRun, parser: Parser) ->
 
 def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Parser) -> None:
     """Refuse, by the parser's error, wrong values of our options, and those of the zoo's that would end in a traceback."""
-    for name, unit in (("eval_final", "episodes"), ("checkpoint_every", "updates"), ("wandb_video_freq", "steps")):
+    units = {"eval_final": "episodes", "checkpoint_every": "updates", "wandb_video_freq": "steps", "diagnostics": "updates"}
+    for name, unit in units.items():
         value = getattr(options, name)
         if value < 0:
             parser.error(f"--{name.replace('_', '-')} must be a number of {unit} >= 0, got {value}")
@@ -161,6 +183,10 @@ def check_options(options: argparse.Namespace, run: SavedRun | None, parser: Par
         with suppress(TypeError, ValueError):  # not given, or no number: the zoo's parser says so
             if int(number) < 1 and (option, int(number)) != ("-n", -1):  # the zoo's default: as the config says
                 parser.error(f"{option} must be a number of {unit} >= 1, got {number}")
+    if options.diagnostics and options.algo != "reinforce":
+        parser.error(f"--diagnostics measures REINFORCE's gradient, which {options.algo} does not have: leave it out")
+    if options.diagnostics and options.optimize_hyperparameters:
+        parser.error("--diagnostics is for a single run, and a search has many: leave it out")
     if run is not None and options.optimize_hyperparameters:
         parser.error(
             "--resume goes on with a training run; a search goes on by itself: give the same --study-name and --storage"

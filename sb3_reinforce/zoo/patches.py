@@ -203,14 +203,14 @@ def optional_statistics() -> Iterator[None]:
     """Let ``load_from_hub`` load a repository without ``vec_normalize.pkl``, where it expects an error of an older Hub."""
     import huggingface_sb3
     import rl_zoo3.load_from_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from requests.exceptions import HTTPError
 
     def load_from_hub(repo_id: str, filename: str) -> str:
         try:
             return original(repo_id, filename)
         except EntryNotFoundError as error:
-            if isinstance(error, HTTPError):
+            if isinstance(error, HTTPError | LocalEntryNotFoundError):  # the latter: the Hub was not reached
                 raise
             raise HTTPError(f"{repo_id} has no {filename}") from error
 

@@ -1,12 +1,11 @@
-"""The results of a training run: the saved model's score, the learning curve, and five lines about them."""
+"""The results of a training run: the saved model's score, the learning curve, and the lines about them."""
 
-import os
+import re
 import shlex
-import shutil
-import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_reinforce.tracking import WandbCallback
 from sb3_reinforce.tracking.runs import evaluations_of
 from sb3_reinforce.tracking.settings import masked_command
+from sb3_reinforce.zoo.usage import command, relative, shell_line
+from sb3_reinforce.zoo.verb_checks import has_display
+
+if TYPE_CHECKING:
+    from sb3_reinforce.zoo.experiment import Experiment, Plan
 
 # Few: a mean of 100 episodes shows what the policy can do tens of thousands of steps late.
 SMOOTHING_WINDOW = 10
@@ -114,57 +118,96 @@ def draw_learning_curve(experiment: ExperimentManager, score: Score | None) -> P
     return path
 
 
-def report_lines(
-    experiment: ExperimentManager,
-    arguments: Sequence[str],
-    score: Score | None,
-    curve: str,
-    tracker: WandbCallback | None,
-) -> list[str]:
-    """:return: score, model, learning curve, W&B run and the next command"""
-    if tracker is None:
-        run = "not tracked, add --track"
-    elif tracker.run_url is not None:
-        run = tracker.run_url
-    elif tracker.run_dir is None or not tracker.run_dir.is_dir():
-        run = "none was kept"
-    else:
-        run = f"{relative(tracker.run_dir)} (shown by: {command('wandb')} leet {relative(tracker.run_dir)})"
-    again = f"{command('sb3-reinforce')} train"
-    if experiment.algo == "reinforce":
-        following = f"the same without a baseline: {again} {without_baseline(arguments)}"
-    else:
-        following = f"REINFORCE for comparison: {again} --env {experiment.env_name.gym_id} -P"
+def report_lines(experiment: "Experiment", plan: "Plan", score: Score | None, curve: str, trust: bool) -> list[str]:
+    """
+    :param plan: its arguments are the command line
+    :param trust: whether commands that play the agent need ``--trust``
+    :return: score, learning curve, where model and W&B run are, and three next commands
+    """
+    logs = [str(experiment.log_folder)]
+    if plan.tracker is not None and plan.tracker.run_dir is not None and plan.tracker.run_dir.is_dir():
+        logs.append(relative(plan.tracker.run_dir.parent))
+    watch, what = watch_command(experiment, plan, trust)
+    following = {
+        what: shell_line(watch),
+        "curves of all runs": shell_line(["report", *logs]),
+        **compare_command(experiment, plan.arguments),
+    }
+    width = max(map(len, following))
     return [
         f"Score:          {score or 'not evaluated, add --eval-final 100'}",
-        f"Model:          {relative(model_file(experiment))}",
         f"Learning curve: {curve}",
-        f"W&B run:        {run}",
-        f"Next:           {following}",
+        f"Model:          {relative(model_file(experiment))}",
+        f"W&B run:        {tracked_run(plan.tracker)}",
+        "Next:",
+        *(f"  {words:<{width}}  {line}" for words, line in following.items()),
     ]
 
 
-def without_baseline(arguments: Sequence[str]) -> str:
-    """:return: a command line of training, quoted for a shell, secrets masked, with ``baseline="none"`` in ``-params``"""
-    words = [shlex.quote(word) for word in masked_command(arguments)]
-    if not {"-params", "--hyperparams"} & set(words):
-        words.append("-params")
-    last = max(number for number, word in enumerate(words) if word in ("-params", "--hyperparams"))
-    end = next((number for number in range(last + 1, len(words)) if words[number].startswith("-")), len(words))
-    words.insert(end, "\"baseline:'none'\"")
-    return " ".join(words)
+def tracked_run(tracker: WandbCallback | None) -> str:
+    """:return: the address of a W&B run, or where it is and what shows it"""
+    if tracker is None:
+        return "not tracked, add --track"
+    if tracker.run_url is not None:
+        return tracker.run_url
+    if tracker.run_dir is None or not tracker.run_dir.is_dir():
+        return "none was kept"
+    folder = relative(tracker.run_dir)
+    return f"{folder} (shown by: {shlex.join([command('wandb'), 'leet', folder])})"
 
 
-def relative(path: Path) -> str:
-    """:return: the path relative to the working directory, if it is below that"""
-    path = path.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+def watch_command(experiment: "Experiment", plan: "Plan", trust: bool) -> tuple[list[str], str]:
+    """:return: the command that shows how the agent plays, as well as this machine can; what it does"""
+    words = [
+        "--env",
+        experiment.env_name.gym_id,
+        "--exp-id",
+        Path(experiment.save_path).name.removeprefix(f"{experiment.env_name}_"),
+    ]
+    if experiment.algo != "reinforce":
+        words += ["--algo", experiment.algo]
+    if experiment.log_folder != "logs":
+        words += ["-f", experiment.log_folder]
+    if plan.options.gym_packages:
+        words += ["--gym-packages", *plan.options.gym_packages]
+    words += ["--trust"] if trust else []
+    if has_display():
+        return ["enjoy", *words], "watch it play"
+    if find_spec("moviepy") is not None:
+        return ["record-video", *words], "film it"
+    return ["enjoy", "--no-render", *words], "play more episodes"
 
 
-def command(name: str) -> str:
-    """:return: the name of one of our commands if the shell finds it, else its path: its environment may not be activated"""
-    here = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if not here.is_file() or (found is not None and Path(found).samefile(here)):
-        return name
-    return relative(here)
+def compare_command(experiment: "Experiment", arguments: Sequence[str]) -> dict[str, str]:
+    """:return: a run to compare this one with, by what differs"""
+    if experiment.algo != "reinforce":
+        return {"REINFORCE instead": shell_line(["train", "--env", experiment.env_name.gym_id, "-P"])}
+    options = last_of_each(arguments)
+    params = options.setdefault("-params", ["-params"])
+    given = [word for word in params[1:] if word.startswith("baseline:")]
+    params[1:] = [word for word in params[1:] if word not in given]
+    if any("none" in word for word in given):
+        if len(params) == 1:
+            del options["-params"]
+        what = "with the default baseline"
+    else:
+        params.append('baseline:"none"')
+        what = "without a baseline"
+    return {what: shell_line(["train", *masked_command([word for words in options.values() for word in words])])}
+
+
+def last_of_each(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """
+    :param arguments: a command line of ``train``; one that resumes a run adds to the run's own
+    :return: the options by name with their values; of an option given twice the last counts, as for the parser
+    """
+    options: dict[str, list[str]] = {}
+    name = ""
+    for word in arguments:
+        if word.startswith("-") and not re.fullmatch(r"-[\d.eE+-]+", word):
+            name = word.partition("=")[0]
+            name = "-params" if name == "--hyperparams" else name
+            options[name] = [word]
+        else:
+            options.setdefault(name, []).append(word)
+    return options

@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from sb3_reinforce.tracking.run import exit_code_of
 from sb3_reinforce.tracking.settings import masked_text
 from sb3_reinforce.zoo.disk import no_room_in_one_line
 from sb3_reinforce.zoo.experiment import Experiment, private_files
+from sb3_reinforce.zoo.patches import replaced
+from sb3_reinforce.zoo.quiet import asks_for_more
 from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
@@ -59,6 +61,10 @@ class Search(Experiment):
         return search_space(self.n_envs, self.normalization, self._memory)
 
     def hyperparameters_optimization(self) -> None:
+        with self._shown_as_a_bar():
+            self._search()
+
+    def _search(self) -> None:
         if self.algo not in HYPERPARAMS_SAMPLER:
             raise UsageError(f"RL Zoo has no search space for {self.algo}; it has for {', '.join(HYPERPARAMS_SAMPLER)}")
         self._plain_entry = plain_entry(self.entry)
@@ -79,6 +85,21 @@ class Search(Experiment):
             if self._failures:
                 raise self._failures[0] from None
         self.plan.finished = self
+
+    @contextmanager
+    def _shown_as_a_bar(self) -> Iterator[None]:
+        """Without ``-v``: a bar with the best trial so far, instead of a line for each trial with all that it tried."""
+        if asks_for_more(self.plan.arguments):
+            yield
+            return
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        shown = partialmethod(optuna.Study.optimize, show_progress_bar=self.max_total_trials is None)
+        try:
+            with replaced(optuna.Study, "optimize", shown):
+                yield
+        finally:
+            optuna.logging.set_verbosity(before)
 
     def outcome(self) -> tuple[list[str], int]:
         """:return: lines about the best trial, written as a config; the exit code: 1 if no trial has finished"""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import time
 import warnings
 from collections.abc import Mapping
@@ -18,9 +19,8 @@ from torch import nn
 
 from sb3_reinforce.running.files import write_atomically
 from sb3_reinforce.tracking.settings import holds_secret
-from sb3_reinforce.zoo.report import command, relative
 from sb3_reinforce.zoo.search_space import Range
-from sb3_reinforce.zoo.usage import UsageError
+from sb3_reinforce.zoo.usage import UsageError, relative, shell_line
 
 # the zoo takes a storage with this ending as a journal, any other as a database's address
 JOURNAL = ".log"
@@ -121,8 +121,8 @@ class Results:
         best = self.study.best_trial
         header = (
             f"# Trial {best.number}, the best of {self.n_finished} finished ones of the study {self.study.study_name}: "
-            f"mean return {best.value:.6g}\n# {time.strftime('%Y-%m-%d')}; to train with it: sb3-reinforce train --env "
-            f"{env_id} --conf-file {relative(self.folder / 'best.yml')}\n"
+            f"mean return {best.value:.6g}\n# {time.strftime('%Y-%m-%d')}; to train with it: sb3-reinforce "
+            f"{shlex.join(['train', '--env', env_id, '--conf-file', relative(self.folder / 'best.yml')])}\n"
         )
         body = yaml.safe_dump({env_id: {key: entry[key] for key in sorted(entry)}}, sort_keys=False)
         return self._write("best.yml", (header + body).encode(), mode=0o600 if holds_secret(entry) else 0o666)
@@ -156,14 +156,14 @@ class Results:
     def lines(self, env_id: str, algo: str, config: Path, pictures: list[Path], storage: str) -> list[str]:
         """:return: best trial, its config, plots, the study and the next command"""
         best = self.study.best_trial
-        again = f"{command('sb3-reinforce')} train {'' if algo == 'reinforce' else f'--algo {algo} '}--env {env_id}"
+        again = ["train", *([] if algo == "reinforce" else ["--algo", algo]), "--env", env_id]
         return [
             f"Best trial: {best.number}, mean return {best.value:.6g}; {self.n_finished} finished, {self.n_pruned} pruned, "
             f"{self.n_failed} failed",
             f"Config:     {relative(config)}",
             f"Plots:      {', '.join(map(relative, pictures)) or 'none'}",
             f"Study:      {self.study.study_name} in {storage}",
-            f"Next:       {again} --conf-file {relative(config)} -P --eval-final 100",
+            f"Next:       {shell_line([*again, '--conf-file', relative(config), '-P', '--eval-final', '100'])}",
         ]
 
 

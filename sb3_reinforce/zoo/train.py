@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rl_zoo3 import exp_manager
@@ -20,6 +20,7 @@ from sb3_reinforce.tracking.settings import command_line, masked_command, masked
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.checkpoints import SavedRun, read_run, run_of_launch, without_resume
 from sb3_reinforce.zoo.experiment import Experiment, Plan
+from sb3_reinforce.zoo.option_groups import grouped_help
 from sb3_reinforce.zoo.options import (
     check_options,
     check_ranks,
@@ -30,6 +31,7 @@ from sb3_reinforce.zoo.options import (
     read_options,
 )
 from sb3_reinforce.zoo.patches import replaced
+from sb3_reinforce.zoo.quiet import BEST_TRIAL, asks_for_more
 from sb3_reinforce.zoo.search import Search
 from sb3_reinforce.zoo.training import Training
 from sb3_reinforce.zoo.trust import check_command, files_read
@@ -49,9 +51,6 @@ def train(verb: Literal["train", "tune"], arguments: Sequence[str]) -> int:
     if verb == "tune":
         arguments = ["-optimize", *arguments]
     parser = make_parser(verb)
-    if "-h" in arguments or "--help" in arguments:
-        parser.print_help()
-        print("\n--- RL Zoo's options (for --track and --wandb-*, those above apply) ---\n")
     options, zoo_arguments = parse(parser, arguments)
     if ranks.launched():
         check_ranks(options, parser)
@@ -132,6 +131,7 @@ def _tracker(options: argparse.Namespace, parser: Parser) -> WandbCallback:
             group=options.wandb_group,
             tags=options.wandb_tags,
             mode=options.wandb_mode,
+            verbose=2 if asks_for_more(options.arguments) else 1,
             config={"command": command_line()},  # while the zoo runs, sys.argv is the zoo's
             finish_at_end=False,  # the final evaluation belongs to the run, too
         )
@@ -139,11 +139,16 @@ def _tracker(options: argparse.Namespace, parser: Parser) -> WandbCallback:
         parser.error(f"--track: {error}")
 
 
-def _run_zoo(verb: str, zoo_arguments: list[str], kind: type[Experiment], plan: Plan) -> None:
+def _run_zoo(verb: Literal["train", "tune"], zoo_arguments: list[str], kind: type[Experiment], plan: Plan) -> None:
     register()
 
     def print_masked(*words: object) -> None:
-        print(masked_text(" ".join(map(str, words))))
+        text = masked_text(" ".join(map(str, words)))
+        if asks_for_more(plan.arguments) or kind is not Search or BEST_TRIAL.fullmatch(text) is None:
+            print(text)
+
+    def print_help(zoo_parser: argparse.ArgumentParser, file: Any = None) -> None:
+        print(grouped_help(verb, make_parser(verb), zoo_parser), file=file, end="")
 
     # rl_zoo3.train keeps its manager to itself, but takes the class from exp_manager each time it is run
     with replaced(exp_manager, "ExperimentManager", type(kind.__name__, (kind,), {"plan": plan})):
@@ -152,6 +157,7 @@ def _run_zoo(verb: str, zoo_arguments: list[str], kind: type[Experiment], plan: 
             replaced(sys, "argv", [f"sb3-reinforce {verb}", *zoo_arguments]),
             replaced(sys, "orig_argv", masked_command(sys.orig_argv)),
             replaced(exp_manager, "print", print_masked),
-            errors_in_one_line(verb),
+            replaced(argparse.ArgumentParser, "print_help", print_help),
+            errors_in_one_line(verb, [option for action in make_parser(verb)._actions for option in action.option_strings]),
         ):
             runpy.run_module("rl_zoo3.train", run_name="__main__")

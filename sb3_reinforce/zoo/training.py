@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, GradientDiagnostics
 from sb3_reinforce.running import exchange, ranks
 from sb3_reinforce.running.callbacks import callbacks_of_other_ranks
 from sb3_reinforce.running.claims import claim
@@ -24,9 +24,9 @@ from sb3_reinforce.zoo import checkpoints
 from sb3_reinforce.zoo.disk import DiskError, with_forgiving_monitor, written_by
 from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced, timesteps_kept
-from sb3_reinforce.zoo.report import command, evaluate_saved, learning_curve, relative, report_lines
+from sb3_reinforce.zoo.report import evaluate_saved, learning_curve, report_lines
 from sb3_reinforce.zoo.trust import needs_trust
-from sb3_reinforce.zoo.usage import UsageError
+from sb3_reinforce.zoo.usage import UsageError, relative, shell_line
 
 
 class Training(Experiment):
@@ -130,6 +130,8 @@ class Training(Experiment):
             self.callbacks = [c for c in self.callbacks if callbacks_of_other_ranks(c) is not None]
         super().create_callbacks()
         options, tracker = self.plan.options, self.plan.tracker
+        if options.diagnostics:
+            self.callbacks.append(GradientDiagnostics(options.diagnostics))
         if options.checkpoint_every and issubclass(ALGOS[self.algo], REINFORCE):
             self.checkpoint = checkpoints.RunCheckpoint(Path(self.save_path), options.checkpoint_every)
             self.callbacks.append(self.checkpoint)
@@ -224,7 +226,13 @@ class Training(Experiment):
         score = evaluate_saved(self, plan.options.eval_final) if plan.options.eval_final else None
         if plan.tracker is not None and score is not None:
             plan.tracker.log_summary({"eval/final_mean_reward": score.mean, "eval/final_std_reward": score.std})
-        return report_lines(self, plan.arguments, score, learning_curve(self, score), plan.tracker), 0
+        return report_lines(self, plan, score, learning_curve(self, score), self._needs_trust()), 0
+
+    def _needs_trust(self) -> bool:
+        """:return: whether commands that read the run's files need ``--trust``"""
+        folder = Path(self.save_path)
+        found = checkpoints.checkpoints_in(folder / checkpoints.FOLDER)
+        return bool(found) and needs_trust(folder, found[0])
 
     def _how_to_resume(self) -> list[str]:
         folder = Path(self.save_path)
@@ -233,9 +241,8 @@ class Training(Experiment):
         except ValueError as error:  # the folder was deleted, or the disk was full from the beginning
             return [f"Stopped; nothing was saved to resume from: {error}"]
         newest = checkpoints.checkpoints_in(folder / checkpoints.FOLDER)[0]
+        go_on = ["train", "--resume", relative(folder), *(["--trust"] if self._needs_trust() else [])]
         return [
             f"Saved:   {relative(newest)}",
-            f"Go on:   {command('sb3-reinforce')} train --resume {relative(folder)}"
-            + (" --trust" if needs_trust(folder, newest) else "")
-            + (f" (on {ranks.world_size()} ranks again)" if ranks.world_size() > 1 else ""),
+            f"Go on:   {shell_line(go_on)}" + (f" (on {ranks.world_size()} ranks again)" if ranks.world_size() > 1 else ""),
         ]

@@ -1,6 +1,7 @@
 """RL Zoo's commands other than train: run in this process, with REINFORCE registered, our defaults and one-line errors."""
 
 import argparse
+import re
 import runpy
 import sys
 import warnings
@@ -14,6 +15,7 @@ from huggingface_hub import errors as hub_errors
 
 from sb3_reinforce.zoo import register, verb_checks
 from sb3_reinforce.zoo.patches import RunId, patched, registered_children, replaced
+from sb3_reinforce.zoo.quiet import asks_for_more, quiet_moviepy, without_lines
 from sb3_reinforce.zoo.trust import files_read
 from sb3_reinforce.zoo.usage import errors_in_one_line, refuse
 
@@ -32,6 +34,8 @@ class ZooVerb(NamedTuple):
     defaults: tuple[str, ...] = ("--algo", "reinforce", "-f", "logs")
     needs: tuple[str, str] | None = None  # a package that must be installed, and our extra that brings it
     options: tuple[tuple[str, dict[str, Any]], ...] = ()  # our own, as arguments of add_argument
+    repeats: str = ""  # lines that this command prints again and again; shown by -v
+    repeats_of_others: str = ""  # those of the commands that it starts
 
 
 _PNG = (
@@ -39,8 +43,7 @@ _PNG = (
     {
         "metavar": "FOLDER",
         "type": Path,
-        "default": None if verb_checks.has_display() else Path("plots"),
-        "help": "write the figures as PNG into this folder, no windows (where there is no display: plots)",
+        "help": "write figures as PNG into this folder, no windows (default without a display: logs/plots, or plots in -f)",
     },
 )
 _TRUST: tuple[str, dict[str, Any]] = (
@@ -59,7 +62,8 @@ ZOO_VERBS = {
         "enjoy",
         verb_checks.check_enjoy,
         "sb3-reinforce enjoy --env CartPole-v1 --load-best",
-        "Does not render where there is no display.",
+        "Does not render where there is no display. -v shows each episode.",
+        repeats=r"(Atari )?Episode (Reward:|Score:|Length) .*",
         options=(_TRUST,),
     ),
     "benchmark": ZooVerb(
@@ -70,6 +74,8 @@ ZOO_VERBS = {
         "A model with results in --benchmark-dir is not played again: delete its folder there after training anew.",
         defaults=("--log-dir", "logs"),
         options=(("--hub", {"action": "store_true", "help": "all models of sb3 on the Hub, too"}), _TRUST),
+        repeats=r"|\d+/\d+|\d+ timesteps|\d+ Episodes",
+        repeats_of_others=r"Loading .*",
     ),
     "plot-train": ZooVerb(
         "plots.plot_train",
@@ -111,6 +117,7 @@ ZOO_VERBS = {
         "One video of all checkpoints (train --save-freq), the final and the best model.\n"
         "Needs neither a display nor an installed ffmpeg.",
         needs=("moviepy", "video"),
+        repeats_of_others=r"(Loading|Saving video to) .*",
         options=(_TRUST,),
     ),
     "push": ZooVerb(
@@ -139,7 +146,7 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
     if verb.needs is not None and find_spec(verb.needs[0]) is None:
         return refuse(f'needs {verb.needs[0]}: pip install "sb3-reinforce[{verb.needs[1]}]"', name)
     parsed: list[argparse.Namespace] = []
-    trust = "--trust" in arguments
+    trust, more = "--trust" in arguments, asks_for_more(arguments)
 
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
         """Add our help, our options and our check to the zoo's parser, which is complete by now."""
@@ -158,18 +165,27 @@ def run(name: str, arguments: Sequence[str], main: Callable[[Sequence[str]], int
             known["--exp-id"].type = RunId
         options = parse_whole_names(parser, *args, **kwargs)
         verb.check(options)
+        if hasattr(options, "png") and options.png is None and not verb_checks.has_display():
+            folders = getattr(options, "exp_folders", None) or [getattr(options, "exp_folder", "logs")]
+            options.png = Path(folders[0], "plots")
         parsed.append(options)
         return options
+
+    def child(command: Sequence[str]) -> int:
+        with nullcontext() if more else without_lines(re.compile(verb.repeats_of_others)):
+            return main([*command, *(["--trust"] if trust else []), *(["-v"] if more else [])])
 
     register()
     try:
         figures = _figures(parsed) if verb.module.startswith("plots.") else nullcontext()
         argv = [f"sb3-reinforce {name}", *verb.defaults, *arguments]
         # the commands that it starts read the same files
-        children = registered_children(lambda command: main([*command, "--trust"] if trust else command))
+        children = registered_children(child)
         patches = (children, patched(verb.module), files_read(trust), figures, errors_in_one_line(name))
+        films = verb.module in ("record_video", "push_to_hub")
+        silence = () if more else (without_lines(re.compile(verb.repeats)), quiet_moviepy() if films else nullcontext())
         with ExitStack() as stack, warnings.catch_warnings():
-            for patch in patches:
+            for patch in (*patches, *silence):
                 stack.enter_context(patch)
             # the zoo's package imports its plots
             warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
