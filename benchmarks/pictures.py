@@ -28,7 +28,6 @@ LONGEST = 1.25  # a bar beyond it is cut and has its number
 
 def draw_variance(axes: Any) -> None:
     """A bar per baseline, from 0: what is left of the variance."""
-    env_id, stage = VARIANCE
     rows = [row for row in read_rows(variance.RESULTS) if (row["env"], row["stage"]) == VARIANCE]
     names, left = [row["baseline"] for row in rows], [float(row["relative"]) for row in rows]
     colors = [{"none": style.GRAY, "value": style.BLUE}.get(name, style.SKY) for name in names]
@@ -42,7 +41,7 @@ def draw_variance(axes: Any) -> None:
     axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     axes.grid(axis="y", alpha=0)
     axes.set_title("gradient variance")
-    axes.set_xlabel(f"{env_id}, {stage}", fontsize="small")
+    axes.set_xlabel(f"{VARIANCE[0]}, {style.short_number(round(int(rows[0]['steps']), -3))} steps", fontsize="small")
 
 
 def draw() -> str:

@@ -6,9 +6,11 @@ Learning curves of examples/pong_from_pixels.py from the progress.csv of its run
 
 import argparse
 import csv
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import style
 
 
 def curve(path: Path) -> np.ndarray:
@@ -32,22 +34,18 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     args = parser.parse_args()
     curves = {folder.name: curve(folder / "progress.csv") for folder in args.folders}
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for name, (steps, seconds, returns) in ((name, rows.T) for name, rows in curves.items()):
-        panels[0].plot(steps / 1e6, returns, label=name)
-        panels[1].plot(seconds / 60, returns, label=name)
-    for panel, label in zip(panels, ("million steps, of 4 frames each", "CPU minutes of each process"), strict=True):
+    figure = style.new_figure(3.0)
+    panels = figure.subplots(1, 2, sharey=True)
+    for (name, rows), color in zip(curves.items(), cycle((style.BLUE, style.ORANGE, style.GREEN, style.PURPLE))):
+        steps, seconds, returns = rows.T
+        panels[0].plot(steps, returns, color=color, label=name)
+        panels[1].plot(seconds / 60, returns, color=color, label=name)
+    panels[0].xaxis.set_major_formatter(style.short_number)
+    for panel, label in zip(panels, ("steps, of 4 frames each", "CPU minutes of each process"), strict=True):
         panel.set_xlabel(label)
-        panel.grid(alpha=0.3)
     panels[0].set(ylim=(-21.5, 21.5), ylabel="mean return of the last 100 games")
     panels[1].legend()
-    figure.savefig(args.picture, dpi=110)
+    style.save(figure, args.picture)
 
     print("| run | above -5 at steps | CPU seconds of each process | last, steps | CPU seconds | mean return |")
     print("| --- | --- | --- | --- | --- | --- |")

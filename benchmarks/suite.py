@@ -379,7 +379,7 @@ def draw_task(axes: Any, suite: Suite, task: str, runs: dict[tuple[str, str], Ru
         if task in scores:
             color = next((style.COLOURS[agent] for agent in ("A2C", "PPO") if agent in name), style.GRAY)
             axes.axhline(scores[task], color=color, linestyle=line, linewidth=1.1, label=name)
-    axes.set_title(task)
+    axes.set_title(task, fontsize="small" if len(task) > 25 else None)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
     axes.xaxis.set_major_formatter(style.short_number)

@@ -3,8 +3,7 @@ The pictures of docs/score_function.md and docs/sequences.md.
 
     python benchmarks/tutorial_pictures.py
 
-Draws docs/score_function_idea.png, _methods.png, _variance.png and _grpo.png in a minute. Colours are those of
-Okabe and Ito, which all people tell apart; lines differ in style as well.
+Draws docs/score_function_idea.png, _methods.png, _variance.png and _grpo.png in a minute.
 """
 
 import math
@@ -12,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch as th
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from style import BLUE, GRAY, GREEN, RED, new_figure, save
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from sb3_reinforce import ScoreFunctionEstimator, compare_estimators
@@ -21,14 +19,6 @@ from sb3_reinforce.score_function import leave_one_out
 from sb3_reinforce.sequences import grpo_advantage
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Without pyplot: no display is needed."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_idea() -> None:
@@ -38,7 +28,7 @@ def draw_idea() -> None:
         return 1.0 + (x < 1.0).float() + (x < -0.5).float()  # stairs: the derivative is 0 everywhere
 
     th.manual_seed(173)
-    figure = new_figure(9, 3.4)
+    figure = new_figure(3.4, width=9)
     left, right = figure.subplots(1, 2)
     grid = th.linspace(-3.5, 5.0, 600)
     for axes in (left, right):
@@ -69,7 +59,7 @@ def draw_idea() -> None:
     right.set_title("it moves to where the cost is low", fontsize="medium")
     right.legend(loc="upper right", fontsize="small")
     left.legend(loc="upper right", fontsize="small")
-    figure.savefig(DOCS / "score_function_idea.png", dpi=100)
+    save(figure, DOCS / "score_function_idea.png")
 
 
 # question, place; an arrow "yes" goes right to the methods, "no" goes down to the next question
@@ -93,7 +83,7 @@ QUESTIONS = [
 
 def draw_methods() -> None:
     """Questions from top to bottom; the first "yes" names the method to try first."""
-    figure = new_figure(9, 5.6)
+    figure = new_figure(5.6, width=9)
     axes = figure.add_subplot()
     axes.set(xlim=(0, 10), ylim=(-len(QUESTIONS) + 0.45, 0.55))
     axes.axis("off")
@@ -109,7 +99,7 @@ def draw_methods() -> None:
         axes.text(2.1, -row, question, ha="center", va="center", fontsize=11, bbox=dict(**box, fc="white", ec=BLUE))
         axes.text(5.5, -row + 0.13, methods, va="center", fontsize=11.5, weight="bold", color="black", family="monospace")
         axes.text(5.5, -row - 0.17, why, va="center", fontsize=10.5, color=GRAY)
-    figure.savefig(DOCS / "score_function_methods.png", dpi=100)
+    save(figure, DOCS / "score_function_methods.png")
 
 
 def problems() -> dict[str, tuple[Distribution, Callable[[th.Tensor], th.Tensor], int]]:
@@ -131,7 +121,7 @@ def problems() -> dict[str, tuple[Distribution, Callable[[th.Tensor], th.Tensor]
 
 def draw_variance() -> None:
     """What each method leaves of the variance of leave-one-out, at equal evaluations, on four problems."""
-    figure = new_figure(9, 6.2)
+    figure = new_figure(6.2, width=9)
     for axes, (title, (distribution, cost, n_evaluations)) in zip(figure.subplots(2, 2).flat, problems().items(), strict=True):
         result = compare_estimators(distribution, cost, n_evaluations)
         print(title, result, sep="\n", end="\n\n")
@@ -148,9 +138,9 @@ def draw_variance() -> None:
         axes.set_xticks(ticks := [0.25, 0.5, 1, 2, 4], [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(f"{title}\n{n_evaluations} evaluations", fontsize="medium")
-        axes.grid(axis="x", alpha=0.3)
+        axes.grid(axis="y", alpha=0)
     figure.supxlabel("variance of the gradient, relative to leave-one-out (less is better)", fontsize="medium")
-    figure.savefig(DOCS / "score_function_variance.png", dpi=100)
+    save(figure, DOCS / "score_function_variance.png")
 
 
 def expected_gradients(n_samples: int, gamble: float) -> tuple[float, float]:
@@ -176,7 +166,7 @@ def expected_gradients(n_samples: int, gamble: float) -> tuple[float, float]:
 
 def draw_grpo() -> None:
     """Left: the expected gradient of GRPO for some K, beside the true one. Right: following both with K = 8."""
-    figure = new_figure(9, 3.4)
+    figure = new_figure(3.4, width=9)
     left, right = figure.subplots(1, 2)
     grid = th.linspace(0.02, 0.98, 25).tolist()
     left.plot(grid, [1.0] * len(grid), color="black", linewidth=2, label="RLOO, any K: exact")
@@ -201,7 +191,7 @@ def draw_grpo() -> None:
     right.set(xlabel="updates", ylabel="E[cost]", ylim=(0.9, 2.1))
     right.set_title("following the expected gradients", fontsize="medium")
     right.legend(fontsize="small", loc="center right")
-    figure.savefig(DOCS / "score_function_grpo.png", dpi=100)
+    save(figure, DOCS / "score_function_grpo.png")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_reinforce import REINFORCE, compare_baselines
+from sb3_reinforce.compare import ROUNDING
 
 RESULTS = ROOT / "benchmarks" / "results" / "variance.csv"
 PICTURE = ROOT / "docs" / "variance.png"
@@ -29,8 +30,7 @@ PICTURE = ROOT / "docs" / "variance.png"
 RUNS = {"CartPole-v1": (100_000, 96), "HalfCheetah-v5": (300_000, 24), "LunarLander-v3": (200_000, 32)}
 STAGES = ("start", "middle", "end")
 MARKS = {"start": (style.SKY, "o"), "middle": (style.ORANGE, "s"), "end": (style.BLUE, "D")}
-ROUNDING = 1e-9  # what is below is 0, drawn at ZERO, left of the lowest number on the axis
-ZERO, LOWEST = 2e-4, 6e-4
+ZERO, LOWEST = 2e-4, 6e-4  # where 0 is drawn, left of the lowest number on the axis
 
 
 class Snapshots(BaseCallback):
@@ -147,7 +147,8 @@ def draw_comparison(axes: Any, env_id: str, rows: list[dict[str, str]], names: l
     axes.set_title(env_id)
 
 
-def draw() -> None:
+def draw() -> Path:
+    """:return: the picture: a panel per environment"""
     rows = read_rows(RESULTS)
     env_ids = [env_id for env_id in RUNS if any(row["env"] == env_id for row in rows)]
     names = list(dict.fromkeys(row["baseline"] for row in rows))[1:]
@@ -158,7 +159,7 @@ def draw() -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, [f"{label} of training" for label in labels], loc="outside upper center", ncols=3)
     figure.supxlabel("variance of the gradient, relative to no baseline (95 % interval)", fontsize="medium")
-    style.save(figure, PICTURE)
+    return style.save(figure, PICTURE)
 
 
 def main() -> None:
@@ -175,8 +176,7 @@ def main() -> None:
     print(table())
     if others:
         print(f"Measured with other settings than those of now: {', '.join(others)}")
-    draw()
-    print(f"Picture: {Path(PICTURE).relative_to(ROOT)}")
+    print(f"Picture: {draw().relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ repository works on the site without being rewritten. Nothing is loaded from a n
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
@@ -23,13 +26,13 @@ sys.path.insert(0, str(ROOT))
 from sb3_reinforce import __version__  # noqa: E402
 
 project = "sb3_reinforce"
-author = "The sb3-reinforce developers"
+project_copyright = author = "The sb3-reinforce developers"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.linkcode"]
 root_doc = "README"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "docs/**.rst"]
-exclude_patterns = [".*", "site", "docs/navigation.md"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "docs/**.rst", "docs/**.ipynb"]
+exclude_patterns = [".*", "**/.*", "site", "docs/navigation.md"]
 
 # Markdown as GitHub reads it: formulas between dollars and in fences of `math`, anchors for headings
 myst_enable_extensions = ["dollarmath"]
@@ -56,6 +59,31 @@ html_math_renderer = "mathml"
 
 #: files of the repository that are linked from a page and are none themselves: a page that shows each is made at the end
 linked_files: set[str] = set()
+
+
+class NotebookParser(MystParser):
+    """Notebooks as Markdown, with the results that are saved in them: nothing is run here."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        super().parse(markdown_of(json.loads(inputstring)), document)
+
+
+def markdown_of(notebook: dict[str, Any]) -> str:
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                parts.append(f"![](data:image/png;base64,{''.join(data['image/png']).strip()})")
+            elif "text/html" in data:
+                parts.append("".join(data["text/html"]))
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain'])}\n```")
+    return "\n\n".join(parts)
 
 
 def formula(tex: str, display: str) -> str:
@@ -117,6 +145,8 @@ def add_index(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("source-read", add_navigation)
     app.connect("doctree-resolved", show_linked_files)

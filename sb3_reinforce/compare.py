@@ -34,6 +34,7 @@ from sb3_reinforce.update.steps import Steps, join_steps, sequences_of, steps_of
 
 # From the cheapest to the dearest: the advice is the first of those that cannot be told apart.
 BY_COST = ("none", "moving_average", "leave_one_out", "per_step", "value", "optimal", "greedy")
+ROUNDING = 1e-9  # of a variance relative to none: what is below is 0
 # V is fitted in rounds, since returns that are bootstrapped change with it.
 VALUE_FIT_ROUNDS, VALUE_FIT_STEPS, VALUE_FIT_BATCH, VALUE_FIT_RATE = 10, 50, 256, 1e-2
 
@@ -90,11 +91,17 @@ class BaselineComparison(ShownAsTable):
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         rows = self.rows[::-1]
-        relative = np.array([row.relative for row in rows])
-        errors = np.abs(np.array([[row.low for row in rows], [row.high for row in rows]]) - relative)
-        axes.errorbar(relative, [row.name for row in rows], xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
+        numbers = np.array([(row.relative, row.low, row.high) for row in rows])
+        is_zero = numbers[:, 0] < ROUNDING
+        zero = 10 ** np.floor(np.log10(numbers[~is_zero].min()) - 1)  # where 0 stands: a decade below the lowest number
+        numbers[is_zero] = zero
+        relative = numbers[:, 0]
+        errors = np.abs(numbers[:, 1:].T - relative)
+        axes.errorbar(relative, range(len(rows)), xerr=errors, fmt="o", color="tab:blue", ecolor="black", capsize=3)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.axvline(1.0, color="gray", linestyle="--", linewidth=1)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: "0" if is_zero.any() and x <= zero else f"{x:g}")
         axes.set_xlabel("variance of the gradient, relative to no baseline (95 % interval)")
         axes.set_title(self.title.replace("; ", "\n"), fontsize="medium")
         axes.grid(axis="x", which="both", alpha=0.3)
@@ -330,7 +337,7 @@ def _compared(
             f'Advice: baseline="{advised}" leaves {100 * row.relative:.0f} % of the variance ({100 * row.low:.0f} to '
             f"{100 * row.high:.0f} %){also}"
         )
-        exact = row.relative < 1e-9  # but for rounding
+        exact = row.relative < ROUNDING
         advice += "." if exact else f": as many episodes tell about {1 / row.relative:.1f} times as much."
     if advised in bootstrapped:
         advice += " The error of V at time limits is its bias."

@@ -337,13 +337,19 @@ def test_comparison_fits_v_to_bootstrapped_returns():
     assert value < 1e-3 < mean
 
 
-def test_comparison_with_a_baseline_that_leaves_nothing():
+def test_comparison_with_a_baseline_that_leaves_nothing(monkeypatch):
     """All episodes reach the time limit, so the return is a function of t and no variance is left; the advice says 0 %."""
     env = make_vec_env("CartPole-v1", 2, env_kwargs={"max_episode_steps": 5})
     model = REINFORCE("MlpPolicy", env, seed=0, truncation="terminal", device="cpu").learn(50)
     comparison = compare_baselines(env, model, n_episodes=8, baselines=["per_step"], n_bootstrap=50)
     assert comparison.title.endswith("; V as the model has learned it")
     assert comparison.advice == 'Advice: baseline="per_step" leaves 0 % of the variance (0 to 0 %), the lowest.'
+    figure_module, figures = pytest.importorskip("matplotlib.figure"), []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    comparison.plot("picture.png")
+    axes = figures[0].axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [0.1, 1.0]  # per_step and none
+    assert [axes.xaxis.get_major_formatter()(x, 0) for x in (0.1, 1.0, 10.0)] == ["0", "1", "10"]
 
 
 class Constant(Baseline):

@@ -92,6 +92,18 @@ def test_every_baseline_and_every_estimator_has_a_section():
     assert not [kind for kind in METHODS.values() if not any(f"`{kind.__name__}` in" in section for section in estimators[1:])]
 
 
+def test_notebook_becomes_markdown():
+    """Text as it is, code, printed text, and of a result the richest form that is saved."""
+    from docs.conf import markdown_of
+
+    html = {"data": {"text/html": ["<b>2</b>"], "text/plain": ["2"]}}
+    image = {"data": {"image/png": "iVBO\n", "text/plain": ["<Figure>"]}}
+    code = {"cell_type": "code", "source": ["print(1)\n", "2"], "outputs": [{"text": ["1\n"]}, html, image]}
+    text = markdown_of({"cells": [{"cell_type": "markdown", "source": ["# Title\n", "text"]}, code]})
+    expected = ["# Title\ntext", "```python\nprint(1)\n2\n```", "```text\n1\n\n```", "<b>2</b>"]
+    assert text == "\n\n".join([*expected, "![](data:image/png;base64,iVBO)"])
+
+
 def test_links_lead_somewhere(site, pages):
     broken = []
     for path, page in pages.items():

@@ -1,9 +1,9 @@
 """
 A CUDA graph of the policy's forward pass while it plays: off, unless :func:`use_cuda_graph` asks for it.
 
-On a GPU a small network takes less time to compute than Python takes to launch its kernels one by one. A graph launches all
-of them at once. It repeats what was recorded, on the same memory, whatever the policy has become since, so nothing is taken
-on trust: in the first step of each rollout the policy computes the same, and the results must be equal to the bit.
+Of a small network's kernels, Python launches one after the other, and the GPU waits for it; a graph launches all at once. It
+repeats what was recorded, on the same memory, whatever the policy has become since, so nothing is taken on trust: in the
+first step of each rollout the policy computes the same, and the results must be equal to the bit.
 """
 
 import warnings
@@ -143,7 +143,7 @@ def page_locked(tensor: th.Tensor) -> th.Tensor:
 
 
 def record(function: Callable[[], th.Tensor], device: th.device) -> tuple[Callable[[], None], th.Tensor]:
-    """:return: what launches the function's kernels once more, and the tensor that then has its result"""
+    """:return: what launches the function's kernels again, and the tensor that then has its result"""
     # Left even where recording fails, so that the stream in use is again the one that was
     with th.cuda.device(device), th.cuda.stream(th.cuda.current_stream(device)):
         # As torch's page on CUDA graphs says: run it on another stream first, where libraries make what they need.
