@@ -109,7 +109,7 @@ def python_of(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in WITH_CODE if python_of(page)], ids=lambda page: page.name)
 def test_python_runs(page, tmp_path, monkeypatch):
-    """All blocks of a page, one after the other. Long training ends after one update; with images, which are slow, before it."""
+    """All blocks of a page, one after the other. Training ends after one update; with images, before it."""
 
     def learn_little(model, total_timesteps, *args, **kwargs):
         short = total_timesteps if total_timesteps <= 30_000 else 1
