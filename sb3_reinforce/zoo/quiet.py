@@ -85,8 +85,9 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        # W&B shows a spinner for each video otherwise
-        with mock.patch.dict(os.environ, WANDB_QUIET="true"), without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
+        # W&B tells where the run is, as we do, and has a spinner for each video; its warnings and errors are shown
+        wandb = mock.patch.dict(os.environ, WANDB_QUIET="true", WANDB_SHOW_INFO="false")
+        with wandb, without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
             for words, category in WARNINGS:
                 warnings.filterwarnings("ignore", words, category)
             yield
