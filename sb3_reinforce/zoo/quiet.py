@@ -34,7 +34,7 @@ LINES = re.compile(
     | Loading\ running\ average | with\ params:\ .* | Loading\ latest\ experiment,\ id=.* | Optimizing\ hyperparameters
     | Doing\ \d+\ intermediate\ evaluations\ .* | Sampler:\ .* | Loading\ from\ Optuna\ study\.\.\. | Eval\ not\ found\ for\ .*
     | Eval\ num_timesteps=.* | Episode\ length:\ .* | New\ best\ mean\ reward! | Saving\ to\ (?!.*\.pkl).*
-    | keys:\ .* | No\ normalization\ file | [^\w]*[\dm;]*\W*This\ function\ will\ save,\ evaluate(?s:.*)
+    | keys:\ .* | [^\w]*[\dm;]*\W*This\ function\ will\ save,\ evaluate(?s:.*)
     """,
     re.X,
 )
