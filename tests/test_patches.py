@@ -20,7 +20,9 @@ import pytest
 pytest.importorskip("rl_zoo3")
 
 from sb3_reinforce.zoo import cli, patches, register
+from sb3_reinforce.zoo.model_card import our_card
 from tests.conftest import CHECKOUT
+from tests.test_model_card import uploaded
 
 MODEL = ["--algo", "reinforce", "--env", "CartPole-v1"]
 
@@ -299,23 +301,16 @@ def test_card_with_our_commands_alone():
     assert "invalid choice: 'reinforce'" in done.stderr, "delete card_with_our_commands"
 
 
-def test_card_with_our_commands():
-    text = card("reinforce")[0]
-    ours = patches.our_commands(text, "pole")
-    assert "rl_zoo3" not in ours
-    assert 'pip install "sb3-reinforce[zoo]"' in ours
-    lines = [line for line in ours.splitlines() if "sb3-reinforce " in line]
-    assert len(lines) == text.count("python -m ")
-    pull = "sb3-reinforce pull --algo reinforce --env CartPole-v1 -orga me -f logs/ -name pole"
-    assert pull in lines
-    assert "sb3-reinforce train --algo reinforce --env CartPole-v1 -f logs/" in lines
-    assert "sb3-reinforce push --algo reinforce --env CartPole-v1 -f logs/ -orga me -name pole" in lines
-    verbs = [line.split()[1] for line in lines]
-    assert set(verbs) <= set(cli.VERBS)
-    assert {"pull", "enjoy", "train", "push"} == set(verbs)
+@pytest.mark.parametrize("algo, ours", [("reinforce", True), ("ppo", False)])
+def test_card_with_our_commands(algo: str, ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import repocard
 
-    ppo = card("ppo")[0]
-    assert patches.our_commands(ppo, "pole") == ppo
+    text, page = card(algo)[0], uploaded(tmp_path / "pole") / "README.md"
+    page.write_text(text)
+    monkeypatch.setattr(repocard, "metadata_save", lambda path, data: None)
+    with patches.card_with_our_commands():
+        repocard.metadata_save(page, {})
+    assert page.read_text() == (our_card(text, page.parent) if ours else text)
 
 
 # --- optional_statistics ---

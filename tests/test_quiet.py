@@ -16,6 +16,7 @@ import sb3_reinforce
 
 pytest.importorskip("rl_zoo3")
 
+from sb3_reinforce.tracking.wandb_internals import end_service
 from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.completion import words_of
 from sb3_reinforce.zoo.quiet import BEST_TRIAL, LINES, add_verbose, asks_for_more, quiet, without_lines
@@ -37,8 +38,9 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_has_few_lines_and_its_next_commands_work(capfd: pytest.CaptureFixture[str]):
+    pytest.importorskip("wandb")
     warnings.simplefilter("default")  # as in a program of its own, where pytest makes no errors of them
-    assert cli.main([*SHORT, "-P", "--eval-final", "2", "--diagnostics", "1"]) == 0
+    assert cli.main([*SHORT, "-P", "--eval-final", "2", "--track", "--wandb-mode", "offline"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     lines = out.rstrip().splitlines()
@@ -56,7 +58,9 @@ def test_a_run_has_few_lines_and_its_next_commands_work(capfd: pytest.CaptureFix
     (video,) = Path("logs").rglob("*.mp4")
     made = {Path("logs/report.html"), Path("logs/reinforce/CartPole-v1_2/learning_curve.png"), video}
     assert all(file.stat().st_size > 1000 for file in made)
-    assert {path.name for path in Path().iterdir()} == {"logs"}  # one place for all that they leave
+    # one place for all that they leave, and W&B's own
+    assert {path.name for path in Path().iterdir()} == {"logs", "wandb"}
+    end_service(patience=30)
 
 
 def test_more_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]):

@@ -192,8 +192,8 @@ def test_folders_without_runs_are_one_line(
     assert error.count("\n") == 1
     assert cli.main([verb, "nowhere"]) == 1
     assert capsys.readouterr().err == "sb3-reinforce: error: no such file or folder: nowhere\n"
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([verb])
+    assert cli.main([verb]) == 1
+    assert capsys.readouterr().err.startswith("sb3-reinforce: error: there is neither logs nor wandb here")
     with pytest.raises(NoRunsError):
         find_runs([tmp_path])
 
@@ -311,8 +311,6 @@ def test_a_run_as_text_and_as_json(
 
 def test_without_arguments_the_report_is_of_all_runs_here(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["report"]) == 1
-    assert "no such file or folder: logs" in capsys.readouterr().err
     write_wandb(Path("wandb"), [{"global_step": 10, RETURN: 1.5}], name="mine")
     assert cli.main(["report"]) == 0
     assert capsys.readouterr().out.startswith("logs/report.html: 1 run, ")

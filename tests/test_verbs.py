@@ -1,8 +1,10 @@
 """RL Zoo's commands as a user runs them: the installed wheel, a process each, a directory that is not the checkout."""
 
 import argparse
+import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -132,7 +134,15 @@ def test_push_and_pull(command: Installed, trained: Path, tmp_path: Path):
         card = files["README.md"].decode()
         assert "mean_reward" in card
         assert "('n_timesteps', 1500)" in card
-        pull, enjoy = [line for line in card.splitlines() if " pull " in line or " enjoy " in line][:2]
+        commands = [line for line in card.splitlines() if line.startswith("sb3-reinforce ")]
+        pull, enjoy, train, again = commands
+        # as the fixture has trained
+        params = ["clip_range:'lin_0.2'", "learning_rate:'lin_3e-3'", "n_steps:256"]
+        assert shlex.split(train)[-8:] == ["--seed", "1", "-n", "1500", "-params", *params]
+        assert again.endswith(" -orga me -name pole")
+        mean = json.loads(files["results.json"])["mean_reward"]
+        assert f"Return: {mean:.1f} +- " in card
+        assert "render_mode" not in card
         assert pull.startswith("sb3-reinforce pull ")
         other = tmp_path / "somebody"
         other.mkdir()

@@ -49,8 +49,10 @@ def report(arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{form}", dest="form", action="store_const", const=form, default="page", help=what)
     options = parser.parse_args(arguments)
     try:
-        folders = [Path("logs"), Path("wandb")]
-        runs = find_runs(options.dir or [folder for folder in folders if folder.exists()] or folders[:1])
+        folders = options.dir or [folder for folder in (Path("logs"), Path("wandb")) if folder.is_dir()]
+        if not folders:
+            raise NoRunsError("there is neither logs nor wandb here, where `sb3-reinforce train` leaves runs: name a folder")
+        runs = find_runs(folders)
     except NoRunsError as error:
         print(f"sb3-reinforce: error: {error}", file=sys.stderr)
         return 1

@@ -109,7 +109,6 @@ def start_run(
                 save_code=False,
                 silent=verbose < 1,
                 quiet=verbose < 2,
-                show_info=verbose >= 2,  # warnings and errors are shown
             )
             flush_every(settings, seconds=2.0)
             sys.argv = masked_command(original_argv)  # W&B records the command line when a run starts

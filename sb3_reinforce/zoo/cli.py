@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sb3_reinforce.zoo.quiet import asks_for_more, quiet
 
     try:
-        with nullcontext() if asks_for_more(rest) else quiet(), errors_in_one_line(name):
+        shown = nullcontext() if asks_for_more(rest) else quiet()
+        with shown, errors_in_one_line(name):
             code = VERBS[name].run(rest)
         sys.stdout.flush()
         return code

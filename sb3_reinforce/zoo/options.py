@@ -39,13 +39,7 @@ def make_parser(verb: str) -> Parser:
             "again to continue. The best trial is written as a config for `train --conf-file`, beside Optuna's plots "
             "(--no-optim-plots: without). `train --trial-id N` trains with any one trial."
         )
-        no_resuming: dict[str, Any] = {
-            "resume": None,
-            "diagnostics": 0,
-            "other_ranks": False,
-            "trust": False,
-            "checkpoint_every": 0,
-        }
+        no_resuming: dict[str, Any] = dict(resume=None, other_ranks=False, trust=False, checkpoint_every=0, diagnostics=0)
         parser.set_defaults(eval_final=0, wandb_video_freq=0, sampled=None, **no_resuming)
     per_trial, default_group = ("", "") if verb == "train" else (", one run per trial", " (default: the study's)")
     parser.add_argument("--track", action="store_true", help=f"log to Weights & Biases{per_trial}")

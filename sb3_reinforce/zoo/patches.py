@@ -27,16 +27,8 @@ import numpy as np
 from sb3_reinforce.running.checkpoint_file import checkpoints_in, steps_of
 from sb3_reinforce.tracking.settings import as_setting, holds_secret, masked_text
 from sb3_reinforce.zoo.checkpoints import FOLDER
+from sb3_reinforce.zoo.model_card import VERB_OF_SCRIPT, our_card
 
-# RL Zoo's scripts, as its commands start them and its model cards name them, and our verbs
-VERB_OF_SCRIPT = {
-    "enjoy.py": "enjoy",
-    "rl_zoo3.enjoy": "enjoy",
-    "rl_zoo3.record_video": "record-video",
-    "rl_zoo3.load_from_hub": "pull",
-    "rl_zoo3.push_to_hub": "push",
-    "rl_zoo3.train": "train",
-}
 # Replace an attribute, which need not exist, within a `with` block: replaced(owner, name, value)
 replaced = partial(mock.patch.object, create=True)
 
@@ -176,31 +168,14 @@ def card_with_our_commands() -> Iterator[None]:
 
     def metadata_save(path: Path, data: dict[str, Any]) -> None:
         # the zoo has just written the card, into a folder named like the repository
-        path.write_text(our_commands(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8")
+        card = path.read_text(encoding="utf-8")
+        if "--algo reinforce" in card:
+            path.write_text(our_card(card, path.parent), encoding="utf-8")
         original(path, data)
 
     original = repocard.metadata_save
     with replaced(repocard, "metadata_save", metadata_save):
         yield
-
-
-def our_commands(card: str, repo_name: str) -> str:
-    """:return: one of RL Zoo's model cards with commands that can be run; unchanged for other algorithms"""
-
-    def command(match: re.Match[str]) -> str:
-        verb, arguments = VERB_OF_SCRIPT[match[1]], match[2].rstrip()
-        if verb in ("push", "pull"):  # without a name they look for ALGO-ENV
-            arguments += f" -name {repo_name}"
-        return f"sb3-reinforce {verb}{arguments}"
-
-    changed = re.sub(r"python -m (rl_zoo3\.\w+)( --algo reinforce .*)", command, card)
-    if changed == card:
-        return card
-    changed = changed.replace("pip install rl_zoo3", 'pip install "sb3-reinforce[zoo]"')
-    return changed.replace(
-        "Install the RL Zoo (with SB3 and SB3-Contrib):",
-        "Install sb3-reinforce, which registers REINFORCE with the RL Zoo. It runs no code of a model without `--trust`.",
-    )
 
 
 @contextmanager

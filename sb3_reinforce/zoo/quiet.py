@@ -34,7 +34,7 @@ LINES = re.compile(
     | Loading\ running\ average | with\ params:\ .* | Loading\ latest\ experiment,\ id=.* | Optimizing\ hyperparameters
     | Doing\ \d+\ intermediate\ evaluations\ .* | Sampler:\ .* | Loading\ from\ Optuna\ study\.\.\. | Eval\ not\ found\ for\ .*
     | Eval\ num_timesteps=.* | Episode\ length:\ .* | New\ best\ mean\ reward! | Saving\ to\ (?!.*\.pkl).*
-    | keys:\ .* | No\ normalization\ file | [^\w]*[\dm;]*\W*This\ function\ will\ save,\ evaluate(?s:.*)
+    | keys:\ .* | [^\w]*[\dm;]*\W*This\ function\ will\ save,\ evaluate(?s:.*)
     """,
     re.X,
 )
@@ -85,8 +85,9 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        # W&B shows a spinner for each video otherwise
-        with mock.patch.dict(os.environ, WANDB_QUIET="true"), without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
+        # W&B tells where the run is, as we do, and has a spinner for each video; its warnings and errors are shown
+        wandb = mock.patch.dict(os.environ, WANDB_QUIET="true", WANDB_SHOW_INFO="false")
+        with wandb, without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
             for words, category in WARNINGS:
                 warnings.filterwarnings("ignore", words, category)
             yield
