@@ -1,8 +1,9 @@
 """
 What other packages print while a command runs: what is known, and asks nothing of the user, is left out. ``-v`` shows it.
 
-Each kind is named here: lines on standard output by their words, MuJoCo's warnings by theirs, Python's warnings by category
-and words, loggers and progress bars by their names. All else, errors and unknown warnings among them, is shown.
+Each kind is named here: lines on standard output by their words and the package that prints them, MuJoCo's warnings by their
+words, Python's warnings by category and words, loggers by their names. All else, errors and unknown warnings among them, is
+shown, and all that the user's own code prints.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from gymnasium.envs import registration
 
 from sb3_reinforce.zoo.patches import replaced
 
+# Whose lines may be left out
+PACKAGES = ("rl_zoo3", "stable_baselines3", "sb3_contrib", "huggingface_sb3", "huggingface_hub", "wasabi", "gymnasium")
 # Whole lines: RL Zoo and SB3 tell what they do, in words about their code. Our last lines, config.yml and args.yml in the
 # run's folder, or the picture and the video themselves, say the same.
 LINES = re.compile(
@@ -98,15 +101,25 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_lines(known: re.Pattern[str]) -> Iterator[None]:
-    """Inside, ``print`` prints no text that matches as a whole."""
+    """Inside, ``print`` prints no text of another package that matches as a whole."""
 
     def selected(*words: Any, **options: Any) -> None:
-        if options.get("file") not in (None, sys.stdout) or known.fullmatch(" ".join(map(str, words))) is None:
+        to_stdout = options.get("file") in (None, sys.stdout)
+        if not to_stdout or known.fullmatch(" ".join(map(str, words))) is None or _printing_package() not in PACKAGES:
             original(*words, **options)
 
     original = builtins.print
     with replaced(builtins, "print", selected):
         yield
+
+
+def _printing_package() -> str:
+    """:return: the package whose code calls ``print``, directly or through ours"""
+    frame, package = sys._getframe(1), "sb3_reinforce"
+    while frame is not None and package == "sb3_reinforce":
+        package = str(frame.f_globals.get("__package__")).partition(".")[0]  # __name__ is __main__ in RL Zoo's scripts
+        frame = frame.f_back
+    return package
 
 
 @contextmanager
