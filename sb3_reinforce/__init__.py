@@ -4,7 +4,6 @@ REINFORCE for Stable-Baselines3: the Monte-Carlo policy gradient, right, measure
 The names below are imported when they are first used: `sb3-reinforce --help` need not wait for torch.
 """
 
-from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +45,12 @@ else:
     def __getattr__(name: str) -> Any:
         if name in _MODULES:
             return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        with suppress(ModuleNotFoundError):  # a module of the package
-            return import_module(f"{__name__}.{name}")
+        path = f"{__name__}.{name}"
+        try:  # a module of the package
+            return import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path:  # what it imports is not installed
+                raise
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
