@@ -202,10 +202,12 @@ class OpenRun:
 
     def _finish(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
+        if self.folder is None or not any(self.folder.glob("*.wandb")):
+            return
         # W&B's process closes the file after that: until then the run would read as killed or still running
         deadline = time.monotonic() + EXIT_TIMEOUT
-        with suppress(Exception):  # no folder, or W&B's file has changed
-            while self.folder is not None and not has_exit_record(self.folder) and time.monotonic() < deadline:
+        with suppress(Exception):  # W&B's file has changed
+            while not has_exit_record(self.folder) and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     def end(self, exit_code: int, timeout: float) -> None:
