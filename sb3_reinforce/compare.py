@@ -92,7 +92,7 @@ class BaselineComparison(ShownAsTable):
         axes = figure.add_subplot()
         rows = self.rows[::-1]
         numbers = np.array([(row.relative, row.low, row.high) for row in rows])
-        is_zero = numbers[:, 0] < ROUNDING
+        is_zero = numbers < ROUNDING
         zero = 10 ** np.floor(np.log10(numbers[~is_zero].min()) - 1)  # where 0 stands: a decade below the lowest number
         numbers[is_zero] = zero
         relative = numbers[:, 0]
@@ -166,12 +166,13 @@ def compare_baselines(
     one batch (in smaller batches, baselines computed from other episodes are noisier). Intervals: 95 % by bootstrap over the
     episodes, with the mean gradient held fixed.
 
-    Returns are those of training with each baseline: at a time limit gamma V(s_T) is added for ``value`` and all that need V,
-    unless the model has ``truncation="terminal"``, and nothing for the others. There the error of V is a bias: the gradient's
-    mean is another one than without V, while the variance, about its own mean, can still be compared.
+    Each baseline gets the returns that training with it would use: at a time limit, gamma V(s_T) is added for ``value`` and
+    every other that needs V (unless the model has ``truncation="terminal"``), and nothing for the rest. There the error of V
+    is a bias, so the mean gradients differ. The variances can still be compared: each is about its own mean.
 
     :param env: id of an environment, of which 8 are made, or a VecEnv; statistics of ``VecNormalize`` are frozen meanwhile
-    :param model: whose policy and gamma to take (and ``returns``, ``discount_state`` of a REINFORCE); None: a new REINFORCE
+    :param model: whose policy and gamma to take (of a REINFORCE also ``returns``, ``discount_state``, ``truncation``); None: a
+        new REINFORCE
     :param n_episodes: at least 4 and a multiple of the number of environments; rounded up to one
     :param baselines: names or Baseline objects (which are copied, and numbered where several are of one class); ``none`` is
         always measured

@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-GPU_BYTES = 2**31  # Frames of a rollout up to this size are copied to a GPU at once, of larger ones those of each chunk.
+GPU_BYTES = 2**31  # If a rollout's frames are larger than this, they are copied to a GPU chunk by chunk, not all at once.
 
 
 def frame_channels(played: np.ndarray) -> int | None:
@@ -139,7 +139,7 @@ class StackedFrames:
         return self._stacks[self.firsts[rows if isinstance(rows, slice) else np.asarray(rows)]]
 
     def on(self, device: th.device, rows: slice | np.ndarray) -> th.Tensor:
-        """:return: the same as a tensor. On a GPU they are built of all frames, which are copied there once, as bytes"""
+        """:return: the same as a tensor. All frames are copied to a GPU once, as bytes; the observations are built there"""
         if self._source is None or self._source.device.type != device.type:
             self._source = th.from_numpy(self.frames)
             if self.frames.nbytes <= GPU_BYTES:

@@ -1,9 +1,9 @@
 """
 A CUDA graph of the policy's forward pass while it plays: off, unless :func:`use_cuda_graph` asks for it.
 
-Of a small network's kernels, Python launches one after the other, and the GPU waits for it; a graph launches all at once. It
-repeats what was recorded, on the same memory, whatever the policy has become since, so nothing is taken on trust: in the
-first step of each rollout the policy computes the same, and the results must be equal to the bit.
+Python launches the kernels of a small network one by one, while the GPU waits; a graph launches them all at once. It repeats
+what was recorded, on the same memory, whatever has become of the policy since. Hence a check: in the first step of each
+rollout the policy computes the same without it, and the two results must be equal to the bit.
 """
 
 import warnings
@@ -31,14 +31,14 @@ _GRAPHS: "WeakKeyDictionary[ActorCriticPolicy, ForwardGraph | None]" = WeakKeyDi
 
 def use_cuda_graph(model: Any, use: bool = True) -> None:
     """
-    Let a model's policy play by a CUDA graph; on other devices this changes nothing.
+    Let a model's policy compute actions by a CUDA graph; on other devices this changes nothing.
 
-    To be called again for the policy of a model that is loaded or resumed. If the graph cannot be recorded, or does not give
-    what the policy gives, to the bit, a warning says so and training goes on without it.
+    Call it again after loading or resuming a model. If the graph cannot be recorded, or its result is not the policy's to the
+    bit, a warning says so and training continues without it.
 
     :param model: a REINFORCE, or another ``EpisodicAlgorithm``, or its policy
-    :param use: False: no longer
-    :raises ValueError: for a policy that has or may have code of its own, which a graph would leave out
+    :param use: False switches it off again
+    :raises ValueError: for a policy that may run code of its own, which a graph would leave out
     """
     policy = getattr(model, "policy", model)
     if use and (reason := _unfit(policy)):

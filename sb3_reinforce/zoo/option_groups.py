@@ -22,8 +22,9 @@ SEARCH = (
 
 def grouped_help(verb: Literal["train", "tune"], ours: argparse.ArgumentParser, zoo: argparse.ArgumentParser) -> str:
     """
-    :param ours: of an option that both parsers have, this one's counts
-    :return: the help
+    :param ours: our options, shown in place of RL Zoo's of the same name
+    :param zoo: RL Zoo's options
+    :return: the help text
     """
     known = {action.option_strings[-1]: action for parser in (zoo, ours) for action in parser._actions}
     groups = {
