@@ -78,7 +78,7 @@ def test_plots(command: Installed, trained: Path, tmp_path: Path):
     """From the training returns, and from the evaluations of two seeds: table, curve with a band, bars."""
     logs = ["-f", str(trained / "logs")]
     check(command("plot-train", "-e", "CartPole-v1", *logs, "-w", "5", cwd=tmp_path))
-    assert is_png(tmp_path / "logs/plots/Training-Episodic-Reward.png")
+    assert is_png(trained / "logs/plots/Training-Episodic-Reward.png")
 
     out = check(
         command("all-plots", "-e", "CartPole-v1", *logs, "-l", "short", "-print", "-o", "all", "--png", "p", cwd=tmp_path)
