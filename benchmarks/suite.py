@@ -412,7 +412,7 @@ def plot(suite: Suite) -> Path:
         draw_task(axes, suite, task, runs)
     one_legend(figure, panels, suite.published)
     figure.supxlabel("environment steps", fontsize="medium")
-    figure.supylabel("return of 10 deterministic episodes", fontsize="medium")
+    figure.supylabel(f"return of {suite.n_eval_episodes} deterministic episodes", fontsize="medium")
     return style.save(figure, suite.pictures / f"{suite.name}.png")
 
 

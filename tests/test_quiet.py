@@ -260,10 +260,17 @@ def test_the_command_line_starts_without_torch():
     assert done.returncode == 0
 
 
-def test_public_names_are_imported_when_used():
+def test_public_names_are_imported_when_used(monkeypatch: pytest.MonkeyPatch):
     assert {*sb3_reinforce._MODULES, "__version__"} == set(sb3_reinforce.__all__) <= set(dir(sb3_reinforce))
     for name in sb3_reinforce.__all__:
         assert getattr(sb3_reinforce, name) is not None
     assert sb3_reinforce.baselines.Baseline is sb3_reinforce.Baseline  # modules, too
     with pytest.raises(AttributeError, match="module 'sb3_reinforce' has no attribute 'Reinforce'"):
         sb3_reinforce.Reinforce  # noqa: B018
+
+    def without_the_zoo(path: str) -> None:
+        raise ModuleNotFoundError("No module named 'rl_zoo3'", name="rl_zoo3")
+
+    monkeypatch.setattr(sb3_reinforce, "import_module", without_the_zoo)
+    with pytest.raises(ModuleNotFoundError, match="rl_zoo3"):  # a module that is there, but lacks what it needs
+        sb3_reinforce.needs_the_zoo  # noqa: B018
