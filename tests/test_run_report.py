@@ -193,7 +193,7 @@ def test_folders_without_runs_are_one_line(
     assert cli.main([verb, "nowhere"]) == 1
     assert capsys.readouterr().err == "sb3-reinforce: error: no such file or folder: nowhere\n"
     assert cli.main([verb]) == 1
-    assert capsys.readouterr().err.startswith("sb3-reinforce: error: there is neither logs nor wandb here")
+    assert capsys.readouterr().err.startswith("sb3-reinforce: error: there is no folder logs or wandb here")
     with pytest.raises(NoRunsError):
         find_runs([tmp_path])
 

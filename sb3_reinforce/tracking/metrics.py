@@ -78,7 +78,7 @@ SECTIONS = (
     Section(
         "Value baseline",
         "Does V explain the returns? 1 is perfect, 0 is no better than a constant. Where returns hardly vary, as in a solved "
-        "task, it may be far below 0 or NaN, and is no fault: see the loss.",
+        "task, it may be NaN or far below 0 although V is good: see the loss.",
         (
             Metric("train/value_loss", "Value loss", values="positive"),
             Metric("train/explained_variance", "Explained variance, before the fit"),

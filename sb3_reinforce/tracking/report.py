@@ -51,7 +51,7 @@ def report(arguments: Sequence[str]) -> int:
     try:
         folders = options.dir or [folder for folder in (Path("logs"), Path("wandb")) if folder.is_dir()]
         if not folders:
-            raise NoRunsError("there is neither logs nor wandb here, where `sb3-reinforce train` leaves runs: name a folder")
+            raise NoRunsError("there is no folder logs or wandb here: name the folder that holds the runs")
         runs = find_runs(folders)
     except NoRunsError as error:
         print(f"sb3-reinforce: error: {error}", file=sys.stderr)

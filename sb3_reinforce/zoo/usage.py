@@ -61,9 +61,9 @@ def errors_in_one_line(verb: str, ours: Sequence[str] = ()) -> Iterator[None]:
         options = [option for option in (*ours, *parser._option_string_actions) if option.startswith("--")]
         nearest = [[o for o in options if o.startswith(w)] or difflib.get_close_matches(w, options, n=1) for w in unknown]
         meant = "".join(f", did you mean {matches[0]}?" for matches in nearest if matches)
-        extra = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        if extra != message.split(" ")[0] and not extra.startswith("-") and "--env" in options:
-            meant = f", did you mean --env {extra}?"
+        extra = message.removeprefix("unrecognized arguments: ")
+        if extra != message and not extra.startswith("-") and "--env" in options:
+            meant = f", did you mean --env {extra.split(' ')[0]}?"
         sys.exit(refuse(f"{message}{meant or ';'} `sb3-reinforce {verb} --help` lists the options", verb))
 
     def parse_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
