@@ -325,7 +325,7 @@ def test_goes_on_with_an_agent(more: list[str], monkeypatch: pytest.MonkeyPatch,
     agent = trained()
     seen = rates_of(monkeypatch)
     capsys.readouterr()
-    arguments = ["train", "--env", "Pendulum-v1", "-i", agent, "-n", "800", "--eval-freq", "400", "--seed", "2", *more]
+    arguments = ["train", "--env", "Pendulum-v1", "-i", agent, "-n", "800", "--eval-freq", "400", "--seed", "2", "-v", *more]
     assert cli.main(arguments) == 0
     output = capsys.readouterr().out
     # its own config, beside it, and not ours

@@ -19,7 +19,7 @@ import sb3_reinforce
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 EXTRAS = {
-    "zoo", "atari", "contrib", "estimators", "wandb", "plots", "video", "dashboards", "envpool", "dev", "all", "peers",
+    "zoo", "atari", "contrib", "estimators", "wandb", "plots", "video", "docs", "dashboards", "envpool", "dev", "all", "peers",
 }  # fmt: skip
 
 
@@ -125,7 +125,8 @@ def test_all_means_all_extras():
     (everything,) = extras["all"]
     named = everything.removeprefix("sb3-reinforce[").removesuffix("]").split(",")
     # envpool has no build for every platform, and the peers and estimators are for one benchmark each, in its own environment
-    assert set(named) == set(extras) - {"all", "envpool", "peers", "estimators"}
+    assert set(named) == set(extras) - {"all", "docs", "envpool", "peers", "estimators"}
+    assert "sb3-reinforce[docs]" in extras["dev"]
 
 
 def test_the_main_packages_are_pinned():

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from stable_baselines3.common.monitor import Monitor, load_results
 
 from sb3_reinforce.tracking.metrics import STEP_KEY
@@ -317,6 +316,8 @@ def _read_tensorboard(folder: Path, top: Path) -> LoggedRun:
 
 
 def _read_csv(file: Path, top: Path) -> LoggedRun:
+    import pandas as pd  # comes with the extra `zoo`
+
     run = _run_of(file.parent, top, "csv")
     with _noted(run, file):
         table = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
@@ -343,6 +344,8 @@ def evaluations_of(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | 
 
 
 def _read_monitor(folder: Path, top: Path) -> LoggedRun:
+    import pandas as pd  # comes with the extra `zoo`
+
     run = _run_of(folder, top, "monitor")
     rows: list[dict[Any, Any]] = []
     with _noted(run, folder):

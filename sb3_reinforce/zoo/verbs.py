@@ -63,7 +63,7 @@ ZOO_VERBS = {
         verb_checks.check_enjoy,
         "sb3-reinforce enjoy --env CartPole-v1 --load-best",
         "Does not render where there is no display. -v shows each episode.",
-        repeats=r"(Atari )?Episode (Reward:|Score:|Length) .*",
+        repeats=r"Episode (Reward:|Length) .*",  # but for Atari's, of which RL Zoo prints no mean
         options=(_TRUST,),
     ),
     "benchmark": ZooVerb(
