@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
 from importlib.util import find_spec
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -115,7 +116,8 @@ def without_lines(known: re.Pattern[str]) -> Iterator[None]:
 
 def _printing_package() -> str:
     """:return: the package whose code calls ``print``, directly or through ours"""
-    frame, package = sys._getframe(1), "sb3_reinforce"
+    frame: FrameType | None = sys._getframe(1)
+    package = "sb3_reinforce"
     while frame is not None and package == "sb3_reinforce":
         package = str(frame.f_globals.get("__package__")).partition(".")[0]  # __name__ is __main__ in RL Zoo's scripts
         frame = frame.f_back
