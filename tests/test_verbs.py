@@ -121,6 +121,7 @@ def test_video_of_mujoco(command: Installed, tmp_path: Path):
     assert is_mp4(tmp_path / "videos/final-model-reinforce-HalfCheetah-v5-step-0-to-step-20.mp4")
 
 
+@pytest.mark.slow
 def test_push_and_pull(command: Installed, trained: Path, tmp_path: Path):
     """There, and back by the commands of the model card."""
     with hub_server() as (address, repositories):
