@@ -1,6 +1,7 @@
 """A first run is short to read: known messages of others are left out, commands connect; help and completion."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -183,6 +184,17 @@ def test_mujoco_tells_of_trouble_alone(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().err == "MuJoCo: warning: Nan, Inf or huge value in QACC at DOF 0\n"
     assert mujoco.get_mju_user_warning() is None
     assert not Path("MUJOCO_LOG.TXT").exists()
+
+
+def test_what_others_put_into_the_environment_stays(monkeypatch: pytest.MonkeyPatch):
+    """W&B starts a process when a run begins, and keeps its address in a variable: with an old one, the next run failed."""
+    monkeypatch.setenv("WANDB_SERVICE", "of a process that has ended")
+    monkeypatch.delenv("WANDB_QUIET", raising=False)
+    with quiet():
+        assert os.environ["WANDB_QUIET"] == "true"
+        os.environ["WANDB_SERVICE"] = "of the one that runs now"
+    assert os.environ["WANDB_SERVICE"] == "of the one that runs now"
+    assert "WANDB_QUIET" not in os.environ
 
 
 def test_unknown_warnings_are_shown():

@@ -34,6 +34,25 @@ replaced = partial(mock.patch.object, create=True)
 
 
 @contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """
+    Inside, these environment variables are set.
+
+    Only they are put back: W&B keeps the address of its process in another one, which mock.patch.dict would put back, too.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def registered_children(main: Callable[[Sequence[str]], int]) -> Iterator[None]:
     """
     Run the commands that RL Zoo starts as child processes in this process, by our ``main``.
@@ -72,7 +91,7 @@ def ffmpeg_on_path() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(executable, Path(folder, f"ffmpeg{executable.suffix if os.name == 'nt' else ''}"))
         path = os.pathsep.join(filter(None, [os.environ.get("PATH"), folder]))
-        with mock.patch.dict(os.environ, PATH=path):
+        with environment(PATH=path):
             yield
 
 
@@ -223,7 +242,7 @@ def optional_statistics() -> Iterator[None]:
 
 def downloads() -> AbstractContextManager[Any]:
     """Let ``load_from_hub`` download without ``TRUST_REMOTE_CODE``: it loads nothing, and we load nothing that runs code."""
-    return mock.patch.dict(os.environ, TRUST_REMOTE_CODE="True")
+    return environment(TRUST_REMOTE_CODE="True")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ shown, and all that the user's own code prints.
 import argparse
 import builtins
 import logging
-import os
 import re
 import sys
 import warnings
@@ -19,11 +18,10 @@ from functools import partialmethod
 from importlib.util import find_spec
 from types import FrameType
 from typing import Any
-from unittest import mock
 
 from gymnasium.envs import registration
 
-from sb3_reinforce.zoo.patches import replaced
+from sb3_reinforce.zoo.patches import environment, replaced
 
 # Whose lines may be left out
 PACKAGES = ("rl_zoo3", "stable_baselines3", "sb3_contrib", "huggingface_sb3", "huggingface_hub", "wasabi", "gymnasium")
@@ -90,7 +88,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         # W&B tells where the run is, as we do, and has a spinner for each video; its warnings and errors are shown
-        wandb = mock.patch.dict(os.environ, WANDB_QUIET="true", WANDB_SHOW_INFO="false")
+        wandb = environment(WANDB_QUIET="true", WANDB_SHOW_INFO="false")
         with wandb, without_lines(LINES), _quiet_mujoco(), warnings.catch_warnings():
             for words, category in WARNINGS:
                 warnings.filterwarnings("ignore", words, category)
