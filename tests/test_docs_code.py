@@ -26,6 +26,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.running.devices import has_convolutions
 from sb3_reinforce.zoo import cli, usage
 from tests.test_docs import CHECKOUT, PAGES
+from tests.wandb_file import no_account  # noqa: F401
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 NOT_RUN = re.compile(r"^<!-- not run by the tests: ([^\n]+) -->\n```python\n.*?^```$", re.S | re.M)
