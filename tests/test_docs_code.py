@@ -42,7 +42,7 @@ class Parsed(BaseException):
 
 
 def lines_of(page: Path) -> list[str]:
-    """Blocks of bash (those of sh need what is not ours), and indented lines and code in the text that begin with a command."""
+    """Blocks of bash (those of sh need what is not ours), and indented lines and code in the text that are commands."""
     text = page.read_text()
     blocks = [code for language, code in BLOCK.findall(text) if language == "bash"]
     names, text = "|".join(COMMANDS), BLOCK.sub("", text)
