@@ -22,7 +22,7 @@ from sb3_reinforce.tracking.settings import masked_text
 from sb3_reinforce.zoo.disk import no_room_in_one_line
 from sb3_reinforce.zoo.experiment import Experiment, private_files
 from sb3_reinforce.zoo.patches import replaced
-from sb3_reinforce.zoo.quiet import asks_for_more
+from sb3_reinforce.zoo.quiet import BEST_TRIAL, asks_for_more, without_lines
 from sb3_reinforce.zoo.search_space import Range, search_space, suggest
 from sb3_reinforce.zoo.study import Results, check_ranges, plain_entry
 from sb3_reinforce.zoo.usage import UsageError
@@ -96,7 +96,7 @@ class Search(Experiment):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         shown = partialmethod(optuna.Study.optimize, show_progress_bar=self.max_total_trials is None)
         try:
-            with replaced(optuna.Study, "optimize", shown):
+            with replaced(optuna.Study, "optimize", shown), without_lines(BEST_TRIAL):
                 yield
         finally:
             optuna.logging.set_verbosity(before)

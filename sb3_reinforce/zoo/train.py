@@ -31,7 +31,7 @@ from sb3_reinforce.zoo.options import (
     read_options,
 )
 from sb3_reinforce.zoo.patches import replaced
-from sb3_reinforce.zoo.quiet import BEST_TRIAL, asks_for_more
+from sb3_reinforce.zoo.quiet import asks_for_more
 from sb3_reinforce.zoo.search import Search
 from sb3_reinforce.zoo.training import Training
 from sb3_reinforce.zoo.trust import check_command, files_read
@@ -143,9 +143,7 @@ def _run_zoo(verb: Literal["train", "tune"], zoo_arguments: list[str], kind: typ
     register()
 
     def print_masked(*words: object) -> None:
-        text = masked_text(" ".join(map(str, words)))
-        if asks_for_more(plan.arguments) or kind is not Search or BEST_TRIAL.fullmatch(text) is None:
-            print(text)
+        print(masked_text(" ".join(map(str, words))))
 
     def print_help(zoo_parser: argparse.ArgumentParser, file: Any = None) -> None:
         print(grouped_help(verb, make_parser(verb), zoo_parser), file=file, end="")
