@@ -2,14 +2,16 @@
 What does each setting bring? One at a time is changed, everything else stays.
 
     python benchmarks/variants.py defaults --jobs 2
+    python benchmarks/variants.py continuous --seeds 2 --jobs 2
     python benchmarks/variants.py ablation --jobs 2
     python benchmarks/variants.py ablation --table
 
 ``defaults``: the default arguments, on the five environments by which they are chosen: a single environment, no
-VecNormalize, as ``REINFORCE("MlpPolicy", env)`` has it. ``ablation``: the settings of zoo_configs/reinforce.yml on three
-MuJoCo tasks. Runs are short; score: mean return of deterministic episodes after training. Rows go to
-benchmarks/results/{defaults,ablation}.csv as soon as they are there; those that are there are not run again. Seeds begin at
-100, as in explore.py.
+VecNormalize, as ``REINFORCE("MlpPolicy", env)`` has it. ``continuous``: whether they should be the natural gradient's where
+actions are continuous, on two of these environments and two for which nothing was ever tuned. ``ablation``: the settings of
+zoo_configs/reinforce.yml on three MuJoCo tasks. Runs are short; score: mean return of deterministic episodes after training.
+Rows go to benchmarks/results/{defaults,continuous,ablation}.csv as soon as they are there; those that are there are not run
+again. Seeds begin at 100, as in explore.py.
 """
 
 import argparse
@@ -63,6 +65,23 @@ STUDIES = {
         },
         from_config=False,
         n_episodes=50,
+    ),
+    "continuous": Study(
+        steps={
+            "Pendulum-v1": 200_000, "HalfCheetah-v5": 200_000, "Pusher-v5": 100_000, "HumanoidStandup-v5": 50_000,
+        },
+        variants={
+            "defaults": {},
+            "`natural_gradient=True, cg_damping=0.5, n_steps=1024`": {
+                "natural_gradient": True, "cg_damping": 0.5, "n_steps": 1024,
+            },
+            "the same, `n_steps=2048, target_kl=0.02`, V in minibatches of 128 by 10 epochs at 1e-3": {
+                "natural_gradient": True, "cg_damping": 0.5, "n_steps": 2048, "target_kl": 0.02, "n_value_epochs": 10,
+                "value_batch_size": 128, "value_learning_rate": 1e-3,
+            },
+        },
+        from_config=False,
+        n_episodes=10,
     ),
     "ablation": Study(
         steps={"HalfCheetah-v5": 300_000, "Hopper-v5": 300_000, "InvertedDoublePendulum-v5": 300_000},
