@@ -83,9 +83,10 @@ def table(suite: Suite) -> str:
     for agent in agents:
         tasks = tasks_of(scores, agent, "PPO")
         own, ppo = matrix(scores, agent, tasks), matrix(scores, "PPO", tasks)
+        iqm = shown(with_interval(interquartile_mean, own)) if len(own) > 1 else f"{interquartile_mean(own)[0]:.2f}"
         seconds = np.mean([runs[task, agent].seconds for task in tasks])
         lines.append(
-            f"| {agent} | {len(tasks)} | {len(own)} | {shown(with_interval(interquartile_mean, own))} | "
+            f"| {agent} | {len(tasks)} | {len(own)} | {iqm} | "
             f"{interquartile_mean(ppo)[0]:.2f} | {' | '.join(better(scores, agent, peer) for peer in PEERS)} | {seconds:.0f} |"
         )
     pairs = [(agent, peer) for agent in agents for peer in PEERS if agent not in PEERS and tasks_of(scores, agent, peer)]
