@@ -7,6 +7,7 @@ on each of an agent's tasks, so these are the first ones, as many as its task wi
 different numbers. A probability of improvement on a single task takes all seeds.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
@@ -83,10 +84,9 @@ def table(suite: Suite) -> str:
     for agent in agents:
         tasks = tasks_of(scores, agent, "PPO")
         own, ppo = matrix(scores, agent, tasks), matrix(scores, "PPO", tasks)
-        iqm = shown(with_interval(interquartile_mean, own)) if len(own) > 1 else f"{interquartile_mean(own)[0]:.2f}"
         seconds = np.mean([runs[task, agent].seconds for task in tasks])
         lines.append(
-            f"| {agent} | {len(tasks)} | {len(own)} | {iqm} | "
+            f"| {agent} | {len(tasks)} | {len(own)} | {shown(interquartile_mean, own)} | "
             f"{interquartile_mean(ppo)[0]:.2f} | {' | '.join(better(scores, agent, peer) for peer in PEERS)} | {seconds:.0f} |"
         )
     pairs = [(agent, peer) for agent in agents for peer in PEERS if agent not in PEERS and tasks_of(scores, agent, peer)]
@@ -108,11 +108,14 @@ def better(scores: Scores, agent: str, peer: str) -> str:
     tasks = tasks_of(scores, agent, peer)
     if agent == peer or not tasks:
         return ""
-    return shown(with_interval(improvement, matrix(scores, agent, tasks), matrix(scores, peer, tasks)))
+    return shown(improvement, matrix(scores, agent, tasks), matrix(scores, peer, tasks))
 
 
-def shown(numbers: tuple[float, float, float]) -> str:
-    return "{:.2f} ({:.2f} to {:.2f})".format(*numbers)
+def shown(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> str:
+    """:return: the statistic with its interval; without one where no agent has a second seed to draw"""
+    if max(map(len, scores)) == 1:
+        return f"{statistic(*scores)[0]:.2f}"
+    return "{:.2f} ({:.2f} to {:.2f})".format(*with_interval(statistic, *scores))
 
 
 def draw(suite: Suite) -> Path | None:

@@ -43,6 +43,7 @@ class Study:
 
 
 ADAM = {"natural_gradient": False, "learning_rate": "lin_3e-3"}
+NATURAL = {"natural_gradient": True, "cg_damping": 0.5}
 STUDIES = {
     "defaults": Study(
         steps={
@@ -72,12 +73,10 @@ STUDIES = {
         },
         variants={
             "defaults": {},
-            "`natural_gradient=True, cg_damping=0.5, n_steps=1024`": {
-                "natural_gradient": True, "cg_damping": 0.5, "n_steps": 1024,
-            },
+            "`natural_gradient=True, cg_damping=0.5, n_steps=1024`": {**NATURAL, "n_steps": 1024},
             "the same, `n_steps=2048, target_kl=0.02`, V in minibatches of 128 by 10 epochs at 1e-3": {
-                "natural_gradient": True, "cg_damping": 0.5, "n_steps": 2048, "target_kl": 0.02, "n_value_epochs": 10,
-                "value_batch_size": 128, "value_learning_rate": 1e-3,
+                **NATURAL, "n_steps": 2048, "target_kl": 0.02, "n_value_epochs": 10, "value_batch_size": 128,
+                "value_learning_rate": 1e-3,
             },
         },
         from_config=False,
