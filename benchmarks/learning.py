@@ -8,7 +8,8 @@ Of the model after training, and of the best one of 20 evaluations during traini
     python benchmarks/learning.py --table
 
 Each seed's row goes to benchmarks/results/learning.csv as soon as it is there; seeds that have one are not run again.
-``--table`` prints the rows of each environment as one line of Markdown.
+``--table`` prints the rows of each environment as one line of Markdown. Rows of settings that have changed since stay in the
+file, but are in no table; new settings take new seeds (``--first-seed``).
 """
 
 import argparse
@@ -151,12 +152,16 @@ class Keep(BaseCallback):
         return True
 
 
+def settings_of_now(env_id: str) -> dict[str, Any]:
+    """:return: the default arguments with a number of steps, or the config's settings"""
+    if env_id in DEFAULT_ARGUMENTS:
+        return {"n_envs": 1, "n_timesteps": DEFAULT_ARGUMENTS[env_id], "policy": "MlpPolicy"}
+    return settings_of(env_id)
+
+
 def run(env_id: str, seed: int) -> dict[str, Any]:
     """Train once and evaluate: one row."""
-    if env_id in DEFAULT_ARGUMENTS:
-        settings = {"n_envs": 1, "n_timesteps": DEFAULT_ARGUMENTS[env_id], "policy": "MlpPolicy"}
-    else:
-        settings = settings_of(env_id)
+    settings = settings_of_now(env_id)
     scores, steps, seconds, best = train_and_evaluate(env_id, settings, seed, best=True)
     return {
         "env": env_id, "seed": seed, "mean": round(float(np.mean(scores)), 2), "std": round(float(np.std(scores)), 2),
@@ -193,6 +198,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
+def seed_taken(run: str, path: Path, settings: str) -> str:
+    """:return: an error's message: rows of other settings stay, so those of now take other seeds"""
+    return f"seeds must be new where the settings are, got {run}: {path} has it with {settings}; choose others by --first-seed"
+
+
 def save_rows(path: Path, *rows: dict[str, Any]) -> None:
     """Append to a CSV file, at once, so that nothing is lost if the run is stopped."""
     if not rows:  # of a curve: a run shorter than its first evaluation
@@ -216,7 +226,10 @@ def table() -> str:
     ]
     rows = read_rows(RESULTS)
     for env_id in sorted({row["env"] for row in rows}):
-        own = [row for row in rows if row["env"] == env_id]
+        now = described(settings_of_now(env_id))
+        own = [row for row in rows if (row["env"], row["settings"]) == (env_id, now)]
+        if not own:
+            continue
         scores, best = (np.array([float(row[key]) for row in own]) for key in ("mean", "best_mean"))
         goal = [
             f"{(of >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
@@ -234,13 +247,19 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(GOALS))
-    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to SEEDS - 1")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="SEED")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     args = parser.parse_args()
     if not args.table:
-        done = {(row["env"], int(row["seed"])) for row in read_rows(RESULTS)}
-        jobs = [(env_id, seed) for env_id in args.env for seed in range(args.seeds) if (env_id, seed) not in done]
+        done = {(row["env"], int(row["seed"])): row["settings"] for row in read_rows(RESULTS)}
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        jobs = [(env_id, seed) for env_id in args.env for seed in seeds]
+        for env_id, seed in jobs:
+            if done.get((env_id, seed)) not in (None, described(settings_of_now(env_id))):
+                parser.error(seed_taken(f"{env_id}, seed {seed}", RESULTS, done[env_id, seed]))
+        jobs = [job for job in jobs if job not in done]
         for row in in_parallel(run, jobs, args.jobs):
             save_rows(RESULTS, row)
             print(f"{row['env']} seed {row['seed']}: {row['mean']} +- {row['std']} after {row['steps']} steps, "

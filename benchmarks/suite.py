@@ -31,6 +31,7 @@ from learning import (
     make_envs,
     read_rows,
     save_rows,
+    seed_taken,
     settings_of,
     versions,
 )
@@ -202,10 +203,8 @@ def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
     """:raises ValueError: if the seed of a job has been run with other settings than those of now"""
     for row in split_rows(suite)[1]:
         if (row["env"], row["agent"], int(row["seed"])) in jobs:
-            raise ValueError(
-                f"seeds must be new where the settings are, got {row['env']}, {row['agent']}, seed {row['seed']}: "
-                f"{suite.path('runs.csv')} has it with {row['settings']}; choose others by --first-seed, or another --results"
-            )
+            run = f"{row['env']}, {row['agent']}, seed {row['seed']}"
+            raise ValueError(f"{seed_taken(run, suite.path('runs.csv'), row['settings'])}, or another --results")
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures

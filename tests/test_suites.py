@@ -68,6 +68,29 @@ def test_rows_of_other_settings_and_lower_seeds_are_left_out(tasks):
     suite.check_settings(tasks, [("CartPole-v1", "REINFORCE", 2), ("Acrobot-v1", "REINFORCE", 1)])
 
 
+def test_learning_leaves_out_rows_of_other_settings(tmp_path, monkeypatch, capsys):
+    import learning
+
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "learning.csv")
+    row = {"env": "CartPole-v1", "std": 0, "best_mean": 500, "steps": 99_000, "seconds": 9, "goal": 475}
+    now = learning.described(learning.settings_of_now("CartPole-v1"))
+    for seed, mean, settings in ((0, 11, "n_envs=99"), (1, 480, now), (2, 470, now)):
+        learning.save_rows(learning.RESULTS, {**row, "seed": seed, "mean": mean, "settings": settings})
+    learning.save_rows(learning.RESULTS, {**row, "env": "Acrobot-v1", "seed": 0, "mean": -99, "settings": "n_envs=99"})
+    line = "| CartPole-v1 | 1-2 | at most 99,000 | 475.0 | 5.0 | 470.0 | 1 of 2 at 475 | 9 | 500.0 | 500.0 | 2 of 2 at 475 |"
+    assert learning.table().splitlines()[2:] == [line]
+
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--env", "CartPole-v1", "--first-seed", "1", "--seeds", "2"])
+    learning.main()  # both are there
+    assert capsys.readouterr().out.splitlines()[2:] == [line]
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--env", "CartPole-v1", "--seeds", "2"])
+    with pytest.raises(SystemExit):
+        learning.main()
+    error = capsys.readouterr().err
+    assert "CartPole-v1, seed 0: " in error
+    assert "n_envs=99; choose others by --first-seed" in error
+
+
 def test_curves_begin_anew_where_a_run_was_stopped(tasks):
     import suite
 
