@@ -198,6 +198,26 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
+def split_by_settings(
+    rows: Sequence[dict[str, str]], settings_of_row: Callable[[dict[str, str]], str | None]
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """
+    :param settings_of_row: what a run of such a row would have now
+    :return: the rows with the settings of now, and the others
+    """
+    parts: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for row in rows:
+        parts[row["settings"] != settings_of_row(row)].append(row)
+    return parts
+
+
+def learning_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """:return: the rows of runs with the settings of now, and the others"""
+    rows = read_rows(RESULTS)
+    now = {env_id: described(settings_of_now(env_id)) for env_id in {row["env"] for row in rows}}
+    return split_by_settings(rows, lambda row: now[row["env"]])
+
+
 def seed_taken(run: str, path: Path, settings: str) -> str:
     """:return: an error's message: rows of other settings stay, so those of now take other seeds"""
     return f"seeds must be new where the settings are, got {run}: {path} has it with {settings}; choose others by --first-seed"
@@ -224,12 +244,9 @@ def table() -> str:
         "best model: mean | lowest | seeds at the goal |",
         "| --- " * 11 + "|",
     ]
-    rows = read_rows(RESULTS)
+    rows = learning_rows()[0]
     for env_id in sorted({row["env"] for row in rows}):
-        now = described(settings_of_now(env_id))
-        own = [row for row in rows if (row["env"], row["settings"]) == (env_id, now)]
-        if not own:
-            continue
+        own = [row for row in rows if row["env"] == env_id]
         scores, best = (np.array([float(row[key]) for row in own]) for key in ("mean", "best_mean"))
         goal = [
             f"{(of >= float(own[0]['goal'])).sum()} of {len(own)} at {own[0]['goal']}" if own[0]["goal"] else ""
@@ -253,12 +270,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     args = parser.parse_args()
     if not args.table:
-        done = {(row["env"], int(row["seed"])): row["settings"] for row in read_rows(RESULTS)}
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         jobs = [(env_id, seed) for env_id in args.env for seed in seeds]
-        for env_id, seed in jobs:
-            if done.get((env_id, seed)) not in (None, described(settings_of_now(env_id))):
-                parser.error(seed_taken(f"{env_id}, seed {seed}", RESULTS, done[env_id, seed]))
+        now, others = learning_rows()
+        for row in others:
+            if (row["env"], int(row["seed"])) in jobs:
+                parser.error(seed_taken(f"{row['env']}, seed {row['seed']}", RESULTS, row["settings"]))
+        done = {(row["env"], int(row["seed"])) for row in now}
         jobs = [job for job in jobs if job not in done]
         for row in in_parallel(run, jobs, args.jobs):
             save_rows(RESULTS, row)

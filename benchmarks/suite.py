@@ -33,6 +33,7 @@ from learning import (
     save_rows,
     seed_taken,
     settings_of,
+    split_by_settings,
     versions,
 )
 from matplotlib.ticker import MaxNLocator
@@ -193,10 +194,7 @@ def split_rows(suite: Suite) -> tuple[list[dict[str, str]], list[dict[str, str]]
     """:return: the rows of runs with the settings of now, and the others"""
     known = {(row["env"], row["agent"]) for row in suite.rows() if row["env"] in suite.steps and row["agent"] in AGENTS}
     now = {(task, agent): described(AGENTS[agent].settings(suite, task)) for task, agent in known}
-    rows: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
-    for row in suite.rows():
-        rows[row["settings"] != now.get((row["env"], row["agent"]))].append(row)
-    return rows
+    return split_by_settings(suite.rows(), lambda row: now.get((row["env"], row["agent"])))
 
 
 def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
