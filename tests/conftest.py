@@ -1,13 +1,24 @@
 """Fixtures of several test files: the installed wheel, and agents trained with it. They need no network."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch as th
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """A test that gives no seed, such as ``sb3-reinforce train`` without ``--seed``, gets the same one in every run."""
+    random.seed(0)
+    np.random.seed(0)
+    th.manual_seed(0)
 
 
 def pip(command: str, *arguments: str) -> None:

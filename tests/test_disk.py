@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.monitor import Monitor
 
 pytest.importorskip("rl_zoo3")
@@ -52,9 +53,15 @@ def fail(*_: object, **__: object) -> None:
     raise FULL
 
 
+def score_that_rises(model: REINFORCE, *_: object, n_eval_episodes: int, **__: object) -> tuple[list[float], list[int]]:
+    """In place of ``evaluate_policy``: each evaluation has a new best model, whatever was learned."""
+    return [float(model.num_timesteps)] * n_eval_episodes, [1] * n_eval_episodes
+
+
 def test_the_disk_is_full_until_it_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Training goes on to its end, what was whole stays whole, and ``--resume`` trains from the last checkpoint."""
     with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "evaluate_policy", score_that_rises)
         at_step_250(lambda: patch.setattr(os, "replace", fail), patch)
         with pytest.warns(UserWarning, match="No space left on device") as warned:
             assert cli.main(TRAIN) == 1
