@@ -9,7 +9,7 @@ Of the model after training, and of the best one of 20 evaluations during traini
 
 Each seed's row goes to benchmarks/results/learning.csv as soon as it is there; seeds that have one are not run again.
 ``--table`` prints the rows of each environment as one line of Markdown. Rows of settings that have changed since stay in the
-file, but are in no table; new settings take new seeds (``--first-seed``).
+file, but are in no table; new settings take new seeds, by default those above the old ones.
 """
 
 import argparse
@@ -218,6 +218,16 @@ def learning_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return split_by_settings(rows, lambda row: now[row["env"]])
 
 
+def first_new_seed(now: Sequence[dict[str, str]], others: Sequence[dict[str, str]]) -> int:
+    """
+    :param now: rows of one task and agent with the settings of now
+    :param others: those with other settings
+    :return: the lowest seed of the former, and where there is none the one above the latter
+    """
+    seeds = [int(row["seed"]) for row in now]
+    return min(seeds) if seeds else max((int(row["seed"]) + 1 for row in others), default=0)
+
+
 def seed_taken(run: str, path: Path, settings: str) -> str:
     """:return: an error's message: rows of other settings stay, so those of now take other seeds"""
     return f"seeds must be new where the settings are, got {run}: {path} has it with {settings}; choose others by --first-seed"
@@ -265,14 +275,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(GOALS))
     parser.add_argument("--seeds", type=int, default=10, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="SEED")
+    parser.add_argument("--first-seed", type=int, metavar="SEED", help="default: of the rows, or above those of old settings")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     args = parser.parse_args()
     if not args.table:
-        seeds = range(args.first_seed, args.first_seed + args.seeds)
-        jobs = [(env_id, seed) for env_id in args.env for seed in seeds]
         now, others = learning_rows()
+        jobs = []
+        for env_id in args.env:
+            first = args.first_seed
+            if first is None:
+                first = first_new_seed(*([row for row in rows if row["env"] == env_id] for rows in (now, others)))
+            jobs += [(env_id, first + seed) for seed in range(args.seeds)]
         for row in others:
             if (row["env"], int(row["seed"])) in jobs:
                 parser.error(seed_taken(f"{row['env']}, seed {row['seed']}", RESULTS, row["settings"]))

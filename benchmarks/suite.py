@@ -27,6 +27,7 @@ from learning import (
     N_EVALUATIONS,
     ROOT,
     described,
+    first_new_seed,
     in_parallel,
     make_envs,
     read_rows,
@@ -100,8 +101,8 @@ class Suite:
     :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
     :param variants: of tasks named ``"ENV_ID (what differs)"``, the arguments of gymnasium.make. They have rows of their own
         and are part of no comparison
-    :param first_seed: of REINFORCE in tables and pictures: lower ones were looked at while its settings were sought. A2C and
-        PPO have RL Zoo's settings, so all their seeds count
+    :param first_seed: of REINFORCE in what is run and shown; None: per task that of its rows with the settings of now, and
+        where there are none the one above its other rows. A2C and PPO have RL Zoo's settings, so all their seeds count
     :param bounds: lowest and highest possible return by task, where the axis is to show both
     :param results: folder of the CSV files
     :param pictures: folder of the learning curves
@@ -114,13 +115,13 @@ class Suite:
     published: dict[str, dict[str, float]]
     compares: Literal["maximum", "final"]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_seed: int = 0
+    first_seed: int | None = None
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     results: Path = RESULTS
     pictures: Path = ROOT / "docs"
 
-    def first_seed_of(self, agent: str) -> int:
-        return self.first_seed if AGENTS[agent].algorithm is REINFORCE else 0
+    def given_seed(self, agent: str) -> int | None:
+        return self.first_seed if AGENTS[agent].algorithm is REINFORCE else None
 
     def path(self, part: str) -> Path:
         return self.results / f"{self.name}_{part}"
@@ -190,11 +191,25 @@ def run(suite: Suite, task: str, agent_name: str, seed: int) -> tuple[dict[str, 
     return row, [{**key, "step": step, "mean": round(mean, 2)} for step, mean in curve]
 
 
+def rows_of(rows: Sequence[dict[str, str]], task: str, agent: str) -> list[dict[str, str]]:
+    return [row for row in rows if (row["env"], row["agent"]) == (task, agent)]
+
+
 def split_rows(suite: Suite) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """:return: the rows of runs with the settings of now, and the others"""
     known = {(row["env"], row["agent"]) for row in suite.rows() if row["env"] in suite.steps and row["agent"] in AGENTS}
     now = {(task, agent): described(AGENTS[agent].settings(suite, task)) for task, agent in known}
     return split_by_settings(suite.rows(), lambda row: now.get((row["env"], row["agent"])))
+
+
+def first_seeds(suite: Suite, tasks: Sequence[str], agents: Sequence[str]) -> dict[tuple[str, str], int]:
+    """:return: by task and agent, the first seed to run: see ``Suite.first_seed``"""
+    parts, seeds = split_rows(suite), {}
+    for task in tasks:
+        for agent in agents:
+            given = suite.given_seed(agent)
+            seeds[task, agent] = first_new_seed(*(rows_of(rows, task, agent) for rows in parts)) if given is None else given
+    return seeds
 
 
 def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
@@ -244,8 +259,8 @@ def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
         points.append((step, float(row["mean"])))
     rows, found = split_rows(suite)[0], {}
     for task, agent in [(task, agent) for task in suite.steps for agent in AGENTS]:
-        first = suite.first_seed_of(agent)
-        own = [row for row in rows if (row["env"], row["agent"]) == (task, agent) and int(row["seed"]) >= first]
+        first = suite.given_seed(agent) or 0
+        own = [row for row in rows_of(rows, task, agent) if int(row["seed"]) >= first]
         if not own:
             continue
         own.sort(key=lambda row: int(row["seed"]))
@@ -425,7 +440,7 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument(
         "--first-seed", type=int, default=suite.first_seed, metavar="SEED",
-        help="of REINFORCE, in what is run and in what is shown (default %(default)s); A2C's and PPO's seeds begin at 0",
+        help="of REINFORCE, in what is run and shown; default: per task that of its rows, or above those of old settings",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
@@ -434,16 +449,12 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     suite = replace(suite, first_seed=args.first_seed)
     if args.results is not None:
         suite = replace(suite, results=args.results, pictures=args.results)
-    jobs = [
-        (task, agent, suite.first_seed_of(agent) + seed)
-        for seed in range(args.seeds)
-        for agent in args.agents
-        for task in args.env
-    ]
     try:
         for task in args.env:
             for agent in args.agents:
                 AGENTS[agent].settings(suite, task)
+        first = first_seeds(suite, args.env, args.agents)
+        jobs = [(task, agent, seed + number) for number in range(args.seeds) for (task, agent), seed in first.items()]
         if not args.collect:
             check_settings(suite, jobs)
     except ValueError as error:

@@ -68,6 +68,19 @@ def test_rows_of_other_settings_and_lower_seeds_are_left_out(tasks):
     suite.check_settings(tasks, [("CartPole-v1", "REINFORCE", 2), ("Acrobot-v1", "REINFORCE", 1)])
 
 
+def test_first_seeds(tasks):
+    """That of the rows of now, else above those of other settings, else 0; a given one is REINFORCE's alone."""
+    import suite
+
+    add(tasks, "CartPole-v1", "REINFORCE", [1.0, 2.0], settings="n_envs=99")
+    add(tasks, "CartPole-v1", "REINFORCE", [10.0, 20.0], first_seed=9)
+    add(tasks, "CartPole-v1", "PPO", [5.0], first_seed=2)
+    add(tasks, "Acrobot-v1", "REINFORCE", [1.0, 2.0], first_seed=3, settings="n_envs=99")
+    given = list(tasks.steps), ["REINFORCE", "PPO"]
+    assert list(suite.first_seeds(tasks, *given).values()) == [9, 2, 5, 0, 0, 0]
+    assert list(suite.first_seeds(replace(tasks, first_seed=7), *given).values()) == [7, 2, 7, 0, 7, 0]
+
+
 def test_learning_leaves_out_rows_of_other_settings(tmp_path, monkeypatch, capsys):
     import learning
 
@@ -80,10 +93,11 @@ def test_learning_leaves_out_rows_of_other_settings(tmp_path, monkeypatch, capsy
     line = "| CartPole-v1 | 1-2 | at most 99,000 | 475.0 | 5.0 | 470.0 | 1 of 2 at 475 | 9 | 500.0 | 500.0 | 2 of 2 at 475 |"
     assert learning.table().splitlines()[2:] == [line]
 
-    monkeypatch.setattr(sys, "argv", ["learning.py", "--env", "CartPole-v1", "--first-seed", "1", "--seeds", "2"])
-    learning.main()  # both are there
-    assert capsys.readouterr().out.splitlines()[2:] == [line]
     monkeypatch.setattr(sys, "argv", ["learning.py", "--env", "CartPole-v1", "--seeds", "2"])
+    learning.main()  # both are there: by default it begins with seed 1
+    assert capsys.readouterr().out.splitlines()[2:] == [line]
+    assert learning.first_new_seed([], learning.learning_rows()[1]) == 1  # above seed 0 of Acrobot-v1 and CartPole-v1
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--env", "CartPole-v1", "--first-seed", "0", "--seeds", "2"])
     with pytest.raises(SystemExit):
         learning.main()
     error = capsys.readouterr().err
