@@ -453,9 +453,9 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
         for task in args.env:
             for agent in args.agents:
                 AGENTS[agent].settings(suite, task)
-        first = first_seeds(suite, args.env, args.agents)
-        jobs = [(task, agent, seed + number) for number in range(args.seeds) for (task, agent), seed in first.items()]
         if not args.collect:
+            first = first_seeds(suite, args.env, args.agents)
+            jobs = [(task, agent, seed + number) for number in range(args.seeds) for (task, agent), seed in first.items()]
             check_settings(suite, jobs)
     except ValueError as error:
         parser.error(str(error))
