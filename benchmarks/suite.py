@@ -101,8 +101,6 @@ class Suite:
     :param compares: what of ours they are to be compared with: ``"maximum"`` over training of the seeds' mean, or ``"final"``
     :param variants: of tasks named ``"ENV_ID (what differs)"``, the arguments of gymnasium.make. They have rows of their own
         and are part of no comparison
-    :param first_seed: of REINFORCE in what is run and shown; None: per task that of its rows with the settings of now, and
-        where there are none the one above its other rows. A2C and PPO have RL Zoo's settings, so all their seeds count
     :param bounds: lowest and highest possible return by task, where the axis is to show both
     :param results: folder of the CSV files
     :param pictures: folder of the learning curves
@@ -115,13 +113,9 @@ class Suite:
     published: dict[str, dict[str, float]]
     compares: Literal["maximum", "final"]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_seed: int | None = None
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     results: Path = RESULTS
     pictures: Path = ROOT / "docs"
-
-    def given_seed(self, agent: str) -> int | None:
-        return self.first_seed if AGENTS[agent].algorithm is REINFORCE else None
 
     def path(self, part: str) -> Path:
         return self.results / f"{self.name}_{part}"
@@ -203,13 +197,11 @@ def split_rows(suite: Suite) -> tuple[list[dict[str, str]], list[dict[str, str]]
 
 
 def first_seeds(suite: Suite, tasks: Sequence[str], agents: Sequence[str]) -> dict[tuple[str, str], int]:
-    """:return: by task and agent, the first seed to run: see ``Suite.first_seed``"""
-    parts, seeds = split_rows(suite), {}
-    for task in tasks:
-        for agent in agents:
-            given = suite.given_seed(agent)
-            seeds[task, agent] = first_new_seed(*(rows_of(rows, task, agent) for rows in parts)) if given is None else given
-    return seeds
+    """:return: by task and agent, that of the rows with the settings of now, else the one above all others"""
+    parts = split_rows(suite)
+    return {
+        (task, agent): first_new_seed(*(rows_of(rows, task, agent) for rows in parts)) for task in tasks for agent in agents
+    }
 
 
 def check_settings(suite: Suite, jobs: Sequence[tuple[str, str, int]]) -> None:
@@ -259,11 +251,9 @@ def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
         points.append((step, float(row["mean"])))
     rows, found = split_rows(suite)[0], {}
     for task, agent in [(task, agent) for task in suite.steps for agent in AGENTS]:
-        first = suite.given_seed(agent) or 0
-        own = [row for row in rows_of(rows, task, agent) if int(row["seed"]) >= first]
+        own = sorted(rows_of(rows, task, agent), key=lambda row: int(row["seed"]))
         if not own:
             continue
-        own.sort(key=lambda row: int(row["seed"]))
         lines = [curves.get((task, agent, row["seed"]), []) for row in own]
         length = min(map(len, lines))
         evaluations = np.array([line[:length] for line in lines]).reshape(len(own), length, 2)
@@ -432,21 +422,20 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
     """
     The command line of a suite: run what is missing, then print the table and draw the curves.
 
-    :return: the suite with the seeds and folders that were asked for
+    :return: the suite with the folder that was asked for
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=list(suite.steps), choices=list(suite.steps), metavar="ENV")
     parser.add_argument("--agents", nargs="+", default=[OURS], choices=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument(
-        "--first-seed", type=int, default=suite.first_seed, metavar="SEED",
-        help="of REINFORCE, in what is run and shown; default: per task that of its rows, or above those of old settings",
+        "--first-seed", type=int, metavar="SEED",
+        help="to run, of every agent; default: per task and agent that of its rows, or above those of old settings",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--collect", action="store_true", help="run nothing: table and picture of what has been measured")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="of CSV files and picture, to measure everything anew")
     args = parser.parse_args(argv)
-    suite = replace(suite, first_seed=args.first_seed)
     if args.results is not None:
         suite = replace(suite, results=args.results, pictures=args.results)
     try:
@@ -455,6 +444,8 @@ def main(suite: Suite, description: str | None, argv: Sequence[str] | None = Non
                 AGENTS[agent].settings(suite, task)
         if not args.collect:
             first = first_seeds(suite, args.env, args.agents)
+            if args.first_seed is not None:
+                first = dict.fromkeys(first, args.first_seed)
             jobs = [(task, agent, seed + number) for number in range(args.seeds) for (task, agent), seed in first.items()]
             check_settings(suite, jobs)
     except ValueError as error:

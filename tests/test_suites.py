@@ -1,7 +1,6 @@
 """What tables and pictures make of rows: made-up CSV files against values worked out by hand."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,17 +50,13 @@ def add(tasks, task, agent, finals, first_seed=0, seconds=1.0, settings=None, cu
         suite.save_rows(tasks.path("runs.csv"), row)
 
 
-def test_rows_of_other_settings_and_lower_seeds_are_left_out(tasks):
+def test_rows_of_other_settings_are_left_out(tasks):
     import suite
 
     add(tasks, "CartPole-v1", "REINFORCE", [1.0, 2.0], settings="n_envs=99")
     add(tasks, "CartPole-v1", "REINFORCE", [10.0, 20.0, 60.0], first_seed=9)
-    add(tasks, "CartPole-v1", "PPO", [5.0, 7.0])
-    assert suite.measured(tasks)["CartPole-v1", "REINFORCE"].seeds == [9, 10, 11]
-    tasks = replace(tasks, first_seed=10)
-    runs = suite.measured(tasks)
-    assert runs["CartPole-v1", "REINFORCE"].final.tolist() == [20.0, 60.0]
-    assert runs["CartPole-v1", "PPO"].seeds == [0, 1]  # nothing was tuned for it
+    runs = suite.measured(tasks)["CartPole-v1", "REINFORCE"]
+    assert (runs.seeds, runs.final.tolist()) == ([9, 10, 11], [10.0, 20.0, 60.0])
     assert suite.left_out(tasks) == "left out, as measured with other settings: CartPole-v1, REINFORCE, seeds 0-1"
     with pytest.raises(ValueError, match=r"seeds must be new .* seed 1: .* choose others by --first-seed"):
         suite.check_settings(tasks, [("CartPole-v1", "REINFORCE", 1)])
@@ -69,16 +64,14 @@ def test_rows_of_other_settings_and_lower_seeds_are_left_out(tasks):
 
 
 def test_first_seeds(tasks):
-    """That of the rows of now, else above those of other settings, else 0; a given one is REINFORCE's alone."""
+    """That of the rows of now, else above those of other settings, else 0."""
     import suite
 
     add(tasks, "CartPole-v1", "REINFORCE", [1.0, 2.0], settings="n_envs=99")
     add(tasks, "CartPole-v1", "REINFORCE", [10.0, 20.0], first_seed=9)
     add(tasks, "CartPole-v1", "PPO", [5.0], first_seed=2)
     add(tasks, "Acrobot-v1", "REINFORCE", [1.0, 2.0], first_seed=3, settings="n_envs=99")
-    given = list(tasks.steps), ["REINFORCE", "PPO"]
-    assert list(suite.first_seeds(tasks, *given).values()) == [9, 2, 5, 0, 0, 0]
-    assert list(suite.first_seeds(replace(tasks, first_seed=7), *given).values()) == [7, 2, 7, 0, 7, 0]
+    assert list(suite.first_seeds(tasks, list(tasks.steps), ["REINFORCE", "PPO"]).values()) == [9, 2, 5, 0, 0, 0]
 
 
 def test_learning_leaves_out_rows_of_other_settings(tmp_path, monkeypatch, capsys):
@@ -218,9 +211,23 @@ def test_command(tasks, capsys):
         suite.main(tasks, None, ["--collect"])
     assert "nothing has been measured" in capsys.readouterr().err
     add(tasks, "CartPole-v1", "REINFORCE", [30.0], first_seed=3, curves=[(500, 3.0), (1000, 30.0)])
-    assert suite.main(tasks, None, ["--collect", "--first-seed", "3"]).first_seed == 3
+    suite.main(tasks, None, ["--collect"])
     assert "| CartPole-v1 | REINFORCE | 3 | 1,003 | 30.0 | 30.0 | 30.0 |" in capsys.readouterr().out
     assert (tasks.pictures / "made_up.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("agent", ["REINFORCE", "PPO"])
+def test_a_first_seed_holds_for_every_agent(tasks, monkeypatch, agent):
+    import suite
+
+    started = []
+    monkeypatch.setattr(suite, "in_parallel", lambda run, jobs, n_jobs: started.extend(jobs) or [])
+    add(tasks, "CartPole-v1", agent, [30.0], first_seed=3, curves=[(500, 3.0), (1000, 30.0)])
+    command = ["--env", "CartPole-v1", "--agents", agent, "--seeds", "2"]
+    suite.main(tasks, None, command)
+    suite.main(tasks, None, [*command, "--first-seed", "0"])
+    suite.main(tasks, None, [*command, "--first-seed", "3"])
+    assert [seed for *_, seed in started] == [4, 0, 1, 4]
 
 
 def test_zero_variance_is_drawn_as_zero():
