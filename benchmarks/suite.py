@@ -240,6 +240,12 @@ class Runs:
         """Score of each seed at the evaluation where their mean is highest, as Tianshou reports it."""
         return self.curves[:, self.curves.mean(0).argmax()]
 
+    def to_the_end(self) -> tuple[np.ndarray, np.ndarray]:
+        """:return: steps and curves with the last model's score, where training went on after the last evaluation"""
+        if len(self.steps) and self.n_steps - self.steps[-1] <= 0.01 * self.n_steps:
+            return self.steps, self.curves
+        return np.append(self.steps, self.n_steps), np.column_stack([self.curves, self.final])
+
 
 def measured(suite: Suite) -> dict[tuple[str, str], Runs]:
     """:return: by task and agent, in the order of both, those that have runs"""
@@ -361,16 +367,17 @@ def draw_task(axes: Any, suite: Suite, task: str, runs: dict[tuple[str, str], Ru
     """
     low, high = suite.bounds.get(task, (None, None))
     for (name, agent), own in runs.items():
-        if env_id_of(name) == task and len(own.steps):
-            color, mean = style.COLOURS[agent], own.curves.mean(0)
+        if env_id_of(name) == task:
+            steps, curves = own.to_the_end()
+            color, mean = style.COLOURS[agent], curves.mean(0)
             label = agent if name == task else f"{agent} {name.removeprefix(task).strip()}"
-            axes.plot(own.steps, mean, "-" if name == task else "--", color=color, label=label, zorder=3)
+            axes.plot(steps, mean, "-" if name == task else "--", color=color, label=label, zorder=3)
             if len(own.seeds) < FEW_SEEDS:
-                axes.plot(own.steps, own.curves.T, color=color, linewidth=0.5, alpha=0.6)
+                axes.plot(steps, curves.T, color=color, linewidth=0.5, alpha=0.6)
             elif name == task:
-                std = own.curves.std(0)
+                std = curves.std(0)
                 axes.fill_between(
-                    own.steps,
+                    steps,
                     np.clip(mean - std, low, high),
                     np.clip(mean + std, low, high),
                     color=color,
@@ -414,7 +421,8 @@ def plot(suite: Suite) -> Path:
         draw_task(axes, suite, task, runs)
     one_legend(figure, panels, suite.published)
     figure.supxlabel("environment steps", fontsize="medium")
-    figure.supylabel(f"return of {suite.n_eval_episodes} deterministic episodes", fontsize="medium")
+    at_the_end = f" ({suite.n_final_episodes} at the end)" * (suite.n_final_episodes != suite.n_eval_episodes)
+    figure.supylabel(f"return of {suite.n_eval_episodes} deterministic episodes{at_the_end}", fontsize="medium")
     return style.save(figure, suite.pictures / f"{suite.name}.png")
 
 

@@ -111,6 +111,22 @@ def test_curves_begin_anew_where_a_run_was_stopped(tasks):
     assert runs.maximum.tolist() == [7.0, 9.0]  # where the mean is highest: 8 against 4
 
 
+def test_curves_are_drawn_to_the_last_model(tasks):
+    import suite
+
+    add(tasks, "CartPole-v1", "REINFORCE", [9.0, 8.0], curves=[(500, 5.0)])
+    add(tasks, "CartPole-v1", "PPO", [9.0], curves=[(500, 5.0), (1000, 6.0)])
+    add(tasks, "Acrobot-v1", "PPO", [7.0])
+    runs = suite.measured(tasks)
+    for key, steps, curves in (
+        (("CartPole-v1", "REINFORCE"), [500, 1001], [[5.0, 9.0], [5.0, 8.0]]),  # seed 1 has 1001 steps
+        (("CartPole-v1", "PPO"), [500, 1000], [[5.0, 6.0]]),
+        (("Acrobot-v1", "PPO"), [1000], [[7.0]]),
+    ):
+        drawn = runs[key].to_the_end()
+        assert (drawn[0].tolist(), drawn[1].tolist()) == (steps, curves)
+
+
 def test_table(tasks):
     import suite
 
