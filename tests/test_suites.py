@@ -55,8 +55,11 @@ def test_rows_of_other_settings_are_left_out(tasks):
 
     add(tasks, "CartPole-v1", "REINFORCE", [1.0, 2.0], settings="n_envs=99")
     add(tasks, "CartPole-v1", "REINFORCE", [10.0, 20.0, 60.0], first_seed=9)
-    runs = suite.measured(tasks)["CartPole-v1", "REINFORCE"]
-    assert (runs.seeds, runs.final.tolist()) == ([9, 10, 11], [10.0, 20.0, 60.0])
+    add(tasks, "CartPole-v1", "PPO", [5.0, 7.0])
+    runs = suite.measured(tasks)
+    assert runs["CartPole-v1", "REINFORCE"].seeds == [9, 10, 11]
+    assert runs["CartPole-v1", "REINFORCE"].final.tolist() == [10.0, 20.0, 60.0]
+    assert runs["CartPole-v1", "PPO"].seeds == [0, 1]
     assert suite.left_out(tasks) == "left out, as measured with other settings: CartPole-v1, REINFORCE, seeds 0-1"
     with pytest.raises(ValueError, match=r"seeds must be new .* seed 1: .* choose others by --first-seed"):
         suite.check_settings(tasks, [("CartPole-v1", "REINFORCE", 1)])
